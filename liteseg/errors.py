@@ -1,0 +1,16 @@
+"""Errors a user can act on."""
+
+from __future__ import annotations
+
+__all__ = ["MissingExtraError", "UserError"]
+
+
+class UserError(ValueError):
+    """Bad input or wrong usage: the command line prints its text as one line and exits with code 2."""
+
+
+class MissingExtraError(UserError):
+    """An optional dependency is not installed. The text names the ``pip install`` that brings it."""
+
+    def __init__(self, what: str, extra: str, module: str) -> None:
+        super().__init__(f'{what} needs the package "{module}": pip install "liteseg[{extra}]"')

@@ -1,0 +1,71 @@
+"""Colours of classes: the data set's own where it has one, an invented but fixed set otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from liteseg.data import DATASETS
+
+__all__ = ["check_palette", "colorize", "default_palette", "palette_for"]
+
+Palette = Sequence[tuple[int, int, int]]
+
+
+def default_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
+    """RGB colours for classes without a palette of their own.
+
+    Bit k of the class number + 1 sets the high bits of red, green and blue in turn, so neighbours differ strongly, a
+    class keeps its colour whatever the number of classes, and black is left to void. Distinct for up to 256 classes.
+    """
+    colours = []
+    for label in range(num_classes):
+        rgb = [0, 0, 0]
+        for bit in range(8):
+            rgb[bit % 3] |= ((label + 1) >> bit & 1) << (7 - bit // 3)
+        colours.append((rgb[0], rgb[1], rgb[2]))
+    return tuple(colours)
+
+
+def palette_for(class_names: Sequence[str] | None, num_classes: int) -> tuple[tuple[int, int, int], ...]:
+    """The palette of the data set whose class names these are, :func:`default_palette` for unknown ones."""
+    if class_names is not None:
+        wanted = [name.casefold() for name in class_names]
+        for kind in DATASETS.values():
+            if [name.casefold() for name in kind.class_names] == wanted:
+                return kind.palette
+    return default_palette(num_classes)
+
+
+def check_palette(palette: Palette | npt.ArrayLike) -> np.ndarray:
+    """The palette as uint8 [K, 3]; ValueError unless it has K rows of three values 0..255."""
+    table = np.asarray(palette)
+    if table.ndim != 2 or table.shape[1] != 3 or not 1 <= len(table) <= 256:
+        raise ValueError(f"colorize: palette: expected 1 to 256 rows of 3 values, got shape {table.shape}")
+    if not np.issubdtype(table.dtype, np.integer) or table.min() < 0 or table.max() > 255:
+        raise ValueError(f"colorize: palette: expected integers 0..255, got {table.dtype} {table.min()}..{table.max()}")
+    return table.astype(np.uint8)
+
+
+def colorize(labels: np.ndarray, palette: Palette | npt.ArrayLike) -> np.ndarray:
+    """Colours of a label map.
+
+    Args:
+        labels: uint8 [H, W], ids 0..K-1, or 255 (void), which is painted black.
+        palette: K rows of R, G, B in 0..255.
+
+    Returns:
+        uint8 [H, W, 3] RGB.
+    """
+    table = check_palette(palette)
+    if labels.ndim != 2 or labels.dtype != np.uint8:
+        raise ValueError(f"colorize: labels: expected uint8 [H, W], got {labels.dtype} {list(labels.shape)}")
+    lookup = np.zeros((256, 3), dtype=np.uint8)
+    lookup[: len(table)] = table
+    present = np.flatnonzero(np.bincount(labels.ravel(), minlength=256))
+    wrong = [int(i) for i in present if i >= len(table) and i != 255]
+    if wrong:
+        raise ValueError(f"colorize: labels: expected ids 0..{len(table) - 1} or 255, got {wrong}")
+    return lookup[labels]

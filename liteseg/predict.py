@@ -1,0 +1,212 @@
+"""From pictures to label maps, without ever making the full-size logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from liteseg.data import MEAN, STD
+from liteseg.image_io import rgb_array
+from liteseg_kernels import functional as F
+
+__all__ = ["MIN_SIZE", "evaluating", "input_size", "predict", "predict_at", "segment"]
+
+MIN_SIZE = 32
+
+Picture = Image.Image | np.ndarray
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode and inference mode inside the block; every module gets its own training flag back."""
+    training = [m for m in model.modules() if m.training]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _parameter(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where the model is and what it computes in; CPU and float32 for a model without parameters or buffers."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            return tensor.device, tensor.dtype
+    return torch.device("cpu"), torch.float32
+
+
+def input_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Height and width the network runs at for a picture of ``size``; ValueError where a side falls below 32."""
+    if not scale > 0:
+        raise ValueError(f"predict: scale: expected a number above 0, got {scale}")
+    height, width = round(size[0] * scale), round(size[1] * scale)
+    if min(height, width) < MIN_SIZE:
+        at = "" if scale == 1 else f" after scaling by {scale:g}"
+        raise ValueError(f"predict: image: expected height and width of at least {MIN_SIZE}{at}, got {height}x{width}")
+    return height, width
+
+
+def _logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    low = getattr(model, "low_resolution_logits", None)
+    logits = model(x) if low is None else low(x)
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 4 or logits.shape[0] != x.shape[0]:
+        got = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise TypeError(f"predict: model: expected logits [{x.shape[0]}, K, H, W], got {got}")
+    if logits.shape[1] > 256:
+        raise ValueError(f"predict: model: expected at most 256 classes (labels are uint8), got {logits.shape[1]}")
+    return logits
+
+
+def segment(model: nn.Module, x: torch.Tensor, size: tuple[int, int], *, flip: bool = False) -> torch.Tensor:
+    """Labels of normalised input, at any size. Leaves eval mode and inference mode to the caller (:func:`evaluating`).
+
+    Args:
+        model: with ``low_resolution_logits(x)`` (all models of this library), else one whose ``forward`` gives logits.
+        x: float [N, 3, h, w], on the model's device.
+        size: (H, W) of the labels.
+        flip: average the logits with those of the mirrored input (twice the work).
+
+    Returns:
+        uint8 [N, H, W] on x's device, the arg max of the logits interpolated to ``size``.
+    """
+    logits = _logits(model, x)
+    if flip:
+        logits = (logits + _logits(model, x.flip(-1)).flip(-1)) / 2
+    return F.upsample_argmax(logits, size, align_corners=getattr(model, "align_corners", True))
+
+
+def _check_pixels(image: np.ndarray) -> np.ndarray:
+    """The array as uint8 [N, H, W, 3]."""
+    if image.dtype != np.uint8:
+        raise TypeError(f"predict: image: expected a uint8 array of RGB values 0..255, got {image.dtype}")
+    if image.ndim not in (3, 4) or image.shape[-1] != 3:
+        raise ValueError(
+            f"predict: image: expected an RGB array [H, W, 3] or [N, H, W, 3], got {list(image.shape)}"
+            + (" (greyscale or channels first?)" if image.ndim in (2, 3) else "")
+        )
+    return image if image.ndim == 4 else image[None]
+
+
+def predict_at(
+    model: nn.Module,
+    image: np.ndarray,
+    size: tuple[int, int] | None = None,
+    *,
+    scale: float | None = None,
+    flip: bool = False,
+) -> np.ndarray:
+    """Label maps of pictures of one size, inside :func:`evaluating`: what :func:`predict` and ``evaluate`` share.
+
+    Args:
+        image: uint8 [H, W, 3] or [N, H, W, 3] RGB.
+        size: (H, W) of the labels; the picture's own by default.
+        scale: the network runs at round(scale * H) x round(scale * W); ``model.config.input_scale`` by default, 1 for
+            models that have none.
+        flip: average with the mirrored picture.
+
+    Returns:
+        uint8 [H, W] or [N, H, W].
+    """
+    pixels = _check_pixels(image)
+    if scale is None:
+        scale = float(getattr(getattr(model, "config", None), "input_scale", 1.0))
+    full = (pixels.shape[1], pixels.shape[2])
+    at = input_size(full, scale)
+    device, dtype = _parameter(model)
+    # torch cannot wrap read-only or negative-stride memory
+    source = torch.from_numpy(pixels if pixels.flags.c_contiguous and pixels.flags.writeable else pixels.copy())
+    x = F.preprocess(source.to(device), None if at == full else at, mean=MEAN, std=STD, dtype=dtype)
+    labels = segment(model, x, full if size is None else size, flip=flip).cpu().numpy()
+    return labels if image.ndim == 4 else labels[0]
+
+
+@overload
+def predict(model: nn.Module, image: torch.Tensor, *, scale: float | None = None) -> torch.Tensor: ...
+@overload
+def predict(model: nn.Module, image: Picture, *, scale: float | None = None) -> np.ndarray: ...
+@overload
+def predict(model: nn.Module, image: Sequence[Picture], *, scale: float | None = None) -> list[np.ndarray]: ...
+
+
+def predict(model: nn.Module, image: Any, *, scale: float | None = None) -> Any:
+    """Class of every pixel.
+
+    The full-size logits are never made: labels come straight from the low-resolution logits. A model whose class has no
+    ``low_resolution_logits`` works too, from the logits its ``forward`` returns. Runs in eval mode and inference mode
+    and gives every module its training flag back. To use a compiled network, compile the method that is called:
+    ``model.low_resolution_logits = torch.compile(model.low_resolution_logits)``.
+
+    Args:
+        model: any model of this library, fused or not, or a module that maps [N, 3, H, W] to logits [N, K, h, w].
+        image: one of
+
+            * a PIL image of any mode (greyscale is repeated, alpha dropped; EXIF orientation is *not* applied, so that
+              the labels lie on the image as given; the command line does apply it),
+            * a uint8 array [H, W, 3] or [N, H, W, 3], RGB,
+            * a list or tuple of such pictures, sizes may differ,
+            * a float tensor [N, 3, H, W], already normalised, on the model's device.
+        scale: for pictures: the network runs at round(scale * H) x round(scale * W), bilinear; by default what the
+            weights say (``model.config.input_scale``). Labels come back at the picture's own size. Not for tensors,
+            whose size is the caller's choice.
+
+    Returns:
+        uint8 ids: NumPy [H, W] for a picture, [N, H, W] for an array of them, a list for a list; for a tensor a tensor
+        [N, H, W] on its device.
+
+    Raises:
+        TypeError, ValueError: another type, dtype or shape; height or width below 32 (after scaling); more than 256
+            classes.
+
+    Example:
+        >>> import numpy as np, liteseg
+        >>> model = liteseg.create_model("liteseg_mobilenetv2", num_classes=11)
+        >>> labels = liteseg.predict(model, np.zeros((64, 96, 3), np.uint8))
+        >>> labels.shape, labels.dtype
+        ((64, 96), dtype('uint8'))
+    """
+    if isinstance(image, torch.Tensor):
+        if scale is not None:
+            raise ValueError("predict: scale: expected None for a tensor (resize it yourself), got a number")
+        _check_tensor(model, image)
+        with evaluating(model):
+            labels = segment(model, image, (image.shape[2], image.shape[3]))
+        # an inference tensor would refuse the caller's in-place edits
+        return labels.clone()
+    if isinstance(image, (list, tuple)):
+        return [predict(model, one, scale=scale) for one in image]
+    if isinstance(image, Image.Image):
+        image = rgb_array(image)
+    if not isinstance(image, np.ndarray):
+        raise TypeError(
+            "predict: image: expected a PIL image, a uint8 array [H, W, 3], a list of them or a float tensor "
+            f"[N, 3, H, W], got {type(image).__name__}"
+        )
+    with evaluating(model):
+        return predict_at(model, image, scale=scale)
+
+
+def _check_tensor(model: nn.Module, x: torch.Tensor) -> None:
+    if not x.is_floating_point():
+        raise TypeError(
+            "predict: image: expected a floating-point tensor, already normalised (uint8 pictures are taken as NumPy "
+            f"arrays), got {x.dtype}"
+        )
+    if x.ndim != 4 or x.shape[1] != 3:
+        raise ValueError(f"predict: image: expected a tensor [N, 3, H, W], got {list(x.shape)}")
+    if min(x.shape[2:]) < MIN_SIZE:
+        raise ValueError(
+            f"predict: image: expected height and width of at least {MIN_SIZE}, got {x.shape[2]}x{x.shape[3]}"
+        )
+    device, dtype = _parameter(model)
+    if x.device != device:
+        raise ValueError(f"predict: image: expected a tensor on the model's device {device}, got {x.device}")
+    if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"predict: image: expected the model's dtype {dtype}, got {x.dtype}")

@@ -1,0 +1,134 @@
+"""Segmenting a video, frame by frame."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from torch import nn
+from tqdm import tqdm
+
+from liteseg.errors import MissingExtraError
+from liteseg.image_io import atomic_path, overlay
+from liteseg.palette import Palette
+from liteseg.predict import evaluating, predict_at
+
+__all__ = ["VIDEO_SUFFIXES", "predict_video"]
+
+VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
+
+
+def _import_av() -> ModuleType:
+    try:
+        import av
+    except ImportError as error:
+        raise MissingExtraError("segmenting a video", "video", "av") from error
+    return av
+
+
+def _upright(frame: Any) -> np.ndarray:
+    """Pixels uint8 [H, W, 3] RGB, turned as the file's display matrix says (phones store portrait lying)."""
+    pixels = frame.to_ndarray(format="rgb24")
+    return np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90))
+
+
+def _even(pixels: np.ndarray) -> np.ndarray:
+    """Repeats the last row or column where a side is odd: 4:2:0 video has none."""
+    height, width = pixels.shape[:2]
+    return np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+
+
+def _frames(container: Any, stream: Any, path: Path, av: ModuleType) -> Iterator[Any]:
+    try:
+        yield from container.decode(stream)
+    except av.error.FFmpegError as error:
+        raise ValueError(f"{path}: damaged video: {error.strerror}") from error
+
+
+def predict_video(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    palette: Palette,
+    alpha: float = 0.5,
+    scale: float | None = None,
+    progress: bool = False,
+) -> int:
+    """Writes a video with the classes of every frame painted over it.
+
+    H.264 in MP4 (MPEG-4 part 2 where PyAV lacks libx264), the frame rate of the source, no sound. Odd sides grow by one
+    pixel. The file appears under its name only when it is complete.
+
+    Args:
+        path: any video PyAV can decode; its first video stream is taken.
+        out: name of the result, ending in ``.mp4``.
+        palette: K rows of R, G, B.
+        alpha: share of the class colour, 0..1.
+        scale: input scale; ``model.config.input_scale`` by default.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        The number of frames written.
+
+    Raises:
+        MissingExtraError: PyAV is not installed.
+        FileNotFoundError: no such file.
+        ValueError: not a video, a damaged one, or frames smaller than 32 pixels; the text names the file.
+    """
+    source = Path(path)
+    if not source.exists():
+        raise FileNotFoundError(f"{source}: no such file")
+    if Path(out).suffix.lower() != ".mp4":
+        raise ValueError(f"predict_video: out: expected a name ending in .mp4, got {str(out)!r}")
+    av = _import_av()
+    try:
+        container = av.open(os.fspath(source))
+    except (av.error.FFmpegError, OSError) as error:
+        raise ValueError(f"{source}: not a video that can be read: {error.strerror}") from error
+    with container, evaluating(model), atomic_path(out) as temporary:
+        if not container.streams.video:
+            raise ValueError(f"{source}: expected a video stream, got none")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+        count = 0
+        frames = tqdm(
+            _frames(container, stream, source, av),
+            desc=source.name,
+            unit="frame",
+            total=stream.frames or None,
+            disable=not progress,
+        )
+        with av.open(os.fspath(temporary), "w", format="mp4") as sink:
+            target = None
+            size: tuple[int, ...] = ()
+            for frame in frames:
+                pixels = _upright(frame)
+                if target is None:
+                    size = pixels.shape
+                    target = sink.add_stream(codec, rate=rate)
+                    target.height, target.width = _even(pixels).shape[:2]
+                    target.pix_fmt = "yuv420p"
+                elif pixels.shape != size:
+                    raise ValueError(
+                        f"{source}: expected frames of {size[0]}x{size[1]} throughout, got "
+                        f"{pixels.shape[0]}x{pixels.shape[1]} in frame {count}"
+                    )
+                try:
+                    labels = predict_at(model, pixels, scale=scale)
+                except ValueError as error:
+                    raise ValueError(f"{source}: {error}") from error
+                painted = overlay(pixels, labels, palette, alpha)
+                sink.mux(target.encode(av.VideoFrame.from_ndarray(_even(painted), format="rgb24")))
+                count += 1
+            if target is None:
+                raise ValueError(f"{source}: expected at least one frame, got none")
+            sink.mux(target.encode(None))
+    return count
