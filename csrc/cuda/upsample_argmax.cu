@@ -1,0 +1,180 @@
+// upsample_argmax - bilinear upsampling of class scores and the argmax over the classes, in one pass.
+// Replaces: F.interpolate(logits, size, mode="bilinear") + argmax(1) (writes and reads the full-size scores once each)
+// Shapes:   logits [N, K, h, w], any strides, 1 <= K <= 256 -> labels [N, H, W] uint8, contiguous
+// Traffic:  minimum N*K*h*w*sizeof(T) + N*H*W bytes; eager moves 2*N*K*H*W*sizeof(T) + 7*N*H*W more
+// Bound:    L1 bandwidth: each output pixel reads 4*K scores, of which device memory sees each once. Not timed yet.
+// Launch:   one thread an output pixel, 32x8 tiles, a grid of at most 2^16 blocks that walks over the tiles of all
+// images;
+//           32 registers for float32 with 32-bit offsets (sm_90), no shared memory, no spills
+// Numerics: coordinates, weights and interpolation in float32 by PyTorch's rules for both align_corners; the scores are
+//           not rounded to T after the interpolation. Equal scores: the lowest class. A NaN beats every number, and the
+//           first NaN wins, as in torch.argmax. One thread owns a pixel: deterministic.
+// Limits:   float32, float16, bfloat16; offsets are 64-bit where the tensors need it
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/util/HeaderOnlyArrayRef.h>
+
+#include <liteseg/launch.cuh>
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+
+#include "common/check.h"
+#include "common/dispatch.h"
+
+namespace liteseg {
+namespace {
+
+using torch::stable::Tensor;
+
+constexpr char kOp[] = "upsample_argmax";
+
+struct Traits {
+  static constexpr int kTileWidth = 32;
+  static constexpr int kTileHeight = 8;
+  static constexpr int64_t kMaxBlocks = int64_t{1} << 16;
+};
+
+template <typename Index>
+struct Geometry {
+  Index batch, classes, in_height, in_width, out_height, out_width;
+  Index stride_n, stride_c, stride_h, stride_w;
+  float scale_h, scale_w;
+};
+
+// the two neighbours of an output position on one axis, and the weight of the second
+struct Neighbours {
+  int64_t first, second;
+  float weight;
+};
+
+__device__ inline Neighbours neighbours(int64_t position, int64_t in_size, float scale, bool align_corners) {
+  float source;
+  if (align_corners) {
+    source = scale * static_cast<float>(position);
+  } else {
+    source = fmaxf(scale * (static_cast<float>(position) + 0.5f) - 0.5f, 0.0f);
+  }
+  Neighbours result;
+  // rounding of the scale may carry the last position past the edge
+  result.first = min(static_cast<int64_t>(source), in_size - 1);
+  result.second = min(result.first + 1, in_size - 1);
+  result.weight = fminf(fmaxf(source - static_cast<float>(result.first), 0.0f), 1.0f);
+  return result;
+}
+
+template <typename T, typename Index>
+__global__ void upsample_argmax_kernel(const T* __restrict__ logits,  // [N, K, h, w], strides in geometry
+                                       uint8_t* __restrict__ labels,  // [N, H, W]
+                                       Geometry<Index> g, bool align_corners) {
+  const Index tiles_x = (g.out_width + Traits::kTileWidth - 1) / Traits::kTileWidth;
+  const Index tiles_y = (g.out_height + Traits::kTileHeight - 1) / Traits::kTileHeight;
+  const int64_t tiles = static_cast<int64_t>(tiles_x) * tiles_y * g.batch;
+  for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    const Index tile_x = static_cast<Index>(tile % tiles_x);
+    const Index tile_y = static_cast<Index>(tile / tiles_x % tiles_y);
+    const Index n = static_cast<Index>(tile / tiles_x / tiles_y);
+    const Index x = tile_x * Traits::kTileWidth + static_cast<Index>(threadIdx.x);
+    const Index y = tile_y * Traits::kTileHeight + static_cast<Index>(threadIdx.y);
+    if (x >= g.out_width || y >= g.out_height) {
+      continue;
+    }
+    const Neighbours row = neighbours(y, g.in_height, g.scale_h, align_corners);
+    const Neighbours column = neighbours(x, g.in_width, g.scale_w, align_corners);
+    const Index top = n * g.stride_n + static_cast<Index>(row.first) * g.stride_h;
+    const Index bottom = n * g.stride_n + static_cast<Index>(row.second) * g.stride_h;
+    const Index left = static_cast<Index>(column.first) * g.stride_w;
+    const Index right = static_cast<Index>(column.second) * g.stride_w;
+    const float below = row.weight, above = 1.0f - below;
+    const float after = column.weight, before = 1.0f - after;
+
+    float best = 0.0f;
+    int label = -1;
+    for (Index k = 0; k < g.classes; ++k) {
+      const T* plane = logits + k * g.stride_c;
+      const float upper =
+          before * static_cast<float>(plane[top + left]) + after * static_cast<float>(plane[top + right]);
+      const float lower =
+          before * static_cast<float>(plane[bottom + left]) + after * static_cast<float>(plane[bottom + right]);
+      const float score = above * upper + below * lower;
+      // true for a larger score and for the first NaN; nothing replaces a NaN
+      if (label < 0 || (!(score <= best) && best == best)) {
+        best = score;
+        label = static_cast<int>(k);
+      }
+    }
+    labels[(static_cast<int64_t>(n) * g.out_height + y) * g.out_width + x] = static_cast<uint8_t>(label);
+  }
+}
+
+float scale_of(int64_t in_size, int64_t out_size, bool align_corners) {
+  if (!align_corners) {
+    return static_cast<float>(in_size) / static_cast<float>(out_size);
+  }
+  return out_size > 1 ? static_cast<float>(in_size - 1) / static_cast<float>(out_size - 1) : 0.0f;
+}
+
+template <typename T, typename Index>
+void launch_upsample_argmax(const Tensor& logits, const Tensor& labels, bool align_corners, cudaStream_t stream) {
+  Geometry<Index> g;
+  g.batch = static_cast<Index>(logits.size(0));
+  g.classes = static_cast<Index>(logits.size(1));
+  g.in_height = static_cast<Index>(logits.size(2));
+  g.in_width = static_cast<Index>(logits.size(3));
+  g.out_height = static_cast<Index>(labels.size(1));
+  g.out_width = static_cast<Index>(labels.size(2));
+  g.stride_n = static_cast<Index>(logits.stride(0));
+  g.stride_c = static_cast<Index>(logits.stride(1));
+  g.stride_h = static_cast<Index>(logits.stride(2));
+  g.stride_w = static_cast<Index>(logits.stride(3));
+  g.scale_h = scale_of(logits.size(2), labels.size(1), align_corners);
+  g.scale_w = scale_of(logits.size(3), labels.size(2), align_corners);
+  const int64_t tiles_x = (labels.size(2) + Traits::kTileWidth - 1) / Traits::kTileWidth;
+  const int64_t tiles_y = (labels.size(1) + Traits::kTileHeight - 1) / Traits::kTileHeight;
+  const int64_t blocks = std::min(tiles_x * tiles_y * labels.size(0), Traits::kMaxBlocks);
+  launch(upsample_argmax_kernel<T, Index>, dim3(static_cast<unsigned>(blocks)),
+         dim3(Traits::kTileWidth, Traits::kTileHeight), stream, logits.const_data_ptr<T>(),
+         labels.mutable_data_ptr<uint8_t>(), g, align_corners);
+}
+
+// the largest element offset that the kernel forms in a tensor, or its largest position where that is more
+int64_t largest_offset(const Tensor& tensor) {
+  int64_t offset = 0;
+  for (int64_t i = 0; i < tensor.dim(); ++i) {
+    offset += (tensor.size(i) - 1) * tensor.stride(i);
+  }
+  return offset;
+}
+
+Tensor upsample_argmax(const Tensor& logits, torch::headeronly::HeaderOnlyArrayRef<int64_t> size, bool align_corners) {
+  LITESEG_CHECK(on_device(logits), kOp, "logits", "a tensor on the device of this library", "another device");
+  LITESEG_CHECK(logits.dim() == 4, kOp, "logits", "4 dimensions [N, K, h, w]", shape_text(logits));
+  LITESEG_CHECK(logits.size(1) >= 1 && logits.size(1) <= 256, kOp, "logits", "1 to 256 classes", logits.size(1));
+  LITESEG_CHECK(logits.size(2) >= 1 && logits.size(3) >= 1, kOp, "logits", "h, w >= 1", shape_text(logits));
+  LITESEG_CHECK(size.size() == 2, kOp, "size", "2 numbers", size.size());
+  LITESEG_CHECK(size[0] >= 1 && size[1] >= 1, kOp, "size", "H, W >= 1", text(size[0], " x ", size[1]));
+
+  const int64_t batch = logits.size(0);
+  const Tensor labels =
+      torch::stable::new_empty(logits, {batch, size[0], size[1]}, torch::headeronly::ScalarType::Byte);
+  if (batch == 0) {
+    return labels;
+  }
+  const DeviceScope scope(logits);
+  dispatch_floating(kOp, "logits", logits.scalar_type(), [&](auto element) {
+    // tile counts round up, so a tile's positions may pass the image by less than one tile
+    const int64_t largest = std::max(largest_offset(logits), labels.numel()) + Traits::kTileWidth;
+    dispatch_index(largest, [&](auto index) {
+      launch_upsample_argmax<decltype(element), decltype(index)>(logits, labels, align_corners, scope.stream());
+    });
+  });
+  return labels;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(liteseg_cuda, LITESEG_DEVICE_KEY, m) {
+  m.impl("upsample_argmax", TORCH_BOX(&upsample_argmax));
+}
+
+}  // namespace
+}  // namespace liteseg

@@ -1,0 +1,393 @@
+"""Build of the two compiled libraries; everything static is in pyproject.toml.
+
+liteseg_kernels/_C.abi3.so       C++ CPU kernels (csrc/cpu), built wherever torch >= 2.11 and a C++17 compiler are found
+liteseg_kernels/_C_cuda.abi3.so  CUDA kernels (csrc/cuda), built where nvcc is found too
+
+Both use only torch's stable ABI and no Python API, so one build serves every CPython >= 3.10 and every torch >= 2.11.
+torch is found by folder and never imported: pip's isolated build does not have it on its path, and importing it would
+start CUDA. What was built, with what, and why anything was skipped goes to liteseg_kernels/_build_info.py.
+
+Environment:
+LITESEG_BUILD       auto (default): what is found, the rest skipped loudly; cpu, cuda: a missing part is an error;
+                    none: no compiled library
+LITESEG_TORCH_DIR   folder of the torch package to build against, where it is not found by itself
+LITESEG_CUDA_ARCHS  "80;90": machine code for each, and PTX of the newest
+CUDA_HOME, CXX      toolkit folder, host compiler
+MAX_JOBS            compiler processes at a time (default: cores)
+DEBUG               1: -O0 -g
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+PACKAGE = "liteseg_kernels"
+OLDEST_TORCH = (2, 11)
+TORCH_TARGET = "0x020b000000000000"
+HEADER = Path("include/torch/csrc/stable/library.h")
+MODES = ("auto", "cpu", "cuda", "none")
+
+# instruction sets that the CPU kernels choose between at run time; the longest matching suffix counts
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
+ISA_FLAGS = {
+    "_avx2": AVX2,
+    "_avx512": AVX512,
+    "_avx512bf16": [*AVX512, "-mavx512bf16", "-mavx512vnni"],
+}
+
+
+@dataclass
+class Library:
+    """One shared object: its sources, each with its compiler call, and the linker call around the objects."""
+
+    name: str
+    compile: dict[Path, list[str]]
+    link: list[str]
+    linked: list[str]
+
+
+@dataclass
+class Plan:
+    """What this build makes, and for each library it does not make the reason."""
+
+    mode: str
+    torch: str | None = None
+    compiler: str | None = None
+    nvcc: str | None = None
+    archs: list[str] = field(default_factory=list)
+    libraries: list[Library] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+class Missing(Exception):
+    """A part needed for a library is not on this machine; the text says which and what to do."""
+
+
+def truthy(name: str) -> bool:
+    return os.environ.get(name, "").lower() not in ("", "0", "false", "off", "no")
+
+
+def find_torch() -> tuple[Path, str]:
+    """Folder and version of the torch to build against."""
+    named = os.environ.get("LITESEG_TORCH_DIR")
+    if named:
+        folders = [Path(named)]
+    else:
+        spec = importlib.util.find_spec("torch")
+        folders = [Path(spec.origin).parent] if spec is not None and spec.origin else []
+        # pip's isolated build hides the installed packages, but its interpreter still knows where they are
+        folders += [Path(sysconfig.get_path(key)) / "torch" for key in ("purelib", "platlib")]
+    folder = next((f for f in folders if (f / HEADER).is_file()), None)
+    if folder is None:
+        looked = ", ".join(dict.fromkeys(str(f) for f in folders))
+        raise Missing(
+            f"no torch with stable-ABI headers (looked in {looked}); install torch >= 2.11 first, or add "
+            "--no-build-isolation to pip, or set LITESEG_TORCH_DIR to the folder of the torch package"
+        )
+    text = (folder / "version.py").read_text() if (folder / "version.py").is_file() else ""
+    found = re.search(r"^__version__\s*=\s*['\"]([^'\"]+)['\"]", text, re.M)
+    version = found.group(1) if found else ""
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers is None:
+        raise Missing(f"the version of torch in {folder} cannot be read")
+    if (int(numbers.group(1)), int(numbers.group(2))) < OLDEST_TORCH:
+        raise Missing(f"torch {version} in {folder} is too old: expected >= {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]}")
+    return folder.resolve(), version
+
+
+def first_line(command: list[str], pattern: str) -> str:
+    """The version a tool prints, or a Missing when it does not run."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise Missing(f"{command[0]} does not run: {error}") from error
+    found = re.search(pattern, done.stdout)
+    if done.returncode != 0 or found is None:
+        raise Missing(f"{shlex.join(command)} failed with exit code {done.returncode}: {done.stderr.strip()[-300:]}")
+    return found.group(1)
+
+
+def find_compiler() -> tuple[list[str], str]:
+    """Command and version of the C++ compiler: CXX, else the first of g++, c++, clang++."""
+    named = shlex.split(os.environ.get("CXX", ""))
+    candidates = [named] if named else [["g++"], ["c++"], ["clang++"]]
+    command = next((c for c in candidates if shutil.which(c[0])), None)
+    if command is None:
+        wanted = " or ".join(c[0] for c in candidates)
+        raise Missing(f"no C++ compiler: {wanted} is not on PATH; install one (g++ >= 9) or set CXX")
+    return command, first_line([*command, "--version"], r"\A([^\n]+)")
+
+
+def find_nvcc() -> tuple[str, str]:
+    """Path and version of nvcc: CUDA_HOME, else PATH, else /usr/local/cuda."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if home:
+        candidates = [str(Path(home) / "bin" / "nvcc")]
+    else:
+        candidates = [found for found in (shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc") if found]
+    nvcc = next((c for c in candidates if os.access(c, os.X_OK)), None)
+    if nvcc is None:
+        raise Missing(f"no nvcc (looked at {', '.join(candidates)} and PATH); install a CUDA toolkit or set CUDA_HOME")
+    return nvcc, first_line([nvcc, "--version"], r"release [\d.]+, V([\d.]+)")
+
+
+def cuda_archs() -> list[str]:
+    """Compute capabilities to build for, in rising order: "80;90" or "8.0,9.0" in LITESEG_CUDA_ARCHS."""
+    text = os.environ.get("LITESEG_CUDA_ARCHS") or "80;90"
+    archs = [part.strip().replace(".", "") for part in re.split(r"[;, ]+", text) if part.strip()]
+    if not archs or not all(re.fullmatch(r"\d{2,3}[af]?", arch) for arch in archs):
+        sys.exit(f"LITESEG_CUDA_ARCHS: expected a list like 80;90, got {text!r}")
+    return sorted(dict.fromkeys(archs), key=lambda arch: (int(arch.rstrip("af")), arch))
+
+
+def isa_flags(source: Path) -> list[str]:
+    suffix = max((s for s in ISA_FLAGS if source.stem.endswith(s)), key=len, default=None)
+    return [] if suffix is None else ISA_FLAGS[suffix]
+
+
+def cpu_library(torch: Path, compiler: list[str]) -> Library:
+    sources = [path.relative_to(ROOT) for path in sorted((ROOT / "csrc/cpu").rglob("*.cpp"))]
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        sources = [source for source in sources if not isa_flags(source)]
+    if not sources:
+        raise Missing("csrc/cpu holds no sources")
+    # the linker keeps the first copy of an inline function that several files contain: the plain files come first, so
+    # that no shared function is the copy compiled for an instruction set the machine may lack
+    sources.sort(key=lambda source: len(isa_flags(source)))
+    optimise = ["-O0", "-g"] if truthy("DEBUG") else ["-O3", "-DNDEBUG"]
+    flags = [*optimise, "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+    defines = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", "-DPy_LIMITED_API=0x030A0000"]
+    include = [f"-I{ROOT / 'csrc'}", "-isystem", str(torch / "include")]
+    command = [*compiler, "-c", *flags, *defines, *include]
+    calls = {source: [*command, *isa_flags(source)] for source in sources}
+    linked = [f"-L{torch / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"]
+    return Library("_C", calls, [*compiler, "-shared"], linked)
+
+
+def cuda_library(torch: Path, nvcc: str, archs: list[str]) -> Library:
+    sources = [path.relative_to(ROOT) for path in sorted((ROOT / "csrc/cuda").rglob("*.cu"))]
+    if not sources:
+        raise Missing("csrc/cuda holds no sources")
+    optimise = ["-O0", "-g"] if truthy("DEBUG") else ["-O3", "-DNDEBUG"]
+    flags = [*optimise, "-std=c++17", "-lineinfo", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall"]
+    defines = ["-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
+    include = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/cuda'}", "-isystem", str(torch / "include")]
+    host = ["-ccbin", os.environ["CXX"]] if os.environ.get("CXX") else []
+    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    targets.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+    command = [nvcc, *host, "-c", *flags, *defines, *include, *targets]
+    # libtorch.so must stay in DT_NEEDED: torch opens its libraries locally, and only through libtorch.so does a CUDA
+    # build of torch offer us the functions of libtorch_cuda. cudart is linked in, so its version ties us to no toolkit.
+    linked = [f"-L{torch / 'lib'}", "-Xlinker", "--no-as-needed", "-ltorch", "-ltorch_cpu"]
+    return Library("_C_cuda", dict.fromkeys(sources, command), [nvcc, *host, "-shared", "-cudart", "static"], linked)
+
+
+def make_plan() -> Plan:
+    mode = os.environ.get("LITESEG_BUILD") or "auto"
+    if mode not in MODES:
+        sys.exit(f"LITESEG_BUILD: expected one of {', '.join(MODES)}, got {mode!r}")
+    plan = Plan(mode)
+    if mode == "none":
+        plan.skipped = dict.fromkeys(("_C", "_C_cuda"), "LITESEG_BUILD=none")
+        return plan
+    try:
+        if sys.platform != "linux":
+            raise Missing(f"compiled kernels are built on Linux only, this is {sys.platform}")
+        torch, plan.torch = find_torch()
+        compiler, plan.compiler = find_compiler()
+        plan.libraries.append(cpu_library(torch, compiler))
+    except Missing as reason:
+        plan.skipped = dict.fromkeys(("_C", "_C_cuda"), str(reason))
+        return plan
+    if mode == "cpu":
+        plan.skipped["_C_cuda"] = "LITESEG_BUILD=cpu"
+        return plan
+    try:
+        nvcc, plan.nvcc = find_nvcc()
+        archs = cuda_archs()
+        plan.libraries.append(cuda_library(torch, nvcc, archs))
+        plan.archs = archs
+    except Missing as reason:
+        plan.skipped["_C_cuda"] = str(reason)
+    return plan
+
+
+def report(plan: Plan) -> None:
+    """Says loudly what is skipped; in a strict mode a skipped part that was asked for ends the build."""
+    wanted = {"auto": [], "none": [], "cpu": ["_C"], "cuda": ["_C", "_C_cuda"]}[plan.mode]
+    missed = [name for name in wanted if name in plan.skipped]
+    if missed:
+        reasons = "; ".join(dict.fromkeys(plan.skipped[name] for name in missed))
+        sys.exit(f"error: LITESEG_BUILD={plan.mode}: cannot build {' and '.join(missed)}: {reasons}")
+    if plan.mode != "auto" or not plan.skipped:
+        return
+    rule = "*" * 100
+    lines = [f"{PACKAGE}: built WITHOUT {name}: {reason}" for name, reason in plan.skipped.items()]
+    lines += [
+        "Everything still works, on Triton or plain PyTorch instead of the missing kernels, only slower.",
+        "LITESEG_BUILD=cpu or LITESEG_BUILD=cuda makes this an error; python -m liteseg_kernels.info shows it again.",
+    ]
+    print("\n".join([rule, *lines, rule]), file=sys.stderr, flush=True)
+
+
+def object_of(library: Library, source: Path) -> str:
+    return f"{library.name}/{'.'.join(source.relative_to('csrc').parts)}.o"
+
+
+def jobs() -> int:
+    text = os.environ.get("MAX_JOBS")
+    if text is None:
+        return len(os.sched_getaffinity(0))
+    if not text.isdigit() or int(text) < 1:
+        sys.exit(f"MAX_JOBS: expected a positive number, got {text!r}")
+    return int(text)
+
+
+def find_ninja() -> str | None:
+    scripts = sysconfig.get_path("scripts")
+    return shutil.which("ninja", path=os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)]))
+
+
+def compile_with_ninja(ninja: str, plan: Plan, folder: Path) -> None:
+    """One build.ninja for everything: incremental over sources, headers and command lines."""
+
+    def escape(text: str) -> str:
+        return text.replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+    def command(parts: list[str]) -> str:
+        return shlex.join(parts).replace("$", "$$")
+
+    lines = ["ninja_required_version = 1.5", ""]
+    lines += ["rule compile", "  command = $call -MD -MF $out.d -o $out $in", "  depfile = $out.d", "  deps = gcc", ""]
+    lines += ["rule link", "  command = $call $in $libraries -o $out", ""]
+    for library in plan.libraries:
+        for source, call in library.compile.items():
+            lines += [f"build {escape(object_of(library, source))}: compile {escape(str(ROOT / source))}"]
+            lines += [f"  call = {command(call)}"]
+        objects = [escape(object_of(library, source)) for source in library.compile]
+        lines += [f"build {library.name}.abi3.so: link {' '.join(objects)}"]
+        lines += [f"  call = {command(library.link)}", f"  libraries = {command(library.linked)}"]
+    (folder / "build.ninja").write_text("\n".join(lines) + "\n")
+    done = subprocess.run([ninja, "-C", str(folder), "-j", str(jobs())], check=False)
+    if done.returncode != 0:
+        failed(plan)
+
+
+def compile_with_loop(plan: Plan, folder: Path) -> None:
+    """The same commands without ninja: everything is compiled every time."""
+
+    def call(command: list[str]) -> int:
+        print(shlex.join(command), flush=True)
+        return subprocess.run(command, cwd=folder, check=False).returncode
+
+    with ThreadPoolExecutor(jobs()) as pool:
+        commands = []
+        for library in plan.libraries:
+            for source, command in library.compile.items():
+                target = folder / object_of(library, source)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                commands.append([*command, "-o", str(target), str(ROOT / source)])
+        if any(pool.map(call, commands)):
+            failed(plan)
+    for library in plan.libraries:
+        objects = [object_of(library, source) for source in library.compile]
+        if call([*library.link, *objects, *library.linked, "-o", f"{library.name}.abi3.so"]):
+            failed(plan)
+
+
+def build(plan: Plan, folder: Path, target: Path) -> None:
+    """Compiles and links in `folder`, then puts the libraries into `target`; one build at a time in a folder."""
+    import fcntl  # not on Windows, where nothing is compiled
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        ninja = find_ninja()
+        if ninja is not None:
+            compile_with_ninja(ninja, plan, folder)
+        else:
+            compile_with_loop(plan, folder)
+        for library in plan.libraries:
+            name = f"{library.name}.abi3.so"
+            replace(target / name, (folder / name).read_bytes())
+
+
+def failed(plan: Plan) -> None:
+    less = "LITESEG_BUILD=cpu builds without CUDA, " if len(plan.libraries) > 1 else ""
+    sys.exit(f"error: the kernels did not compile (see above). {less}LITESEG_BUILD=none installs without compiled kernels.")
+
+
+def replace(target: Path, data: bytes) -> None:
+    """A running process may have the old file mapped, so it is exchanged, never written over."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    partial.write_bytes(data)
+    os.chmod(partial, 0o755 if target.suffix == ".so" else 0o644)
+    os.replace(partial, target)
+
+
+def write_build_info(plan: Plan, folder: Path) -> None:
+    values = {
+        "MODE": plan.mode,
+        "TORCH": plan.torch,
+        "TORCH_TARGET": ".".join(map(str, OLDEST_TORCH)),
+        "COMPILER": plan.compiler,
+        "NVCC": plan.nvcc,
+        "CUDA_ARCHS": tuple(plan.archs),
+        "SOURCES": {library.name: tuple(s.as_posix() for s in library.compile) for library in plan.libraries},
+        "SKIPPED": plan.skipped,
+    }
+    text = '"""Written by setup.py: what the compiled libraries were built from, and why any is missing."""\n\n'
+    text += "".join(f"{name} = {value!r}\n" for name, value in values.items())
+    replace(folder / PACKAGE / "_build_info.py", text.encode())
+
+
+PLAN = make_plan()
+
+
+class BuildKernels(build_ext):
+    def run(self) -> None:
+        report(PLAN)
+        target = ROOT if self.inplace else Path(self.build_lib).resolve()
+        if PLAN.libraries:
+            build(PLAN, Path(self.build_temp).resolve(), target / PACKAGE)
+        # a library of an earlier build that this one leaves out would contradict _build_info.py
+        for name in PLAN.skipped:
+            (target / PACKAGE / f"{name}.abi3.so").unlink(missing_ok=True)
+        write_build_info(PLAN, target)
+
+
+class BuildPython(build_py):
+    def run(self) -> None:
+        super().run()
+        if not PLAN.libraries:
+            # a build without extensions never runs build_ext
+            report(PLAN)
+            write_build_info(PLAN, ROOT if self.editable_mode else Path(self.build_lib).resolve())
+
+
+setup(
+    ext_modules=[
+        Extension(f"{PACKAGE}.{library.name}", [str(s) for s in library.compile], py_limited_api=True)
+        for library in PLAN.libraries
+    ],
+    cmdclass={"build_ext": BuildKernels, "build_py": BuildPython},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if PLAN.libraries else {},
+)
