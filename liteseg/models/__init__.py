@@ -1,0 +1,20 @@
+"""Models: LiteSeg, the paper's DeepLabv3+ baseline, and their weights."""
+
+from __future__ import annotations
+
+from liteseg.models.checkpoint import list_weights, load_weights, read_metadata, save_weights
+from liteseg.models.liteseg import LiteSeg, ModelConfig
+from liteseg.models.official import export_official
+from liteseg.models.registry import create_model, list_models
+
+__all__ = [
+    "LiteSeg",
+    "ModelConfig",
+    "create_model",
+    "export_official",
+    "list_models",
+    "list_weights",
+    "load_weights",
+    "read_metadata",
+    "save_weights",
+]

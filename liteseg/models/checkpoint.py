@@ -1,0 +1,155 @@
+"""Reading and writing weights: our safetensors with the model's configuration inside, and foreign state dicts."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from liteseg.models import official
+from liteseg.models.files import METADATA_KEY, StateDict, check_state, read_checkpoint, unwrap, write_atomically
+from liteseg.models.liteseg import LiteSeg, ModelConfig
+
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+
+
+def _folder() -> Path:
+    return Path(str(importlib.resources.files("liteseg").joinpath("weights")))
+
+
+def list_weights() -> list[str]:
+    """Names of the bundled weights, as ``create_model(weights=...)`` takes them."""
+    return sorted(file.stem for file in _folder().glob("*.safetensors"))
+
+
+def resolve_weights(weights: str | os.PathLike[str], backbone: str) -> Path:
+    """Path of a weights file given as a path or as a bundled name.
+
+    A name is a string without folder or suffix; ``"camvid"`` stands for ``"camvid_<backbone>"``.
+    """
+    if not isinstance(weights, (str, os.PathLike)):
+        raise TypeError(f"weights: expected a bundled name or a path, got {type(weights).__name__}")
+    path = Path(weights)
+    if path.exists():
+        if path.is_dir():
+            raise ValueError(f"weights: expected a file, got the folder {path}")
+        return path
+    bundled = list_weights()
+    for name in (str(weights), f"{weights}_{backbone}"):
+        if name in bundled:
+            return _folder() / f"{name}.safetensors"
+    known = ", ".join(bundled) or "none"
+    raise ValueError(
+        f"weights: expected a bundled name ({known}) or the path of an existing file, got {str(weights)!r}"
+    )
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The configuration metadata of one of our files (fields of ModelConfig, mean, std, ...), None if it has none."""
+    return read_checkpoint(path).metadata
+
+
+def config_from_metadata(metadata: Mapping[str, Any], origin: str) -> ModelConfig:
+    """The ModelConfig in the metadata of one of our files."""
+    fields = {field.name for field in dataclasses.fields(ModelConfig)}
+    try:
+        return ModelConfig(**{key: value for key, value in metadata.items() if key in fields})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{origin}: the model configuration in the file is not usable: {error}") from error
+
+
+def _drop_classifier(model: LiteSeg, state: StateDict, origin: str, skip_classifier: bool) -> StateDict:
+    if skip_classifier:
+        return {key: value for key, value in state.items() if not key.startswith("classifier.")}
+    bias = state.get("classifier.bias")
+    if bias is not None and bias.dim() == 1 and len(bias) != model.config.num_classes:
+        raise ValueError(
+            f"{origin}: num_classes: expected {model.config.num_classes} classes, got {len(bias)} in the file; "
+            "make the model with that many, or pass skip_classifier=True to keep its own classifier"
+        )
+    return state
+
+
+def load_state(
+    model: LiteSeg, state: Mapping[str, torch.Tensor], origin: str, *, skip_classifier: bool = False
+) -> None:
+    """Copy a state dict in our or the authors' layout into the model: everything, or nothing on ValueError."""
+    if not isinstance(model, LiteSeg):
+        raise TypeError(f"load_weights: model: expected a LiteSeg, got {type(model).__name__}")
+    own = dict(state)
+    if official.detect_backbone(own) is not None:
+        own = official.from_official(own, model.config, origin)
+    own = _drop_classifier(model, own, origin, skip_classifier)
+    check_state(model, own, origin, optional=("classifier.",) if skip_classifier else ())
+    model.load_state_dict(own, strict=not skip_classifier)
+
+
+def load_weights(
+    model: LiteSeg, path: str | os.PathLike[str] | Mapping[str, Any], *, skip_classifier: bool = False
+) -> None:
+    """Copy weights into `model`, strictly: every key and shape must match, otherwise ValueError and nothing is copied.
+
+    Args:
+        path: a ``.safetensors`` or ``.pth``/``.pt`` file in our or the authors' key layout, a bundled name, or a state
+            dict. A ``{"state_dict": ...}`` wrapper and a ``module.`` in front of every key are taken off.
+        skip_classifier: leave the model's own last convolution alone (for weights with another number of classes).
+
+    Only keys and shapes are compared, so weights may go to another output stride or other rates than they came from.
+    """
+    if isinstance(path, Mapping):
+        load_state(model, unwrap(path, "load_weights"), "load_weights", skip_classifier=skip_classifier)
+        return
+    if not isinstance(model, LiteSeg):
+        raise TypeError(f"load_weights: model: expected a LiteSeg, got {type(model).__name__}")
+    file = resolve_weights(path, model.config.backbone)
+    load_state(model, read_checkpoint(file).state, str(file), skip_classifier=skip_classifier)
+
+
+def _stored(value: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    value = value.detach().cpu()
+    if dtype is not None and value.is_floating_point():
+        cast = value.to(dtype)
+        # a running variance can be beyond float16's range: such a tensor keeps its own type
+        if torch.isfinite(cast).all() or not torch.isfinite(value).all():
+            value = cast
+    # a copy, so that tensors that share memory (or are views) can be written
+    return value.clone(memory_format=torch.contiguous_format)
+
+
+def save_weights(
+    model: LiteSeg,
+    path: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the model's weights and configuration as safetensors, so that ``create_model(weights=path)`` rebuilds it.
+
+    Args:
+        dtype: store floating tensors as this type (``torch.float16`` halves the file), None keeps the model's.
+        metadata: more JSON values to store beside the configuration, for example ``{"provenance": "..."}``; ``mean``
+            and ``std`` default to the ImageNet values that :mod:`liteseg.data` uses.
+
+    The file appears whole or not at all.
+    """
+    if not isinstance(model, LiteSeg):
+        raise TypeError(f"save_weights: model: expected a LiteSeg, got {type(model).__name__}")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"save_weights: dtype: expected a floating point torch.dtype or None, got {dtype!r}")
+    if Path(path).suffix != ".safetensors":
+        raise ValueError(f"save_weights: path: expected a name ending in .safetensors, got {str(path)!r}")
+    with torch.device("meta"):
+        plain = LiteSeg(model.config)
+    check_state(plain, model.state_dict(), "save_weights: model (expected one that is not fused)")
+    content = {"mean": _MEAN, "std": _STD, **(metadata or {}), **model.config.to_dict()}
+    state = {key: _stored(value, dtype) for key, value in model.state_dict().items()}
+    header = {METADATA_KEY: json.dumps(content), "format": "pt"}
+    write_atomically(path, lambda temporary: save_file(state, temporary, header))

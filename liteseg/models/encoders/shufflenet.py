@@ -1,0 +1,59 @@
+"""ShuffleNet v1 1.0x with 8 groups, without its ImageNet classifier."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from liteseg_kernels.nn import ConvNormAct, ShuffleUnit
+
+_GROUPS = 8
+
+
+class ShuffleNet(nn.Module):
+    """ShuffleNet encoder: float [N, 3, H, W] -> (low level [N, 384, H/8, W/8], encoded [N, 1536, H/s, W/s]).
+
+    Sizes round up. ``output_stride`` s is 32 (the published network) or 16, where stage 4 keeps its input's size and
+    its later units are dilated by 2. Every convolution has a bias, the stem has neither normalisation nor activation.
+    """
+
+    low_level_channels = 384
+    low_level_stride = 8
+    out_channels = 1536
+    output_strides = (32, 16)
+
+    def __init__(self, output_stride: int = 32) -> None:
+        super().__init__()
+        if output_stride not in self.output_strides:
+            raise ValueError(f"ShuffleNet: output_stride: expected one of {self.output_strides}, got {output_stride!r}")
+        self.output_stride = output_stride
+        dense = output_stride == 16
+        self.stem = ConvNormAct(3, 24, 3, stride=2, bias=True, norm=False)
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1)
+        # the 24 input channels of stage 2 are too few for 8 groups, so its first compression is ungrouped
+        self.stage2 = self._stage(24, 384, 4, first_groups=1)
+        self.stage3 = self._stage(384, 768, 8)
+        self.stage4 = self._stage(768, 1536, 4, stride=1 if dense else 2, dilation=2 if dense else 1)
+
+    @staticmethod
+    def _stage(
+        in_channels: int,
+        out_channels: int,
+        units: int,
+        *,
+        first_groups: int = _GROUPS,
+        stride: int = 2,
+        dilation: int = 1,
+    ) -> nn.Sequential:
+        first = ShuffleUnit(
+            in_channels, out_channels, groups=_GROUPS, first_groups=first_groups, stride=stride, combine="concat"
+        )
+        rest = [ShuffleUnit(out_channels, out_channels, groups=_GROUPS, dilation=dilation) for _ in range(units - 1)]
+        return nn.Sequential(first, *rest)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        low_level = self.stage2(self.pool(self.stem(x)))
+        return low_level, self.stage4(self.stage3(low_level))
+
+    def extra_repr(self) -> str:
+        return f"output_stride={self.output_stride}"

@@ -1,0 +1,172 @@
+"""The LiteSeg network (section III of the paper) and its configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import liteseg_kernels as lk
+from liteseg.models.encoders import ENCODERS
+from liteseg_kernels.nn import DASPP, ConvNormAct, SeparableConv2d, UpsampleConcat
+
+MIN_SIZE = 32
+# channels of the low-level feature inside the decoder, where the backbone's own are too many
+_REDUCED_CHANNELS = {"shufflenet": 48, "darknet19": 32}
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _reject(field: str, expected: str, value: Any, *, kind: type[Exception] = ValueError) -> None:
+    raise kind(f"ModelConfig: {field}: expected {expected}, got {value!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Everything needed to rebuild a model, checked when it is made.
+
+    Attributes:
+        name: registry name, for example ``"liteseg_mobilenetv2"``.
+        backbone: ``"mobilenetv2"``, ``"shufflenet"`` or ``"darknet19"``.
+        num_classes: channels of the logits.
+        output_stride: of the backbone; which ones exist depends on it.
+        separable: depthwise + pointwise convolutions in head and decoder ("DW" in Table I) instead of standard ones.
+        deeper: a second 3x3 convolution after each atrous one (DASPP instead of ASPP).
+        short_residual: the encoder's output joins the branches of the head.
+        long_residual: the low-level feature joins the decoder.
+        filters: channels of every branch and of the decoder.
+        rates: dilations of the atrous branches.
+        class_names: one a class, or None.
+        input_scale: factor by which ``predict`` resizes images before the network sees them.
+    """
+
+    name: str
+    backbone: str
+    num_classes: int = 19
+    output_stride: int = 32
+    separable: bool = True
+    deeper: bool = True
+    short_residual: bool = True
+    long_residual: bool = True
+    filters: int = 96
+    rates: tuple[int, ...] = (3, 6, 9)
+    class_names: tuple[str, ...] | None = None
+    input_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.backbone not in ENCODERS:
+            _reject("backbone", f"one of {', '.join(ENCODERS)}", self.backbone)
+        for field in ("num_classes", "filters"):
+            value = getattr(self, field)
+            if not _is_int(value) or value < 1:
+                _reject(field, "an integer of at least 1", value)
+        allowed = ENCODERS[self.backbone].output_strides
+        if not _is_int(self.output_stride) or self.output_stride not in allowed:
+            _reject("output_stride", f"one of {sorted(allowed)} for {self.backbone}", self.output_stride)
+        for field in ("separable", "deeper", "short_residual", "long_residual"):
+            if not isinstance(getattr(self, field), bool):
+                _reject(field, "True or False", getattr(self, field))
+        if not isinstance(self.rates, (tuple, list)) or not self.rates:
+            _reject("rates", "a non-empty tuple of integers", self.rates)
+        if not all(_is_int(rate) and rate >= 1 for rate in self.rates):
+            _reject("rates", "integers of at least 1", self.rates)
+        # lists come from JSON and YAML
+        object.__setattr__(self, "rates", tuple(self.rates))
+        if self.class_names is not None:
+            names = self.class_names
+            if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
+                _reject("class_names", "a tuple of strings or None", names)
+            if len(names) != self.num_classes:
+                _reject("class_names", f"{self.num_classes} names (num_classes)", f"{len(names)} names")
+            object.__setattr__(self, "class_names", tuple(names))
+        if isinstance(self.input_scale, bool) or not isinstance(self.input_scale, (int, float)):
+            _reject("input_scale", "a positive number", self.input_scale)
+        if not (math.isfinite(self.input_scale) and self.input_scale > 0):
+            _reject("input_scale", "a positive number", self.input_scale)
+        object.__setattr__(self, "input_scale", float(self.input_scale))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON types (tuples as lists)."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+class LiteSeg(nn.Module):
+    """LiteSeg: float [N, 3, H, W], normalised RGB -> logits [N, num_classes, H, W].
+
+    Any H and W of at least 32. A plain module: trainable at any batch size (1 included, see :class:`DASPP`), and its
+    state dict is the same whichever kernels run it. For inference :func:`liteseg.fuse` returns a faster copy.
+
+    Example:
+        >>> import torch, liteseg
+        >>> model = liteseg.create_model("liteseg_mobilenetv2", num_classes=11).eval()
+        >>> model(torch.zeros(1, 3, 65, 97)).shape
+        torch.Size([1, 11, 65, 97])
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = ENCODERS[config.backbone](config.output_stride)
+        self.daspp = DASPP(
+            self.backbone.out_channels,
+            config.filters,
+            config.rates,
+            deeper=config.deeper,
+            separable=config.separable,
+            short_residual=config.short_residual,
+        )
+        conv: type[SeparableConv2d] | type[ConvNormAct] = SeparableConv2d if config.separable else ConvNormAct
+        decoder_channels = config.filters
+        self.reduce: nn.Module | None = None
+        self.upsample_concat: nn.Module | None = None
+        if config.long_residual:
+            low_level_channels = self.backbone.low_level_channels
+            if config.backbone in _REDUCED_CHANNELS:
+                reduced = _REDUCED_CHANNELS[config.backbone]
+                self.reduce = conv(low_level_channels, reduced, 1, activation="relu")
+                low_level_channels = reduced
+            self.upsample_concat = UpsampleConcat(align_corners=True)
+            decoder_channels += low_level_channels
+        self.decoder = nn.Sequential(
+            conv(decoder_channels, config.filters, 3, activation="relu"),
+            conv(config.filters, config.filters, 3, activation="relu"),
+        )
+        self.classifier = nn.Conv2d(config.filters, config.num_classes, 1)
+
+    def _check_input(self, x: torch.Tensor) -> None:
+        if x.dim() != 4 or x.shape[1] != 3:
+            raise ValueError(f"LiteSeg: x: expected a tensor of shape [N, 3, H, W], got {list(x.shape)}")
+        if not x.is_floating_point():
+            raise TypeError(f"LiteSeg: x: expected a floating point tensor of normalised RGB, got {x.dtype}")
+        if x.shape[2] < MIN_SIZE or x.shape[3] < MIN_SIZE:
+            raise ValueError(
+                f"LiteSeg: x: expected height and width of at least {MIN_SIZE}, got {x.shape[2]}x{x.shape[3]}"
+            )
+
+    def low_resolution_logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits before the last upsampling: [N, 3, H, W] -> [N, num_classes, h, w], (h, w) the low-level feature's.
+
+        With ``lk.UpsampleArgmax`` or ``lk.UpsampleCrossEntropyLoss`` the full-size logits need never exist.
+        """
+        self._check_input(x)
+        low_level, encoded = self.backbone(x)
+        y = self.daspp(encoded)
+        if self.upsample_concat is None:
+            y = F.interpolate(y, size=low_level.shape[-2:], mode="bilinear", align_corners=True)
+        else:
+            y = self.upsample_concat(y, low_level if self.reduce is None else self.reduce(low_level))
+        return self.classifier(self.decoder(y))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.low_resolution_logits(x)
+        return F.interpolate(logits, size=x.shape[-2:], mode="bilinear", align_corners=True)
+
+    def to_reference(self) -> nn.Module:
+        """A copy with the same weights that runs as plain torch.nn modules: for export and for hooks."""
+        return lk.to_reference(self)
