@@ -5,7 +5,7 @@
 // Bound:    L1 bandwidth: each output pixel reads 4*K scores, of which device memory sees each once. Not timed yet.
 // Launch:   one thread an output pixel, 32x8 tiles, a grid of at most 2^16 blocks that walks over the tiles of all
 // images;
-//           32 registers for float32 with 32-bit offsets (sm_90), no shared memory, no spills
+//           40 registers with 32-bit offsets, up to 48 with 64-bit ones (sm_90, nvcc 13.0), no shared memory, no spills
 // Numerics: coordinates, weights and interpolation in float32 by PyTorch's rules for both align_corners; the scores are
 //           not rounded to T after the interpolation. Equal scores: the lowest class. A NaN beats every number, and the
 //           first NaN wins, as in torch.argmax. One thread owns a pixel: deterministic.

@@ -1,0 +1,41 @@
+"""Loads the compiled libraries, and remembers why one is not loaded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from . import _schemas  # noqa: F401  # the libraries add kernels to the ops defined there
+
+# library -> None when it is loaded, else the reason why it is not; filled by `load`
+STATUS: dict[str, str | None] = {}
+
+_FOLDER = Path(__file__).parent
+
+
+def _try(name: str) -> str | None:
+    file = _FOLDER / f"{name}.abi3.so"
+    if not file.is_file():
+        try:
+            from ._build_info import SKIPPED
+        except ImportError:
+            return "not built: run `pip install .` or `python setup.py build_ext --inplace` in the checkout"
+        if name in SKIPPED:
+            return f"not built: {SKIPPED[name]}"
+        return f"was built, but {file} is gone: install again"
+    if name == "_C_cuda" and not torch.cuda.is_available() and os.environ.get("LITESEG_LOAD_CUDA") != "1":
+        return "built, but torch sees no CUDA device (LITESEG_LOAD_CUDA=1 loads it all the same)"
+    try:
+        torch.ops.load_library(str(file))
+    except (OSError, RuntimeError) as error:
+        return f"failed to load into torch {torch.__version__}: {error}"
+    return None
+
+
+def load() -> None:
+    """Load every library that can be loaded, once a process. Never raises and prints nothing: see `STATUS`."""
+    for name in ("_C", "_C_cuda"):
+        if name not in STATUS:
+            STATUS[name] = _try(name)
