@@ -1,0 +1,149 @@
+"""What every data set here has in common: decoding, label conversion, reproducible augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+
+from .tables import INVALID, VOID
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One decoded image and its labels.
+
+    image: uint8 [H, W, 3], RGB. label: uint8 [H, W] of train ids with 255 for void, or None where the split has none.
+    """
+
+    image: np.ndarray
+    label: np.ndarray | None
+    path: Path
+    label_path: Path | None
+
+
+Transform = Callable[[Sample, np.random.Generator], Any]
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Decode an image file to uint8 [H, W, 3] RGB; ValueError naming the file when it is missing or broken."""
+    try:
+        with Image.open(path) as file:
+            return np.asarray(file.convert("RGB"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: image not found") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: not a readable image ({error})") from error
+
+
+def read_label(path: Path, lut: np.ndarray, allowed: str) -> np.ndarray:
+    """Decode a label PNG and convert its ids through `lut` (uint8 [256]) to uint8 [H, W] train ids.
+
+    Raises ValueError naming the file when it is missing, broken, not an 8-bit single-channel image, or holds ids that
+    the table does not know (the ids and the `allowed` ones are listed).
+    """
+    try:
+        with Image.open(path) as file:
+            mode = file.mode
+            ids = np.asarray(file)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: label not found") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: not a readable label image ({error})") from error
+    if mode not in ("L", "P"):
+        raise ValueError(f"{path}: label: expected an 8-bit single-channel image of class ids, got mode {mode}")
+    label = lut[ids]
+    wrong = np.unique(ids[label == INVALID])
+    if wrong.size:
+        raise ValueError(f"{path}: label ids: expected {allowed}, got {', '.join(map(str, wrong.tolist()))}")
+    return label
+
+
+def require_folder(path: Path, expected: str) -> Path:
+    """`path` if it is a folder, else ValueError that says what should be there."""
+    if not path.is_dir():
+        raise ValueError(f"{path}: folder not found; expected {expected}")
+    return path
+
+
+class SegmentationDataset(Dataset):
+    """Images with per-pixel class labels.
+
+    Indexing by an int `i` uses augmentation epoch 0; indexing by `(epoch, i)` draws the augmentation from a generator
+    seeded with (seed, epoch, i), so a result depends neither on workers nor on what was loaded before. Without a
+    transform an item is the plain `Sample`.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    categories: dict[str, tuple[int, ...]] | None = None
+    ignore_index: int = VOID
+    lut: np.ndarray
+    allowed_ids: str
+
+    def __init__(
+        self,
+        items: Sequence[tuple[Path, Path | None]],
+        *,
+        split: str,
+        transform: Transform | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.items = list(items)
+        self.split = split
+        self.transform = transform
+        self.seed = seed
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def load(self, index: int) -> Sample:
+        """Decode item `index`; ValueError naming the file if image or label is unreadable or they do not fit."""
+        path, label_path = self.items[index]
+        image = read_image(path)
+        if label_path is None:
+            return Sample(image, None, path, None)
+        label = self.load_label(index)
+        if label.shape != image.shape[:2]:
+            raise ValueError(
+                f"{label_path}: label size: expected {image.shape[1]}x{image.shape[0]} like {path.name}, "
+                f"got {label.shape[1]}x{label.shape[0]} (width x height)"
+            )
+        return Sample(image, label, path, label_path)
+
+    def load_label(self, index: int) -> np.ndarray:
+        """Only the labels of item `index`: uint8 [H, W]; ValueError where the split has none."""
+        path, label_path = self.items[index]
+        if label_path is None:
+            raise ValueError(f"{path}: no label: the {self.split} split of {self.name} comes without labels")
+        return read_label(label_path, self.lut, self.allowed_ids)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> Any:
+        epoch, item = index if isinstance(index, tuple) else (0, index)
+        sample = self.load(item)
+        if self.transform is None:
+            return sample
+        return self.transform(sample, np.random.default_rng((self.seed, epoch, item)))
+
+    def class_shares(self) -> np.ndarray:
+        """Share of each class among all non-void pixels, float64 [num_classes]; reads every label once."""
+        counts = np.zeros(256, dtype=np.int64)
+        for index in range(len(self)):
+            counts += np.bincount(self.load_label(index).ravel(), minlength=256)
+        counts = counts[: self.num_classes]
+        return counts / max(int(counts.sum()), 1)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(split={self.split!r}, {len(self)} images, {self.num_classes} classes)"

@@ -1,0 +1,202 @@
+"""`liteseg train`: YAML configuration with overrides, resuming, and the weights file at the end."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_info
+
+from liteseg.models import save_weights
+
+from .checkpoint import AtomicCheckpointIO, model_state
+from .datamodule import SegmentationData
+from .module import NotFiniteError, SegmentationModule
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
+
+def find_config(name: str) -> str:
+    """Path of a configuration: `name` itself if it exists, else the preset of that name shipped with liteseg.
+
+    `configs/NAME.yaml`, `NAME.yaml` and `NAME` all name a preset. A name that is neither is given back as it is.
+    """
+    if os.path.exists(name):
+        return name
+    preset = resources.files("liteseg") / "configs" / f"{Path(name).stem}.yaml"
+    plain = Path(name).parent in (Path("."), Path("configs")) and Path(name).suffix in ("", ".yaml")
+    return str(preset) if plain and preset.is_file() else name
+
+
+def _resolve_configs(argv: Sequence[str]) -> list[str]:
+    resolved: list[str] = []
+    for position, argument in enumerate(argv):
+        if position and argv[position - 1] in ("--config", "-c"):
+            argument = find_config(argument)
+        elif argument.startswith("--config="):
+            argument = f"--config={find_config(argument.removeprefix('--config='))}"
+        resolved.append(argument)
+    return resolved
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a run's numbers."""
+    found = {"python": platform.python_version()}
+    for package in ("liteseg", "torch", "pytorch-lightning", "numpy", "pillow"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found
+
+
+class _Record(Callback):
+    """Puts the full configuration and the versions into every checkpoint."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["liteseg"] = {"config": self.config, "versions": versions()}
+
+
+class TrainCLI(LightningCLI):
+    """LightningCLI for one job: fit, then export."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--out", type=str, default="runs/liteseg", help="Folder of logs, checkpoints and weights.")
+        parser.add_argument(
+            "--resume", type=bool, default=True, help="Go on from OUT/checkpoints/last.ckpt."
+        )
+        parser.add_argument("--ema_decay", type=float, default=0.998, help="Of the averaged weights; 0 for none.")
+        parser.add_argument(
+            "--export_dtype", type=Literal["float32", "float16"], default="float32", help="Of OUT/weights.safetensors."
+        )
+        parser.link_arguments("model.input_scale", "data.val_input_scale")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=_data_seed)
+        parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        # the parent warns whenever arguments are given from within python
+        self.config = parser.parse_args(args)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        out = Path(self.config["out"])
+        own: list[Callback] = [
+            ModelCheckpoint(
+                out / "checkpoints", "last", save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False
+            ),
+            ModelCheckpoint(out / "checkpoints", "best", monitor="val/miou", mode="max", enable_version_counter=False),
+            LearningRateMonitor(logging_interval="step"),
+        ]
+        if self.config["ema_decay"] > 0:
+            own.append(EMAWeightAveraging(decay=self.config["ema_decay"]))
+        if self.save_config_callback is not None:
+            self._dump_config()
+            own.append(_Record(self.config_dump))
+        settings = self.config_init["trainer"]
+        if settings["logger"] is None or settings["logger"] is True:
+            kwargs["logger"] = _logger(out)
+        kwargs.setdefault("default_root_dir", str(out))
+        kwargs["plugins"] = [*(settings["plugins"] or []), AtomicCheckpointIO()]
+        kwargs["callbacks"] = own
+        return super().instantiate_trainer(**kwargs)
+
+
+def _data_seed(seed: bool | int) -> int:
+    return 0 if isinstance(seed, bool) else seed
+
+
+def _logger(out: Path) -> Logger:
+    if importlib.util.find_spec("tensorboard") is not None:
+        return TensorBoardLogger(out, name="", version="")
+    return CSVLogger(out, name="", version="")
+
+
+def export(cli: TrainCLI, checkpoint_path: Path, path: Path) -> None:
+    """Write the weights of a checkpoint (averaged ones where kept) as safetensors, with where they come from."""
+    checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+    module: SegmentationModule = cli.model
+    module.model.load_state_dict(model_state(checkpoint))
+    data: SegmentationData = cli.datamodule
+    provenance = {
+        "dataset": data.name,
+        "split": data.train_split,
+        "images": len(data.train_set),
+        "epochs": checkpoint["epoch"] + 1,
+        "steps": checkpoint["global_step"],
+        "seed": cli.config["seed_everything"],
+        "ema_decay": cli.config["ema_decay"],
+        "recipe": cli.config_dump,
+        "versions": versions(),
+    }
+    save_weights(module.model, path, dtype=_DTYPES[cli.config["export_dtype"]], metadata={"provenance": provenance})
+
+
+def train(argv: Sequence[str]) -> Path:
+    """Run one training as the command line would; the path of the weights file."""
+    cli = TrainCLI(
+        SegmentationModule,
+        SegmentationData,
+        save_config_callback=SaveConfigCallback,
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={"prog": "liteseg train", "description": "Train a model; see liteseg/configs for presets."},
+        args=_resolve_configs(argv),
+        run=False,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+    )
+    out = Path(cli.config["out"])
+    last = out / "checkpoints" / "last.ckpt"
+    resume = last if cli.config["resume"] and last.is_file() else None
+    if resume:
+        rank_zero_info(f"resuming from {resume}")
+    cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=resume, weights_only=True)
+    weights = out / "weights.safetensors"
+    if cli.trainer.is_global_zero:
+        export(cli, last, weights)
+        rank_zero_info(f"wrote {weights}")
+    return weights
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point: exit code 0 on success, 2 on bad input (one line on stderr), 1 when the training itself fails.
+
+    `--debug` shows the traceback. A wrong argument or configuration key leaves through argparse's own exit, code 2.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    if debug:
+        arguments.remove("--debug")
+    try:
+        train(arguments)
+    except (ValueError, TypeError, OSError, NotFiniteError) as error:
+        if debug:
+            raise
+        # errors of loader processes arrive with their whole traceback as text, the reason is its last line
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        for kind in ("ValueError: ", "TypeError: "):
+            reason = reason.removeprefix(kind)
+        print(f"liteseg train: {reason}", file=sys.stderr)
+        return 1 if isinstance(error, NotFiniteError) else 2
+    except KeyboardInterrupt:
+        print("liteseg train: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
