@@ -102,7 +102,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 def check_state(
     model: nn.Module, state: Mapping[str, torch.Tensor], origin: str, optional: tuple[str, ...] = ()
 ) -> None:
-    """ValueError unless `state` has exactly the model's keys (less those starting with `optional`), shapes and kinds."""
+    """ValueError unless `state` has the model's keys (those starting with `optional` may lack), shapes and kinds."""
     own = model.state_dict()
     missing = [key for key in own if key not in state and not key.startswith(optional or "\0")]
     unexpected = [key for key in state if key not in own]
