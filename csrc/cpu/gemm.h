@@ -1,0 +1,170 @@
+// Pointwise convolution on a tile: out[m][n] = act(bias[n] + sum_k a[m][k] * b[k][n] + residual[m][n]).
+//
+// b is packed in panels of kPanel columns, [ceil(N / kPanel)][K][kPanel] floats, zero-padded; bias likewise padded. The
+// accumulators of a kRows x kPanel block stay in registers for the whole of K. Every output is one chain of
+// multiply-adds in the order of k whatever the block it falls into, so results do not depend on how the pixels are
+// tiled.
+#pragma once
+
+#include "vec.h"
+
+namespace liteseg::LITESEG_ISA {
+
+constexpr int64_t kPanel = 2 * Vec::width;
+#if defined(LITESEG_ISA_AVX512)
+constexpr int kRows = 12;  // 24 of 32 registers accumulate
+#elif defined(LITESEG_ISA_AVX2)
+constexpr int kRows = 6;  // 12 of 16 registers
+#else
+constexpr int kRows = 4;
+#endif
+
+// dst[c * dst_stride + r] = src[r * row_stride + c * col_stride] for r < rows, c < cols
+template <typename T>
+void transpose_copy(const T* src, int64_t row_stride, int64_t col_stride, int64_t rows, int64_t cols, float* dst,
+                    int64_t dst_stride) {
+  constexpr int64_t w = Vec::width;
+  if (col_stride != 1) {
+    for (int64_t c = 0; c < cols; ++c) {
+      for (int64_t r = 0; r < rows; ++r) {
+        dst[c * dst_stride + r] = widen(src[r * row_stride + c * col_stride]);
+      }
+    }
+    return;
+  }
+  for (int64_t c = 0; c < cols; c += w) {
+    const int64_t nc = min_i(w, cols - c);
+    for (int64_t r = 0; r < rows; r += w) {
+      const int64_t nr = min_i(w, rows - r);
+      Vec block[w];
+      for (int64_t i = 0; i < w; ++i) {
+        block[i] = i < nr ? load_partial(src + (r + i) * row_stride + c, nc) : zero();
+      }
+      transpose(block);
+      for (int64_t i = 0; i < nc; ++i) {
+        store_partial(dst + (c + i) * dst_stride + r, block[i], nr);
+      }
+    }
+  }
+}
+
+// n < width elements at any stride, widened
+template <typename T>
+LITESEG_INLINE Vec load_strided(const T* p, int64_t stride, int64_t n) {
+  if (stride == 1) {
+    return load_partial(p, n);
+  }
+  float tmp[Vec::width] = {};
+  for (int64_t i = 0; i < min_i(n, Vec::width); ++i) {
+    tmp[i] = widen(p[i * stride]);
+  }
+  return load(tmp);
+}
+
+// weight [N, K] at any strides -> panels
+template <typename T>
+void pack_panels(const T* weight, int64_t n_stride, int64_t k_stride, int64_t n, int64_t k, float* panels) {
+  for (int64_t j = 0; j < n; j += kPanel) {
+    const int64_t cols = min_i(kPanel, n - j);
+    float* panel = panels + j * k;
+    if (cols < kPanel) {
+      for (int64_t i = 0; i < k * kPanel; ++i) {
+        panel[i] = 0.0f;
+      }
+    }
+    transpose_copy(weight + j * n_stride, n_stride, k_stride, cols, k, panel, kPanel);
+  }
+}
+
+// what happens to a finished sum before it is stored
+template <typename T>
+struct Epilogue {
+  const T* residual;  // [M][N] or null
+  int64_t residual_stride;
+  int activation;
+  float slope;
+};
+
+template <typename T, int M, int V>
+void gemm_block(const float* a, int64_t lda, const float* b, int64_t k_count, const float* bias, T* out, int64_t ldo,
+                int64_t cols, const Epilogue<T>& epilogue) {
+  Vec acc[M][V];
+#pragma GCC unroll 12
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) {
+      acc[m][v] = load(bias + v * Vec::width);
+    }
+  }
+  for (int64_t k = 0; k < k_count; ++k) {
+    Vec bv[V];
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) {
+      bv[v] = load(b + k * kPanel + v * Vec::width);
+    }
+#pragma GCC unroll 12
+    for (int m = 0; m < M; ++m) {
+      const Vec av = set1(a[m * lda + k]);
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) {
+        acc[m][v] = fma(av, bv[v], acc[m][v]);
+      }
+    }
+  }
+  const Vec slope = set1(epilogue.slope);
+#pragma GCC unroll 12
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) {
+      const int64_t col = v * Vec::width;
+      Vec sum = acc[m][v];
+      if (epilogue.residual != nullptr) {
+        sum = add(sum, load_partial(epilogue.residual + m * epilogue.residual_stride + col, cols - col));
+      }
+      store_partial(out + m * ldo + col, activate(sum, epilogue.activation, slope), cols - col);
+    }
+  }
+}
+
+template <typename T, int V>
+void gemm_panel(int64_t m_count, const float* a, int64_t lda, const float* b, int64_t k_count, const float* bias,
+                T* out, int64_t ldo, int64_t cols, Epilogue<T> epilogue) {
+  int64_t m = 0;
+  const auto advance = [&](int64_t rows) {
+    m += rows;
+    a += rows * lda;
+    out += rows * ldo;
+    if (epilogue.residual != nullptr) {
+      epilogue.residual += rows * epilogue.residual_stride;
+    }
+  };
+  for (; m + kRows <= m_count; advance(kRows)) {
+    gemm_block<T, kRows, V>(a, lda, b, k_count, bias, out, ldo, cols, epilogue);
+  }
+  for (; m + 4 <= m_count; advance(4)) {
+    gemm_block<T, 4, V>(a, lda, b, k_count, bias, out, ldo, cols, epilogue);
+  }
+  for (; m < m_count; advance(1)) {
+    gemm_block<T, 1, V>(a, lda, b, k_count, bias, out, ldo, cols, epilogue);
+  }
+}
+
+template <typename T>
+void gemm(int64_t m_count, int64_t n_count, int64_t k_count, const float* a, int64_t lda, const float* panels,
+          const float* bias, T* out, int64_t ldo, const Epilogue<T>& epilogue) {
+  for (int64_t n = 0; n < n_count; n += kPanel) {
+    const int64_t cols = min_i(kPanel, n_count - n);
+    Epilogue<T> part = epilogue;
+    if (part.residual != nullptr) {
+      part.residual += n;
+    }
+    const float* b = panels + n * k_count;
+    if (cols > Vec::width) {
+      gemm_panel<T, 2>(m_count, a, lda, b, k_count, bias + n, out + n, ldo, cols, part);
+    } else {
+      gemm_panel<T, 1>(m_count, a, lda, b, k_count, bias + n, out + n, ldo, cols, part);
+    }
+  }
+}
+
+}  // namespace liteseg::LITESEG_ISA

@@ -1,0 +1,122 @@
+// Registration of liteseg_cpu::separable_conv2d; the kernel is described in separable_conv2d_impl.h.
+#include "cpu/separable_conv2d.h"
+
+#include "cpu/isa.h"
+#include "cpu/tensors.h"
+
+namespace liteseg::cpu {
+namespace {
+
+constexpr const char* kOp = "separable_conv2d";
+
+int64_t output_size(const char* argument, int64_t size, int64_t kernel, int64_t stride, int64_t padding,
+                    int64_t dilation) {
+  LITESEG_CHECK(stride > 0 && dilation > 0 && padding >= 0, kOp, argument,
+                "stride >= 1, dilation >= 1 and padding >= 0", text(stride, ", ", dilation, " and ", padding));
+  const int64_t room = size + 2 * padding - dilation * (kernel - 1) - 1;
+  LITESEG_CHECK(room >= 0, kOp, argument, text("at least ", dilation * (kernel - 1) + 1, " with its padding"),
+                size + 2 * padding);
+  return room / stride + 1;
+}
+
+// Pixels worked on at a time: enough for the registers of the product, few enough that the depthwise values of a tile
+// stay in the first levels of cache and that every thread gets several tiles. Results do not depend on it.
+int64_t tile_pixels(int64_t channels, int64_t pixels) {
+  constexpr int64_t least = 24;
+  constexpr int64_t cached_floats = 16384;
+  const int64_t by_cache = cached_floats / std::max<int64_t>(channels, 1) / least * least;
+  const int64_t by_balance = pixels / (4 * static_cast<int64_t>(torch::stable::get_num_threads())) / least * least;
+  return std::max(least, std::min({by_cache, by_balance, int64_t{240}}));
+}
+
+Tensor separable_conv2d(Tensor x, Tensor depthwise_weight, Tensor pointwise_weight, std::optional<Tensor> bias,
+                        std::optional<Tensor> residual, std::vector<int64_t> stride, std::vector<int64_t> padding,
+                        std::vector<int64_t> dilation, int64_t activation, double negative_slope) {
+  check_4d(kOp, "x", x);
+  check_4d(kOp, "depthwise_weight", depthwise_weight);
+  check_4d(kOp, "pointwise_weight", pointwise_weight);
+  const DType dtype = dtype_of(kOp, "x", x);
+  SeparableConvArgs g{};
+  g.n = x.size(0);
+  g.c = x.size(1);
+  g.h = x.size(2);
+  g.w = x.size(3);
+  g.kh = depthwise_weight.size(2);
+  g.kw = depthwise_weight.size(3);
+  g.co = pointwise_weight.size(0);
+  check_shape(kOp, "depthwise_weight", depthwise_weight, {g.c, 1, g.kh, g.kw});
+  check_shape(kOp, "pointwise_weight", pointwise_weight, {g.co, g.c, 1, 1});
+  check_same_dtype(kOp, "depthwise_weight", depthwise_weight, x);
+  check_same_dtype(kOp, "pointwise_weight", pointwise_weight, x);
+  LITESEG_CHECK(activation >= kNone && activation <= kLeakyRelu, kOp, "activation", "0, 1, 2 or 3", activation);
+  g.sh = stride[0];
+  g.sw = stride[1];
+  g.ph = padding[0];
+  g.pw = padding[1];
+  g.dh = dilation[0];
+  g.dw = dilation[1];
+  g.oh = output_size("height", g.h, g.kh, g.sh, g.ph, g.dh);
+  g.ow = output_size("width", g.w, g.kw, g.sw, g.pw, g.dw);
+  if (bias.has_value()) {
+    check_shape(kOp, "bias", *bias, {g.co});
+  }
+  if (residual.has_value()) {
+    check_shape(kOp, "residual", *residual, {g.n, g.co, g.oh, g.ow});
+    check_same_dtype(kOp, "residual", *residual, x);
+  }
+  Tensor out = empty_dense({g.n, g.co, g.oh, g.ow}, x.scalar_type(), is_channels_last(x));
+  if (out.numel() == 0) {
+    return out;
+  }
+
+  const SeparableConvTable& table = LITESEG_CHOOSE(separable_conv2d_table);
+  const int64_t panels = (g.co + table.panel - 1) / table.panel;
+  const int64_t pointwise_floats = panels * table.panel * g.c;
+  const int64_t depthwise_floats = g.kh * g.kw * g.c;
+  const int64_t bias_floats = panels * table.panel;
+  float* packed = reinterpret_cast<float*>(thread_buffer(
+      Slot::kPacked, (pointwise_floats + bias_floats + depthwise_floats) * static_cast<int64_t>(sizeof(float))));
+  float* packed_bias = packed + pointwise_floats;
+  float* packed_depthwise = packed_bias + bias_floats;
+  table.pack[dtype](read_of(pointwise_weight), pointwise_weight.stride(0), pointwise_weight.stride(1), g.co, g.c,
+                    packed);
+  std::fill_n(packed_bias, bias_floats, 0.0f);
+  if (bias.has_value()) {
+    const std::vector<float> values = to_floats(*bias);
+    std::copy(values.begin(), values.end(), packed_bias);
+  }
+  const std::vector<float> taps = to_floats(depthwise_weight);
+  for (int64_t c = 0; c < g.c; ++c) {
+    for (int64_t i = 0; i < g.kh * g.kw; ++i) {
+      packed_depthwise[i * g.c + c] = taps[c * g.kh * g.kw + i];
+    }
+  }
+
+  g.x = read_of(x);
+  g.xs = strides_of(x);
+  g.depthwise = packed_depthwise;
+  g.pointwise = packed;
+  g.bias = packed_bias;
+  g.residual = residual.has_value() ? read_of(*residual) : nullptr;
+  g.rs = residual.has_value() ? strides_of(*residual) : Strides4{};
+  g.out = data_of(out);
+  g.os = strides_of(out);
+  g.activation = static_cast<int>(activation);
+  g.slope = static_cast<float>(negative_slope);
+  const int64_t pixels = g.n * g.oh * g.ow;
+  g.tile = tile_pixels(g.c, pixels);
+
+  const int64_t scratch_bytes = table.scratch_bytes(g);
+  parallel((pixels + g.tile - 1) / g.tile, g.tile * g.c * (g.co + g.kh * g.kw), [&](int64_t begin, int64_t end) {
+    table.run[dtype](g, begin, end, thread_buffer(Slot::kScratch, scratch_bytes));
+  });
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(liteseg_cpu, CPU, m) {
+  m.impl("separable_conv2d", TORCH_BOX(&separable_conv2d));
+}
+
+}  // namespace liteseg::cpu

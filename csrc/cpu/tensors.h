@@ -1,0 +1,108 @@
+// Between torch's tensors and the plain arguments of the kernels. Baseline files only: the headers of torch define
+// inline functions that must not be compiled for a wider instruction set.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/MemoryFormat.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <new>
+#include <optional>
+#include <vector>
+
+#include "common/check.h"
+#include "cpu/types.h"
+
+namespace liteseg::cpu {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline DType dtype_of(const char* op, const char* argument, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return kFloat;
+    case ScalarType::Half:
+      return kHalf;
+    case ScalarType::BFloat16:
+      return kBFloat16;
+    default:
+      LITESEG_CHECK(false, op, argument, "float32, float16 or bfloat16", dtype_text(t.scalar_type()));
+      return kFloat;
+  }
+}
+
+inline void check_4d(const char* op, const char* argument, const Tensor& t) {
+  LITESEG_CHECK(t.dim() == 4, op, argument, "4 dimensions", shape_text(t));
+}
+
+inline void check_shape(const char* op, const char* argument, const Tensor& t, const std::vector<int64_t>& shape) {
+  bool same = t.dim() == static_cast<int64_t>(shape.size());
+  std::ostringstream expected;
+  for (size_t i = 0; i < shape.size(); ++i) {
+    same = same && t.size(static_cast<int64_t>(i)) == shape[i];
+    expected << (i == 0 ? "[" : ", ") << shape[i];
+  }
+  expected << ']';
+  LITESEG_CHECK(same, op, argument, expected.str(), shape_text(t));
+}
+
+inline void check_same_dtype(const char* op, const char* argument, const Tensor& t, const Tensor& x) {
+  LITESEG_CHECK(t.scalar_type() == x.scalar_type(), op, argument, dtype_text(x.scalar_type()),
+                dtype_text(t.scalar_type()));
+}
+
+inline Strides4 strides_of(const Tensor& t) {
+  return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
+}
+
+// torch's rule for the format of a result: strides that do not decrease in the order C, W, H, N
+inline bool is_channels_last(const Tensor& t) {
+  if (t.dim() != 4 || t.stride(1) == 0) {
+    return false;
+  }
+  int64_t least = 0;
+  for (const int64_t d : {1, 3, 2, 0}) {
+    if (t.size(d) == 0 || t.stride(d) < least || (d == 0 && least == t.stride(1))) {
+      return false;
+    }
+    least = t.stride(d) * t.size(d);
+  }
+  return true;
+}
+
+inline Tensor empty_dense(const std::vector<int64_t>& shape, ScalarType dtype, bool channels_last) {
+  using torch::headeronly::MemoryFormat;
+  return torch::stable::empty({shape.data(), shape.size()}, dtype, std::nullopt,
+                              torch::stable::Device(torch::headeronly::DeviceType::CPU), std::nullopt,
+                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+inline void* data_of(const Tensor& t) {
+  return t.mutable_data_ptr();
+}
+inline const void* read_of(const Tensor& t) {
+  return t.const_data_ptr();
+}
+
+// a small tensor of any floating dtype and strides as contiguous floats
+std::vector<float> to_floats(const Tensor& t);
+
+// Memory of one thread that is reused between calls: fresh pages cost more than the kernels that fill them. Slots keep
+// what the caller prepares apart from what it needs again as one of the workers.
+enum class Slot { kPacked, kScratch, kCount };
+char* thread_buffer(Slot slot, int64_t bytes);
+
+// f(begin, end) over [0, count) on torch's threads; a thread gets at least `least_work` units of `work_each`
+template <typename F>
+void parallel(int64_t count, int64_t work_each, const F& f) {
+  constexpr int64_t least_work = 1 << 18;
+  if (count > 0) {
+    torch::stable::parallel_for(0, count, std::max<int64_t>(1, least_work / std::max<int64_t>(1, work_each)), f);
+  }
+}
+
+}  // namespace liteseg::cpu

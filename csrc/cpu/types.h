@@ -1,0 +1,25 @@
+// Plain types shared by the baseline translation units and the ones compiled with wider instruction sets.
+// Nothing here may contain an inline function: the linker would keep one copy for all instruction sets.
+#pragma once
+
+#include <cstdint>
+
+namespace liteseg::cpu {
+
+// storage-only half types; arithmetic widens to float
+struct f16 {
+  uint16_t bits;
+};
+struct bf16 {
+  uint16_t bits;
+};
+
+enum DType : int { kFloat = 0, kHalf = 1, kBFloat16 = 2, kNumDTypes = 3 };
+enum Activation : int { kNone = 0, kRelu = 1, kRelu6 = 2, kLeakyRelu = 3 };
+
+// strides of a [N, C, H, W] tensor, in elements
+struct Strides4 {
+  int64_t n, c, h, w;
+};
+
+}  // namespace liteseg::cpu
