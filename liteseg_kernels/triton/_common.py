@@ -1,0 +1,134 @@
+"""What the Triton kernels share: device functions, the fixed-order reduction, and the launchers' small decisions."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# a wider index is used from here on; offsets are counted in elements
+_INT32_MAX = 2**31 - 1
+
+
+class Tile(NamedTuple):
+    """One row of a launch table: pixels (height, width) x channels read x channels written, warps, stages."""
+
+    height: int
+    width: int
+    inner: int
+    outer: int
+    warps: int
+    stages: int
+
+
+def guard(x: Tensor) -> AbstractContextManager[object]:
+    """Make x's device current for the launches inside; nothing to do for CPU tensors (interpreter)."""
+    return torch.cuda.device_of(x) if x.is_cuda else contextlib.nullcontext()
+
+
+def width_class(dtype: torch.dtype) -> str:
+    """The launch tables' dtype class: tile shapes depend on the bytes of an element alone."""
+    return "single" if dtype == torch.float32 else "half"
+
+
+def dot_precision(x: Tensor) -> str:
+    """`input_precision` of products: exact, unless torch's switch for float32 matrix products allows tf32."""
+    return "tf32" if x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def needs_wide_index(*tensors: Tensor | None) -> bool:
+    """Whether an offset inside one image of some tensor may not fit int32."""
+    return any(
+        sum((size - 1) * abs(stride) for size, stride in zip(t.shape[1:], t.stride()[1:], strict=True)) > _INT32_MAX
+        for t in tensors
+        if t is not None and t.numel() > 0
+    )
+
+
+def block(extent: int, largest: int) -> int:
+    """The smallest power of two that holds `extent`, between 16 (least side of a matrix product) and `largest`."""
+    return min(max(16, triton.next_power_of_2(extent)), largest)
+
+
+@triton.jit
+def activate(v, ACTIVATION: tl.constexpr, negative_slope):
+    # comparisons, not minimum/maximum: NaN passes, as it does in torch
+    if ACTIVATION == 1:
+        v = tl.where(v < 0.0, 0.0, v)
+    elif ACTIVATION == 2:
+        v = tl.where(v < 0.0, 0.0, tl.where(v > 6.0, 6.0, v))
+    elif ACTIVATION == 3:
+        v = tl.where(v > 0.0, v, v * negative_slope)
+    return v
+
+
+@triton.jit
+def activation_gradient(grad, output, ACTIVATION: tl.constexpr, negative_slope):
+    # select, never multiply: an infinite upstream gradient stays out of the cut-off part
+    if ACTIVATION == 1:
+        grad = tl.where(output > 0.0, grad, 0.0)
+    elif ACTIVATION == 2:
+        grad = tl.where((output > 0.0) & (output < 6.0), grad, 0.0)
+    elif ACTIVATION == 3:
+        grad = tl.where(output > 0.0, grad, grad * negative_slope)
+    return grad
+
+
+@triton.jit
+def widen(index, WIDE: tl.constexpr):
+    if WIDE:
+        index = index.to(tl.int64)
+    return index
+
+
+@triton.jit
+def offsets(y, x, c, s_c, s_h, s_w, WIDE: tl.constexpr):
+    """Offsets inside one image of pixels (y, x) and channels c: [P, BC]."""
+    return (widen(y, WIDE) * s_h + widen(x, WIDE) * s_w)[:, None] + (widen(c, WIDE) * s_c)[None, :]
+
+
+@triton.jit
+def tile_position(tile, H, W, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
+    """Image, and the rows and columns of the pixels, of a tile of [N, H, W] counted image by image."""
+    across = tl.cdiv(W, TILE_W)
+    per_image = tl.cdiv(H, TILE_H) * across
+    n = tile // per_image
+    inside = tile % per_image
+    p = tl.arange(0, TILE_H * TILE_W)
+    y = inside // across * TILE_H + p // TILE_W
+    x = inside % across * TILE_W + p % TILE_W
+    return n.to(tl.int64), y, x
+
+
+@triton.jit
+def sum_parts_kernel(
+    parts,  # [S, M] float32, contiguous
+    out,  # [M], contiguous
+    S,
+    M,
+    BLOCK: tl.constexpr,
+):
+    m = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = m < M
+    total = tl.zeros((BLOCK,), tl.float32)
+    row = parts + m
+    # one fixed order: the sum does not depend on which program finished first
+    for _ in range(S):
+        total += tl.load(row, mask=mask, other=0.0)
+        row += M
+    tl.store(out + m, total.to(out.dtype.element_ty), mask=mask)
+
+
+def sum_parts(parts: Tensor, out: Tensor) -> Tensor:
+    """out = parts.sum(0), in the order of the rows."""
+    count = out.numel()
+    size = min(256, max(16, triton.next_power_of_2(count)))
+    sum_parts_kernel[(triton.cdiv(count, size),)](
+        parts, out, parts.shape[0], count, BLOCK=size, num_warps=min(4, max(1, size // 64)), num_stages=1
+    )
+    return out
