@@ -331,7 +331,9 @@ def build(plan: Plan, folder: Path, target: Path) -> None:
 
 def failed(plan: Plan) -> None:
     less = "LITESEG_BUILD=cpu builds without CUDA, " if len(plan.libraries) > 1 else ""
-    sys.exit(f"error: the kernels did not compile (see above). {less}LITESEG_BUILD=none installs without compiled kernels.")
+    sys.exit(
+        f"error: the kernels did not compile (see above). {less}LITESEG_BUILD=none installs without compiled kernels."
+    )
 
 
 def replace(target: Path, data: bytes) -> None:

@@ -45,9 +45,9 @@ def collect() -> dict[str, Any]:
 
     Returns:
         `version`, `python`, `torch`, `torch_cuda` (CUDA version of the torch build or None), `devices` (names of the
-        GPUs), `triton` (version or None), `cpu_isa` (instruction set of the C++ kernels, or None), `build` (mode, torch,
-        compiler, nvcc, archs, sources and skipped parts of the build), `libraries` and `backends` (name -> None when
-        usable, else the reason why not), `default_backend`.
+        GPUs), `triton` (version or None), `cpu_isa` (instruction set of the C++ kernels, or None), `build` (its mode,
+        torch, compiler, nvcc, archs, sources and skipped parts), `libraries` and `backends` (name -> None when usable,
+        else the reason why not), `default_backend`.
     """
     _loader.load()
     triton, no_triton = _triton()

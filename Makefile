@@ -1,0 +1,67 @@
+# Everything needs only python3, make and g++; the first target sets up .venv, later ones find it ready.
+#   make demo    segment the bundled street picture with the bundled weights
+#   make test    the whole test suite; PYTEST_ARGS="-k argmax --quick" for less
+#   make lint    every check of .pre-commit-config.yaml
+#   make bench   the benchmarks
+#   make build   (re)build the compiled kernels only
+#   make clean   remove what the others made, .venv included
+
+PYTHON ?= python3
+TORCH ?= 2.13.0
+# only where torch brings no triton of its own, as its CPU builds do
+TRITON ?= 3.9.0
+VENV ?= .venv
+OUT ?= demo_out
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PIP_INSTALL := $(PIP) install -q -c .ci/constraints.txt
+SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
+TORCH_STAMP := $(VENV)/stamp-torch-$(TORCH)
+
+.PHONY: demo test lint bench build clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/stamp-run
+	$(BIN)/liteseg demo --out $(OUT)
+
+test: $(VENV)/stamp-dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/stamp-dev
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pre-commit run --all-files
+
+bench: $(VENV)/stamp-dev
+	$(BIN)/python -m pytest benchmarks $(PYTEST_ARGS)
+
+build: $(VENV)/stamp-run
+	$(BIN)/python setup.py build_ext --inplace
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info liteseg_kernels/*.so liteseg_kernels/_build_info.py $(OUT)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/stamp-venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "$(PYTHON) is too old: expected Python >= 3.10; name another with make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+		{ echo "$(PYTHON) cannot make virtual environments: install the python3-venv package of your system," \
+		"or name another interpreter with make PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(TORCH_STAMP): $(VENV)/stamp-venv .ci/constraints.txt
+	rm -f $(VENV)/stamp-torch-*
+	$(PIP_INSTALL) "torch==$(TORCH)" setuptools wheel ninja
+	@touch $@
+
+$(VENV)/stamp-run: $(TORCH_STAMP) $(SOURCES)
+	$(PIP_INSTALL) --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/stamp-dev: $(TORCH_STAMP) $(SOURCES)
+	$(BIN)/python -c "import triton" 2>/dev/null || $(PIP_INSTALL) "triton==$(TRITON)"
+	$(PIP_INSTALL) --no-build-isolation -e ".[train,video,dev]"
+	@touch $(VENV)/stamp-run $@
