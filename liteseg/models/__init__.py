@@ -5,16 +5,19 @@ from __future__ import annotations
 from liteseg.models.checkpoint import list_weights, load_weights, read_metadata, save_weights
 from liteseg.models.liteseg import LiteSeg, ModelConfig
 from liteseg.models.official import export_official
+from liteseg.models.profile import Profile, profile
 from liteseg.models.registry import create_model, list_models
 
 __all__ = [
     "LiteSeg",
     "ModelConfig",
+    "Profile",
     "create_model",
     "export_official",
     "list_models",
     "list_weights",
     "load_weights",
+    "profile",
     "read_metadata",
     "save_weights",
 ]
