@@ -1,0 +1,7 @@
+"""``python -m liteseg``."""
+
+import sys
+
+from liteseg.cli import main
+
+sys.exit(main())

@@ -1,0 +1,389 @@
+"""The command line: ``liteseg`` and ``python -m liteseg``.
+
+Exit codes: 0 success; 1 some of several inputs failed, the others were written; 2 wrong usage or bad input, one line on
+stderr says why; 70 an error inside liteseg; 130 interrupted. ``--debug`` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from liteseg.errors import MissingExtraError, UserError
+
+if TYPE_CHECKING:
+    from liteseg.models import LiteSeg
+
+__all__ = ["main"]
+
+EXIT_OK = 0
+EXIT_SOME_FAILED = 1
+EXIT_BAD_INPUT = 2
+# sysexits.h: internal software error
+EXIT_INTERNAL = 70
+EXIT_INTERRUPTED = 130
+
+_TRAIN_MODULES = ("pytorch_lightning", "lightning_utilities", "torchmetrics", "jsonargparse", "tensorboard")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH such as 512x1024, got {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def _share(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
+    return value
+
+
+def _positive(text: str) -> float:
+    value = _number(text)
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}") from None
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _model_options(parser: argparse.ArgumentParser, *, weights: str | None = None) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", metavar="NAME", help="model name; the weights' own by default")
+    group.add_argument(
+        "--weights",
+        metavar="W",
+        default=weights,
+        required=weights is None,
+        help="bundled name (such as camvid) or path of a .safetensors, .pth or .pt file"
+        + (f"; default {weights}" if weights else ""),
+    )
+    group.add_argument("--num-classes", type=_count, metavar="K", help="number of classes; the weights' own by default")
+    group.add_argument("--scale", type=_positive, metavar="S", help="input scale; the weights' own by default")
+    group.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, cuda:N or auto (default)")
+    group.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"), help="default float32")
+    group.add_argument("--backend", default=None, metavar="B", help="reference, cpu, triton, cuda or auto (default)")
+
+
+def _fuse_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-fuse", action="store_true", help="run the model as it was trained, batch norm unfolded")
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+    )
+    parser = _Parser(
+        prog="liteseg",
+        description="Real-time semantic segmentation with LiteSeg.",
+        parents=[common],
+        epilog="Exit codes: 0 success, 1 some of several inputs failed, 2 wrong usage or bad input, "
+        "70 an error inside liteseg, 130 interrupted.",
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+
+    p = commands.add_parser(
+        "predict",
+        parents=[common],
+        help="segment pictures and videos",
+        description="Writes NAME_labels.png (8-bit train ids, 255 is never written) and NAME_overlay.png for every "
+        "picture, NAME_overlay.mp4 for every video. A file that cannot be read is reported at the end and does not "
+        "stop the others.",
+    )
+    p.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder, glob or video")
+    p.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="output folder (default: out)")
+    p.add_argument("--alpha", type=_share, default=0.5, metavar="A", help="share of the class colour (default 0.5)")
+    p.add_argument("--labels-only", action="store_true", help="write no overlays")
+    p.add_argument("--legend", action="store_true", help="add the class names to the overlays of pictures")
+    p.add_argument("--recursive", action="store_true", help="search sub-folders too; let ** in globs match them")
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    _model_options(p)
+    _fuse_option(p)
+    p.set_defaults(run=_predict)
+
+    p = commands.add_parser("train", add_help=False, help="train a model (needs liteseg[train])")
+    p.set_defaults(run=None)
+
+    p = commands.add_parser(
+        "evaluate",
+        parents=[common],
+        help="measure a model on a labelled data set",
+        description="Class and category IoU and pixel accuracy over a whole split, void ignored, by the Cityscapes "
+        "rules. With --submission the zip file for the Cityscapes test server is written instead.",
+    )
+    p.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the data set")
+    p.add_argument("--dataset", required=True, metavar="NAME", help="camvid or cityscapes")
+    p.add_argument("--split", default="val", metavar="SPLIT", help="val (default), test, train, ...")
+    p.add_argument(
+        "--crop",
+        metavar="center:HxW",
+        help="look at the middle of every image only; center:512x1024 is what the paper calls 512x1024",
+    )
+    p.add_argument("--flip", action="store_true", help="average with the mirrored image")
+    p.add_argument("--json", type=Path, metavar="FILE", help="also write scores, counts and settings as JSON")
+    p.add_argument("--csv", type=Path, metavar="FILE", help="also write the scores as CSV")
+    p.add_argument("--submission", type=Path, metavar="FILE.zip", help="write the test server's zip file instead")
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    _model_options(p)
+    _fuse_option(p)
+    p.set_defaults(run=_evaluate)
+
+    p = commands.add_parser(
+        "profile",
+        parents=[common],
+        help="parameters and multiply-accumulates of a model",
+        description="Prints parameters and MACs of every part of a model, or with --all one line for each model: "
+        "parameters with and without the ImageNet head that the paper counts, true MACs, and the paper's own counter.",
+    )
+    p.add_argument("model", nargs="?", metavar="MODEL", help="model name")
+    p.add_argument("--all", action="store_true", help="one line for each model")
+    p.add_argument("--size", type=_size, default=(512, 1024), metavar="HxW", help="input size (default 512x1024)")
+    p.add_argument("--num-classes", type=_count, default=19, metavar="K", help="number of classes (default 19)")
+    p.add_argument(
+        "--convention",
+        choices=("macs", "liteseg"),
+        default="macs",
+        help="macs: multiply-accumulates of convolutions (default); liteseg: the counter behind the paper's Table II",
+    )
+    p.set_defaults(run=_profile)
+
+    p = commands.add_parser(
+        "info", parents=[common], help="versions, kernels and devices found", description="What runs on this machine."
+    )
+    p.set_defaults(run=_info)
+
+    p = commands.add_parser(
+        "demo",
+        parents=[common],
+        help="segment a street picture, compare fused with plain PyTorch",
+        description="Writes labels and overlay of one picture and prints where they are, and one line that compares "
+        "the fused model with plain PyTorch on it: share of equal labels and ratio of the times.",
+    )
+    p.add_argument("--image", type=Path, metavar="FILE", help="picture; default: the street picture of the repository")
+    p.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="output folder (default: out)")
+    p.add_argument("--rounds", type=_count, default=10, metavar="N", help="timed rounds (default 10)")
+    _model_options(p, weights="camvid")
+    p.set_defaults(run=_demo)
+    return parser
+
+
+def _device(text: str) -> Any:
+    import torch
+
+    if text == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        raise UserError(f"--device: expected cpu, cuda, cuda:N or auto, got {text!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device: expected cpu, cuda, cuda:N or auto, got {text!r}")
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise UserError(f"--device: expected a device of this machine (it has {count} usable GPUs), got {text!r}")
+    return device
+
+
+def _load(args: argparse.Namespace) -> LiteSeg:
+    """The model of the command line: eval mode, on its device, in float32."""
+    from liteseg.models import create_model
+
+    model = create_model(args.model, num_classes=args.num_classes, weights=args.weights)
+    return model.eval().to(_device(args.device))
+
+
+def _finished(model: LiteSeg, args: argparse.Namespace) -> Any:
+    """Fused unless --no-fuse, then in the dtype asked for: batch norm is folded in float32."""
+    import torch
+
+    import liteseg_kernels as lk
+
+    ready = model if args.no_fuse else lk.fuse(model)
+    return ready.to(getattr(torch, args.dtype))
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from liteseg.files import predict_files
+    from liteseg.palette import palette_for
+
+    model = _load(args)
+    config = model.config
+    outcome = predict_files(
+        _finished(model, args),
+        args.inputs,
+        args.out,
+        palette=palette_for(config.class_names, config.num_classes),
+        class_names=config.class_names,
+        alpha=args.alpha,
+        labels_only=args.labels_only,
+        legend=args.legend,
+        recursive=args.recursive,
+        scale=args.scale,
+        progress=not args.quiet,
+    )
+    for note in outcome.renamed:
+        print(f"liteseg: note: {note}", file=sys.stderr)
+    if not outcome.done:
+        more = len(outcome.failures) - 1
+        raise UserError(outcome.failures[0] + (f" (and {more} more inputs failed)" if more else ""))
+    if outcome.done == 1:
+        print("\n".join(map(str, outcome.written)))
+    else:
+        print(f"{outcome.done} files segmented, {len(outcome.written)} results in {args.out}")
+    if outcome.failures:
+        print(f"liteseg: error: {len(outcome.failures)} inputs failed:", file=sys.stderr)
+        for reason in outcome.failures:
+            print(f"  {reason}", file=sys.stderr)
+        return EXIT_SOME_FAILED
+    return EXIT_OK
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from liteseg.data import dataset
+    from liteseg.evaluate import evaluate
+    from liteseg.submission import write_submission
+
+    for name, path, suffix in (
+        ("json", args.json, ".json"),
+        ("csv", args.csv, ".csv"),
+        ("submission", args.submission, ".zip"),
+    ):
+        if path is not None and path.suffix.lower() != suffix:
+            raise UserError(f"--{name}: expected a file name ending in {suffix}, got {str(path)!r}")
+    if args.submission is not None:
+        for name in ("crop", "flip", "json", "csv"):
+            if getattr(args, name):
+                raise UserError(f"--submission: expected without --{name} (nothing is measured)")
+    data = dataset(args.dataset, args.data, args.split)
+    model = _finished(_load(args), args)
+    if args.submission is not None:
+        count = write_submission(model, data, args.submission, scale=args.scale, progress=not args.quiet)
+        print(f"{count} label maps in {args.submission}")
+        return EXIT_OK
+    result = evaluate(model, data, crop=args.crop, scale=args.scale, flip=args.flip, progress=not args.quiet)
+    result.settings.update(
+        dataset=args.dataset, split=args.split, weights=args.weights, model=model.config.name, dtype=args.dtype
+    )
+    print(result.table())
+    for path in (args.json, args.csv):
+        if path is not None:
+            result.write(path)
+    return EXIT_OK
+
+
+def _profile(args: argparse.Namespace) -> int:
+    raise NotImplementedError
+
+
+def _info(args: argparse.Namespace) -> int:
+    from liteseg_kernels import info
+
+    info.main()
+    return EXIT_OK
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from liteseg.demo import demo
+
+    demo(_load(args), image=args.image, out=args.out, dtype=args.dtype, scale=args.scale, rounds=args.rounds)
+    return EXIT_OK
+
+
+def _train(argv: Sequence[str]) -> int:
+    try:
+        from liteseg.train.cli import main as train
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in _TRAIN_MODULES:
+            raise MissingExtraError("training", "train", missing) from error
+        raise
+    train(list(argv))
+    return EXIT_OK
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _os_error(error: OSError) -> str:
+    """Our own texts as they are; the system's without the number, file first."""
+    if error.errno is None or error.filename is None:
+        return _one_line(error)
+    return f"{os.fspath(error.filename)}: {error.strerror}"
+
+
+def _run(argv: list[str]) -> int:
+    # everything after "train" belongs to the trainer's own parser
+    words = [i for i, word in enumerate(argv) if not word.startswith("-")]
+    if words and argv[words[0]] == "train":
+        return _train([*argv[: words[0]], *argv[words[0] + 1 :]])
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.version:
+        from liteseg import __version__
+
+        print(f"liteseg {__version__}")
+        return EXIT_OK
+    if args.command is None:
+        parser.error("expected a command")
+    backend = getattr(args, "backend", None)
+    if backend is None:
+        return args.run(args)
+    import liteseg_kernels as lk
+
+    with lk.use_backend(backend):
+        return args.run(args)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns its exit code (see the module's text); prints errors, raises none."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        return _run([a for a in arguments if a != "--debug"])
+    except KeyboardInterrupt:
+        print("liteseg: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # the reader of our output (head, less) went away; keep the interpreter from flushing into it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except (ValueError, TypeError, OSError) as error:
+        if debug:
+            traceback.print_exc()
+        text = _os_error(error) if isinstance(error, OSError) else _one_line(error)
+        print(f"liteseg: error: {text}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        hint = "" if debug else " (run again with --debug for the traceback)"
+        print(f"liteseg: internal error: {type(error).__name__}: {_one_line(error)}{hint}", file=sys.stderr)
+        return EXIT_INTERNAL

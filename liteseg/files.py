@@ -1,0 +1,208 @@
+"""Which files a command line names, what their results are called, and segmenting them one by one."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from liteseg.errors import UserError
+from liteseg.image_io import IMAGE_SUFFIXES, add_legend, overlay, read_image, write_image
+from liteseg.palette import Palette
+from liteseg.predict import predict
+from liteseg.video import VIDEO_SUFFIXES, predict_video
+
+__all__ = ["Input", "Outcome", "find_inputs", "predict_files"]
+
+LABELS_END = "_labels.png"
+OVERLAY_END = "_overlay.png"
+VIDEO_END = "_overlay.mp4"
+
+
+@dataclass(frozen=True)
+class Input:
+    """One file to segment, and the name of its results (relative to the output folder, without their endings)."""
+
+    path: Path
+    name: Path
+
+    @property
+    def is_video(self) -> bool:
+        return self.path.suffix.lower() in VIDEO_SUFFIXES
+
+    def results(self, out: Path, labels_only: bool) -> list[Path]:
+        """The files that segmenting this one writes."""
+        base = str(out / self.name)
+        if self.is_video:
+            return [Path(base + VIDEO_END)]
+        return [Path(base + LABELS_END)] if labels_only else [Path(base + LABELS_END), Path(base + OVERLAY_END)]
+
+
+@dataclass
+class Outcome:
+    """What became of the inputs: files written, renamed results, and the reason of every failure."""
+
+    written: list[Path] = field(default_factory=list)
+    renamed: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    done: int = 0
+
+
+def _is_result(path: Path, out: Path) -> bool:
+    return path.name.endswith((LABELS_END, OVERLAY_END, VIDEO_END)) and path.resolve().is_relative_to(out.resolve())
+
+
+def _in_folder(folder: Path, recursive: bool, out: Path) -> list[Path]:
+    found = folder.rglob("*") if recursive else folder.iterdir()
+    wanted = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    # results of an earlier run into the same folder are not inputs of this one
+    return sorted(
+        p for p in found if p.suffix.lower() in wanted and p.name[0] != "." and p.is_file() and not _is_result(p, out)
+    )
+
+
+def find_inputs(given: Iterable[str], out: Path, *, recursive: bool = False) -> tuple[list[Input], list[str]]:
+    """Files behind the given names: files, folders, globs.
+
+    A file found twice is taken once. Inside a folder given with ``recursive``, results keep the sub-folder.
+
+    Returns:
+        The inputs, and one reason for every given name that stands for nothing.
+    """
+    found: dict[Path, Input] = {}
+    failures: list[str] = []
+
+    def add(path: Path, name: Path) -> None:
+        found.setdefault(path.resolve(), Input(path, name))
+
+    for text in given:
+        path = Path(text)
+        if path.is_dir():
+            files = _in_folder(path, recursive, out)
+            if not files:
+                deeper = "" if recursive else " (sub-folders are searched with --recursive)"
+                failures.append(f"{text}: no pictures or videos in this folder{deeper}")
+            for file in files:
+                add(file, file.relative_to(path).with_suffix(""))
+        elif path.exists() or not glob.has_magic(text):
+            if path.exists():
+                add(path, Path(path.stem))
+            else:
+                failures.append(f"{text}: no such file or folder")
+        else:
+            matches = sorted(Path(m) for m in glob.glob(text, recursive=recursive))
+            files = [m for m in matches if m.is_file() and not _is_result(m, out)]
+            if not files:
+                failures.append(f"{text}: no file matches this pattern")
+            for file in files:
+                add(file, Path(file.stem))
+    return list(found.values()), failures
+
+
+def _distinct(inputs: Sequence[Input], out: Path, labels_only: bool, outcome: Outcome) -> list[Input]:
+    """Gives inputs whose results would share a name, or overwrite an input, names of their own."""
+
+    def key(path: Path) -> str:
+        # some file systems do not tell A.png from a.png
+        return str(path.resolve()).casefold()
+
+    taken = {key(i.path) for i in inputs}
+    result = []
+    for one in inputs:
+        number, candidate = 1, one
+        while True:
+            names = {key(p) for p in candidate.results(out, labels_only)}
+            if not names & taken:
+                break
+            number += 1
+            candidate = Input(one.path, one.name.with_name(f"{one.name.name}_{number}"))
+        if candidate is not one:
+            outcome.renamed.append(f"{one.path}: results are named {candidate.name}, {one.name} is taken")
+        taken |= names
+        result.append(candidate)
+    return result
+
+
+def predict_files(
+    model: nn.Module,
+    given: Iterable[str],
+    out: Path,
+    *,
+    palette: Palette,
+    class_names: Sequence[str] | None = None,
+    alpha: float = 0.5,
+    labels_only: bool = False,
+    legend: bool = False,
+    recursive: bool = False,
+    scale: float | None = None,
+    progress: bool = True,
+) -> Outcome:
+    """Segments files, folders, globs and videos; one bad file does not lose the others.
+
+    Args:
+        given: names as typed by the user.
+        out: folder of the results: ``NAME_labels.png`` (8-bit train ids) and ``NAME_overlay.png``, or
+            ``NAME_overlay.mp4``.
+        palette: K rows of R, G, B.
+        class_names: for the legend.
+        alpha: share of the class colour in the overlay.
+        labels_only: leave the overlay out.
+        legend: add the class names to the overlay of pictures.
+        recursive: search sub-folders of folders, and let ``**`` in globs match them.
+        scale: input scale; the model's by default.
+        progress: show a progress bar on stderr when there is more than one file.
+
+    Returns:
+        What was written, and one reason for every input that failed.
+    """
+    outcome = Outcome()
+    inputs, outcome.failures = find_inputs(given, out, recursive=recursive)
+    bar: tqdm | None = None
+    for index, one in enumerate(_distinct(inputs, out, labels_only, outcome)):
+        try:
+            results = one.results(out, labels_only)
+            if one.is_video:
+                if labels_only:
+                    raise UserError(f"{one.path}: expected pictures with --labels-only, got a video")
+                predict_video(
+                    model,
+                    one.path,
+                    results[0],
+                    palette=palette,
+                    alpha=alpha,
+                    scale=scale,
+                    progress=progress and len(inputs) == 1,
+                )
+            else:
+                image = read_image(one.path)
+                try:
+                    labels = predict(model, image, scale=scale)
+                except ValueError as error:
+                    raise ValueError(f"{one.path}: {error}") from error
+                write_image(results[0], labels)
+                if not labels_only:
+                    painted = overlay(image, labels, palette, alpha)
+                    if legend and class_names is not None:
+                        painted = add_legend(painted, palette, class_names)
+                    write_image(results[1], painted)
+        except (ValueError, FileNotFoundError, PermissionError) as error:
+            outcome.failures.append(str(error))
+        except (MemoryError, torch.OutOfMemoryError):
+            outcome.failures.append(f"{one.path}: not enough memory for a file of this size")
+        else:
+            outcome.written += results
+            outcome.done += 1
+            if bar is None and len(inputs) > 1:
+                # made at the first success: when nothing works, the reason is all that is printed
+                bar = tqdm(total=len(inputs), desc="predict", unit="file", disable=not progress)
+                bar.update(index)
+        if bar is not None:
+            bar.update()
+    if bar is not None:
+        bar.close()
+    return outcome
