@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -80,21 +81,27 @@ class SegmentationData(pl.LightningDataModule):
         self.val_set: SegmentationDataset = dataset(name, root, val_split, transform=Preparation(val_input_scale))
         self.class_names = self.train_set.class_names
         self.train_split = train_split
+        self._first_epoch = 0
+
+    # lightning starts the loader before it restores its own progress and tells the sampler the epoch, so without this
+    # a resumed run would repeat the pictures of epoch 0
+    def state_dict(self) -> dict[str, Any]:
+        return {"epochs_done": 0 if self.trainer is None else self.trainer.fit_loop.epoch_progress.current.processed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._first_epoch = state_dict["epochs_done"]
 
     def train_dataloader(self) -> DataLoader:
-        world, rank, epoch = 1, 0, 0
+        world, rank = 1, 0
         if self.trainer is not None:
             world, rank = self.trainer.world_size, self.trainer.global_rank
-            # lightning makes the loader's iterator before it tells the sampler the epoch, so a resumed run would
-            # start with the order of epoch 0
-            epoch = self.trainer.fit_loop.epoch_progress.current.processed
         if len(self.train_set) < self.batch_size * world:
             raise ValueError(
                 f"data: batch_size: expected at most {len(self.train_set)} images for a step "
                 f"(the {self.train_split} split has no more), got {self.batch_size} x {world} process(es)"
             )
         sampler = EpochSampler(len(self.train_set), seed=self.seed, batch=self.batch_size, rank=rank, world=world)
-        sampler.set_epoch(epoch)
+        sampler.set_epoch(self._first_epoch)
         return DataLoader(
             self.train_set,
             batch_size=self.batch_size,
