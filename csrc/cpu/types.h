@@ -22,4 +22,12 @@ struct Strides4 {
   int64_t n, c, h, w;
 };
 
+// for each output position of one axis: value = w0 * in[i0] + w1 * in[i1]
+struct AxisView {
+  const int32_t* i0;
+  const int32_t* i1;
+  const float* w0;
+  const float* w1;
+};
+
 }  // namespace liteseg::cpu

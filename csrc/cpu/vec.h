@@ -179,9 +179,18 @@ LITESEG_INLINE Vec maximum(Vec a, Vec b) {
 LITESEG_INLINE Vec minimum(Vec a, Vec b) {
   return {_mm512_min_ps(a.v, b.v)};
 }
-// lane by lane: x > 0 ? a : b
-LITESEG_INLINE Vec where_positive(Vec x, Vec a, Vec b) {
-  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_GT_OQ), b.v, a.v)};
+// lane by lane: a > b ? x : y
+LITESEG_INLINE Vec where_greater(Vec a, Vec b, Vec x, Vec y) {
+  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ), y.v, x.v)};
+}
+using Index = __m512i;
+LITESEG_INLINE Index load_index(const int32_t* p, int32_t base) {
+  return _mm512_sub_epi32(_mm512_loadu_si512(p), _mm512_set1_epi32(base));
+}
+// p[index] lane by lane; with Near all indices are below the width and p is readable that far
+template <bool Near>
+LITESEG_INLINE Vec lookup(const float* p, Index index) {
+  return {Near ? _mm512_permutexvar_ps(index, _mm512_loadu_ps(p)) : _mm512_i32gather_ps(index, p, 4)};
 }
 
 LITESEG_INLINE void transpose(Vec r[16]) {
@@ -289,9 +298,18 @@ LITESEG_INLINE Vec maximum(Vec a, Vec b) {
 LITESEG_INLINE Vec minimum(Vec a, Vec b) {
   return {_mm256_min_ps(a.v, b.v)};
 }
-// lane by lane: x > 0 ? a : b
-LITESEG_INLINE Vec where_positive(Vec x, Vec a, Vec b) {
-  return {_mm256_blendv_ps(b.v, a.v, _mm256_cmp_ps(x.v, _mm256_setzero_ps(), _CMP_GT_OQ))};
+// lane by lane: a > b ? x : y
+LITESEG_INLINE Vec where_greater(Vec a, Vec b, Vec x, Vec y) {
+  return {_mm256_blendv_ps(y.v, x.v, _mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ))};
+}
+using Index = __m256i;
+LITESEG_INLINE Index load_index(const int32_t* p, int32_t base) {
+  return _mm256_sub_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), _mm256_set1_epi32(base));
+}
+// p[index] lane by lane; with Near all indices are below the width and p is readable that far
+template <bool Near>
+LITESEG_INLINE Vec lookup(const float* p, Index index) {
+  return {Near ? _mm256_permutevar8x32_ps(_mm256_loadu_ps(p), index) : _mm256_i32gather_ps(p, index, 4)};
 }
 
 LITESEG_INLINE void transpose(Vec r[8]) {
@@ -379,9 +397,18 @@ LITESEG_INLINE Vec maximum(Vec a, Vec b) {
 LITESEG_INLINE Vec minimum(Vec a, Vec b) {
   return select(a.v < b.v, a, b);
 }
-// lane by lane: x > 0 ? a : b
-LITESEG_INLINE Vec where_positive(Vec x, Vec a, Vec b) {
-  return select(x.v > float4{0.0f, 0.0f, 0.0f, 0.0f}, a, b);
+// lane by lane: a > b ? x : y
+LITESEG_INLINE Vec where_greater(Vec a, Vec b, Vec x, Vec y) {
+  return select(a.v > b.v, x, y);
+}
+typedef int4 Index;
+LITESEG_INLINE Index load_index(const int32_t* p, int32_t base) {
+  return int4{p[0] - base, p[1] - base, p[2] - base, p[3] - base};
+}
+// p[index] lane by lane; with Near all indices are below the width and p is readable that far
+template <bool Near>
+LITESEG_INLINE Vec lookup(const float* p, Index index) {
+  return {float4{p[index[0]], p[index[1]], p[index[2]], p[index[3]]}};
 }
 
 LITESEG_INLINE void transpose(Vec r[4]) {
@@ -421,7 +448,7 @@ LITESEG_INLINE Vec activate(Vec a, int activation, Vec slope) {
     case cpu::kRelu6:
       return minimum(set1(6.0f), maximum(zero(), a));
     case cpu::kLeakyRelu:
-      return where_positive(a, a, mul(a, slope));
+      return where_greater(a, zero(), a, mul(a, slope));
     default:
       return a;
   }

@@ -1,0 +1,1 @@
+#include "upsample_argmax_impl.h"
