@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
-from liteseg.models import create_model, list_models, list_weights, load_weights, save_weights
+from liteseg import metrics
+from liteseg.models import create_model, list_models, list_weights, load_weights, profile, save_weights
+from liteseg.predict import predict
+from liteseg_kernels import fuse
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "create_model", "list_models", "list_weights", "load_weights", "save_weights"]
+__all__ = [
+    "__version__",
+    "create_model",
+    "fuse",
+    "list_models",
+    "list_weights",
+    "load_weights",
+    "metrics",
+    "predict",
+    "profile",
+    "save_weights",
+]

@@ -172,6 +172,8 @@ def _parser() -> argparse.ArgumentParser:
         default="macs",
         help="macs: multiply-accumulates of convolutions (default); liteseg: the counter behind the paper's Table II",
     )
+    p.add_argument("--output-stride", type=_count, metavar="S", help="of the backbone; the model's usual by default")
+    p.add_argument("--dense", action="store_true", help="standard instead of separable convolutions (separable=False)")
     p.set_defaults(run=_profile)
 
     p = commands.add_parser(
@@ -299,7 +301,54 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _profile(args: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from liteseg.models import create_model, list_models, profile
+
+    if args.all == (args.model is not None):
+        raise UserError("profile: expected a model name or --all, got " + ("both" if args.all else "neither"))
+    if not args.all:
+        model = create_model(
+            args.model,
+            num_classes=args.num_classes,
+            output_stride=args.output_stride,
+            separable=False if args.dense else None,
+        )
+        print(profile(model, args.size, convention=args.convention))
+        return EXIT_OK
+    if args.dense or args.output_stride is not None:
+        raise UserError("profile: --all: expected without --dense and --output-stride, which it sets itself")
+    profiles = {}
+    for name in list_models():
+        profiles[name] = profile(create_model(name, num_classes=args.num_classes), args.size)
+        if name.startswith("liteseg_"):
+            dense = create_model(name, num_classes=args.num_classes, separable=False)
+            profiles[f"{name} --dense"] = profile(dense, args.size)
+    parts = ("backbone", "daspp", "decoder")
+    parameters = [("parameters", *parts, "total", "with ImageNet head")]
+    counts = [("MMACs", *parts, "total", "paper's count, G")]
+    for name, one in profiles.items():
+        parameters.append(
+            (name, *(f"{one.part(p).params:,}" for p in parts), f"{one.params:,}", f"{one.params_with_imagenet_head:,}")
+        )
+        counts.append(
+            (
+                name,
+                *(f"{one.part(p).macs / 1e6:,.1f}" for p in parts),
+                f"{one.macs / 1e6:,.1f}",
+                f"{one.paper / 1e9:.2f}",
+            )
+        )
+    print(f"input {args.size[0]}x{args.size[1]}, {args.num_classes} classes, batch 1\n")
+    print(_columns(parameters) + "\n\n" + _columns(counts))
+    return EXIT_OK
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text as a table, the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        f"{first:<{widths[0]}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))
+        for first, *rest in rows
+    )
 
 
 def _info(args: argparse.Namespace) -> int:
