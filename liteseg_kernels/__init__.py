@@ -1,6 +1,20 @@
-"""Fused kernels for real-time semantic segmentation, as torch ops and drop-in modules."""
+"""Fused kernels for real-time semantic segmentation, as torch ops and drop-in modules.
 
-from .nn import (
+`functional` has one function an op, the modules below are drop-in `torch.nn` modules, `torch.ops.liteseg` holds the
+registered ops. `use_backend` chooses who runs them, `explain` tells who would.
+"""
+
+from . import _loader
+
+_loader.load()
+
+# after the libraries, whose kernels the ops look for; _autocast registers its rules
+from . import _autocast, functional  # noqa: E402, F401
+from ._dispatch import BackendError, Explanation, use_backend  # noqa: E402
+from ._version import __version__  # noqa: E402
+from .functional import explain  # noqa: E402
+from .fuse import fuse, to_reference  # noqa: E402
+from .nn import (  # noqa: E402
     DASPP,
     ConvNormAct,
     InvertedResidual,
@@ -13,11 +27,19 @@ from .nn import (
 
 __all__ = [
     "DASPP",
+    "BackendError",
     "ConvNormAct",
+    "Explanation",
     "InvertedResidual",
     "SeparableConv2d",
     "ShuffleUnit",
     "UpsampleArgmax",
     "UpsampleConcat",
     "UpsampleCrossEntropyLoss",
+    "__version__",
+    "explain",
+    "functional",
+    "fuse",
+    "to_reference",
+    "use_backend",
 ]

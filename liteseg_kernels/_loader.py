@@ -39,3 +39,9 @@ def load() -> None:
     for name in ("_C", "_C_cuda"):
         if name not in STATUS:
             STATUS[name] = _try(name)
+
+
+def missing(backend: str) -> str | None:
+    """Why the compiled library behind backend "cpu" or "cuda" is not loaded; None when it is."""
+    load()
+    return STATUS[{"cpu": "_C", "cuda": "_C_cuda"}[backend]]

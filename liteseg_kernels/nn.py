@@ -4,7 +4,7 @@ Every module keeps ordinary parameters in ordinary sub-modules (`Conv2d`, `Batch
 the torch.nn composition it stands for, whichever backend runs it. Three ways of running it:
 
 * training: convolutions and batch normalisation stay apart (batch statistics are needed between them);
-* eval: batch normalisation is folded into the convolution before it and the fused op runs;
+* eval: the fused op runs, with batch normalisation folded into the convolution before it;
 * after `fuse`: the same, with the folded weights computed once and kept in non-persistent buffers.
 
 `to_reference` switches a copy to the plain torch.nn composition (for export, profiling by hooks, and tests).
@@ -14,10 +14,13 @@ Shapes are NCHW throughout; sizes as torch.nn.Conv2d takes them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as tf
+
+from . import functional as lf
 
 __all__ = [
     "ConvNormAct",
@@ -52,10 +55,84 @@ def _normalise(norm: nn.Module | None, x: Tensor) -> Tensor:
     return norm(x)
 
 
-class ConvNormAct(nn.Module):
+def _fold_norm(weight: Tensor, bias: Tensor | None, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution with the normalisation behind it folded in, in the weight's dtype."""
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    w = weight.to(dtype)
+    b = w.new_zeros(w.shape[0]) if bias is None else bias.to(dtype)
+    if norm is not None:
+        if not isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)) or norm.running_var is None:
+            raise TypeError(f"fuse: norm: expected a BatchNorm2d or SyncBatchNorm with running statistics, got {norm}")
+        scale = torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
+        if norm.affine:
+            scale = scale * norm.weight.to(dtype)
+        w = w * scale.view(-1, 1, 1, 1)
+        b = (b - norm.running_mean.to(dtype)) * scale
+        if norm.affine:
+            b = b + norm.bias.to(dtype)
+    return w.to(weight.dtype), b.to(weight.dtype)
+
+
+def _fold_again(module: nn.Module, incompatible_keys: object) -> None:
+    assert isinstance(module, FusedModule)
+    if module.fused:
+        module.fuse_()
+
+
+class FusedModule(nn.Module):
+    """Base of the modules that `fuse` and `to_reference` know.
+
+    `fuse_` stores what `_fold` returns as non-persistent buffers, so a fused module has the same `state_dict` as
+    before; loading one folds again. Going back to training drops the buffers.
+    """
+
+    reference = False
+    # whether `fuse` folds this module as one; otherwise it folds the modules inside it
+    folds = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._folded_names: tuple[str, ...] = ()
+        self.register_load_state_dict_post_hook(_fold_again)
+
+    @property
+    def fused(self) -> bool:
+        return bool(self._folded_names)
+
+    def _fold(self) -> dict[str, Tensor | None]:
+        """Folded weights by name."""
+        raise NotImplementedError
+
+    def folded(self) -> dict[str, Tensor | None]:
+        """The folded weights: the stored ones after `fuse_`, else computed now (differentiably)."""
+        if not self.fused:
+            return self._fold()
+        return {name: getattr(self, f"_folded_{name}") for name in self._folded_names}
+
+    @torch.no_grad()
+    def fuse_(self) -> None:
+        """Fold once, and keep the result."""
+        weights = self._fold()
+        for name, weight in weights.items():
+            self.register_buffer(f"_folded_{name}", None if weight is None else weight.detach(), persistent=False)
+        self._folded_names = tuple(weights)
+
+    def train(self, mode: bool = True) -> FusedModule:
+        if mode and self.fused:
+            for name in self._folded_names:
+                delattr(self, f"_folded_{name}")
+            self._folded_names = ()
+        super().train(mode)
+        return self
+
+    def extra_repr(self) -> str:
+        return ", ".join(flag for flag in ("fused", "reference") if getattr(self, flag))
+
+
+class ConvNormAct(FusedModule):
     """Convolution -> batch normalisation -> activation, run by PyTorch's own convolution.
 
-    In eval the normalisation is folded into the convolution. Input [N, in_channels, H, W], output
+    `fuse` folds the normalisation into the convolution. Input [N, in_channels, H, W], output
     [N, out_channels, H', W'] with torch.nn.Conv2d's size rule. `padding=None` keeps the size at stride 1.
     """
 
@@ -84,11 +161,20 @@ class ConvNormAct(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels, momentum=momentum) if norm else None
         self.activation = _activation_module(activation, negative_slope)
 
+    def _fold(self) -> dict[str, Tensor | None]:
+        weight, bias = _fold_norm(self.conv.weight, self.conv.bias, self.norm)
+        return {"weight": weight, "bias": bias}
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.activation(_normalise(self.norm, self.conv(x)))
+        if not self.fused:
+            return self.activation(_normalise(self.norm, self.conv(x)))
+        weights = self.folded()
+        conv = self.conv
+        y = tf.conv2d(x, weights["weight"], weights["bias"], conv.stride, conv.padding, conv.dilation, conv.groups)
+        return self.activation(y)
 
 
-class SeparableConv2d(nn.Module):
+class SeparableConv2d(FusedModule):
     """Depthwise k x k convolution, then pointwise convolution, with nothing between (paper, section III-B).
 
     Args:
@@ -124,13 +210,28 @@ class SeparableConv2d(nn.Module):
         self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=bias)
         self.norm = nn.BatchNorm2d(out_channels) if norm else None
         self.activation = _activation_module(activation, negative_slope)
+        self._activation_args: dict[str, Any] = {"activation": activation, "negative_slope": negative_slope}
+
+    def _fold(self) -> dict[str, Tensor | None]:
+        weight, bias = _fold_norm(self.pointwise.weight, self.pointwise.bias, self.norm)
+        return {"depthwise_weight": self.depthwise.weight, "pointwise_weight": weight, "bias": bias}
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.activation(_normalise(self.norm, self.pointwise(self.depthwise(x))))
+        if self.training or self.reference:
+            return self.activation(_normalise(self.norm, self.pointwise(self.depthwise(x))))
+        depthwise = self.depthwise
+        return lf.separable_conv2d(
+            x,
+            **self.folded(),
+            stride=depthwise.stride,
+            padding=depthwise.padding,
+            dilation=depthwise.dilation,
+            **self._activation_args,
+        )
 
 
-class InvertedResidual(nn.Module):
-    """MobileNetV2 block: 1x1 expansion, 3x3 depthwise, linear 1x1 projection, each normalised, ReLU6 after the first two.
+class InvertedResidual(FusedModule):
+    """MobileNetV2 block: 1x1 expansion, 3x3 depthwise, linear 1x1 projection, normalised, ReLU6 after the first two.
 
     The input is added to the output when stride is 1 and the channel counts agree. `expand_ratio=1` has no expansion.
     """
@@ -141,19 +242,31 @@ class InvertedResidual(nn.Module):
         super().__init__()
         hidden = in_channels * expand_ratio
         self.expand = ConvNormAct(in_channels, hidden, 1, activation="relu6") if expand_ratio != 1 else None
-        self.depthwise = ConvNormAct(
-            hidden, hidden, 3, stride, dilation, dilation, groups=hidden, activation="relu6"
-        )
+        self.depthwise = ConvNormAct(hidden, hidden, 3, stride, dilation, dilation, groups=hidden, activation="relu6")
         self.project = ConvNormAct(hidden, out_channels, 1)
         self.residual = stride == 1 and in_channels == out_channels
 
+    def _fold(self) -> dict[str, Tensor | None]:
+        weights: dict[str, Tensor | None] = {"expand_weight": None, "expand_bias": None}
+        for name in ("expand", "depthwise", "project"):
+            part = getattr(self, name)
+            if part is not None:
+                weight, bias = _fold_norm(part.conv.weight, part.conv.bias, part.norm)
+                weights |= {f"{name}_weight": weight, f"{name}_bias": bias}
+        return weights
+
     def forward(self, x: Tensor) -> Tensor:
-        hidden = x if self.expand is None else self.expand(x)
-        out = self.project(self.depthwise(hidden))
-        return x + out if self.residual else out
+        if self.training or self.reference:
+            hidden = x if self.expand is None else self.expand(x)
+            out = self.project(self.depthwise(hidden))
+            return x + out if self.residual else out
+        conv = self.depthwise.conv
+        return lf.inverted_residual(
+            x, **self.folded(), stride=conv.stride, dilation=conv.dilation, residual=self.residual
+        )
 
 
-class ShuffleUnit(nn.Module):
+class ShuffleUnit(FusedModule):
     """ShuffleNet v1 unit: grouped 1x1, channel shuffle, 3x3 depthwise, grouped 1x1, combined with the input, ReLU.
 
     `combine="add"` adds the input; `combine="concat"` puts the 3x3 average-pooled input (stride as the depthwise's)
@@ -185,14 +298,38 @@ class ShuffleUnit(nn.Module):
         )
         self.expand = ConvNormAct(bottleneck, branch, 1, groups=groups, bias=True)
 
+    def _fold(self) -> dict[str, Tensor | None]:
+        weights: dict[str, Tensor | None] = {}
+        for name in ("compress", "depthwise", "expand"):
+            part = getattr(self, name)
+            weight, bias = _fold_norm(part.conv.weight, part.conv.bias, part.norm)
+            weights |= {f"{name}_weight": weight, f"{name}_bias": bias}
+        return weights
+
     def forward(self, x: Tensor) -> Tensor:
+        if not (self.training or self.reference):
+            conv = self.depthwise.conv
+            return lf.shuffle_unit(
+                x,
+                **self.folded(),
+                groups=self.groups,
+                stride=conv.stride,
+                dilation=conv.dilation,
+                concat=self.combine == "concat",
+            )
         branch = self.expand(self.depthwise(tf.channel_shuffle(self.compress(x), self.groups)))
         if self.combine == "add":
             return tf.relu(x + branch)
         return tf.relu(torch.cat((tf.avg_pool2d(x, 3, self.stride, 1), branch), 1))
 
 
-class DASPP(nn.Module):
+def _fold_separable_point(module: SeparableConv2d) -> tuple[Tensor, Tensor]:
+    """A 1x1 separable convolution and its normalisation as one dense 1x1 convolution, in float64."""
+    weight = module.pointwise.weight.double() * module.depthwise.weight.double().view(1, -1, 1, 1)
+    return _fold_norm(weight, module.pointwise.bias, module.norm)
+
+
+class DASPP(FusedModule):
     """Deeper atrous spatial pyramid pooling (paper, section III-A): one 1x1 branch, one atrous branch a rate, each
     followed by a second 3x3 convolution, image pooling, and the input itself, fused by a 1x1 convolution.
 
@@ -215,6 +352,7 @@ class DASPP(nn.Module):
         block = SeparableConv2d if separable else ConvNormAct
         branch_activation = None if deeper else "relu"
         self.rates = tuple(rates)
+        self.separable = separable
         self.short_residual = short_residual
         self.point = block(in_channels, filters, 1, activation=branch_activation)
         self.atrous = nn.ModuleList(
@@ -230,7 +368,65 @@ class DASPP(nn.Module):
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight)
 
+    @property
+    def folds(self) -> bool:  # type: ignore[override]
+        return self.separable
+
+    def _fold(self) -> dict[str, Tensor | None]:
+        """Weights of `functional.daspp`. Exact algebra in eval (float64, then rounded once): the 1x1 branch of the
+        deeper pyramid has no activation, so it and the short residual connection are one linear map of x."""
+        filters, deeper = self.pool.conv.out_channels, len(self.deep) > 0
+        project, shift = _fold_separable_point(self.project)
+        widths = [x for x in (self.project.depthwise.in_channels - (len(self.rates) + 2) * filters,) if x]
+        *source, point, branches, pool = project.split([*widths, filters, len(self.rates) * filters, filters], 1)
+        direct = source[0] if source else None
+        point_weight, point_bias = _fold_separable_point(self.point)
+        weights: dict[str, Tensor | None] = {}
+        if deeper:
+            linear = torch.einsum("ofhw,fchw->ochw", point, point_weight)
+            direct = linear if direct is None else direct + linear
+            shift = shift + point.flatten(1) @ point_bias
+            project = torch.cat((branches, pool), 1)
+        else:
+            project = torch.cat((point, branches, pool), 1)
+            weights |= {"point_weight": point_weight, "point_bias": point_bias}
+        weights |= {"direct_weight": direct, "project_weight": project, "project_bias": shift}
+        pool_weight, pool_bias = _fold_norm(self.pool.conv.weight, self.pool.conv.bias, self.pool.norm)
+        weights |= {"pool_weight": pool_weight, "pool_bias": pool_bias}
+        for name, convolutions in (("atrous", self.atrous), ("deep", self.deep)):
+            for index, convolution in enumerate(convolutions):
+                weight, bias = _fold_norm(convolution.pointwise.weight, None, convolution.norm)
+                weights |= {
+                    f"{name}_depthwise_{index}": convolution.depthwise.weight,
+                    f"{name}_pointwise_{index}": weight,
+                    f"{name}_bias_{index}": bias,
+                }
+        dtype = self.pool.conv.weight.dtype
+        return {name: None if weight is None else weight.to(dtype) for name, weight in weights.items()}
+
+    def _run_folded(self, x: Tensor) -> Tensor:
+        w = self.folded()
+        branches = {
+            name: [
+                tuple(w[f"{name}_{part}_{index}"] for part in ("depthwise", "pointwise", "bias"))
+                for index in range(count)
+            ]
+            for name, count in (("atrous", len(self.atrous)), ("deep", len(self.deep)))
+        }
+        return lf.daspp(
+            x,
+            branches["atrous"],
+            (w["pool_weight"], w["pool_bias"]),
+            (w["project_weight"], w["project_bias"]),
+            rates=self.rates,
+            deep=branches["deep"],
+            direct_weight=w["direct_weight"],
+            point=None if len(self.deep) else (w["point_weight"], w["point_bias"]),
+        )
+
     def forward(self, x: Tensor) -> Tensor:
+        if self.fused:
+            return self._run_folded(x)
         branches = [self.point(x)]
         for i, atrous in enumerate(self.atrous):
             branch = atrous(x)
@@ -239,32 +435,56 @@ class DASPP(nn.Module):
         return self.project(torch.cat((*((x,) if self.short_residual else ()), *branches, pooled), 1))
 
 
-class UpsampleConcat(nn.Module):
-    """`forward(x, skip)`: x bilinearly resized to skip's height and width, then skip, along the channels."""
+class UpsampleConcat(FusedModule):
+    """`forward(x, skip)`: x bilinearly resized to skip's height and width, then skip, along the channels.
+
+    Shape: [N, C1, h, w] and [N, C2, H, W] -> [N, C1 + C2, H, W] (paper, section III-C).
+    """
+
+    folds = False
 
     def __init__(self, align_corners: bool = True) -> None:
         super().__init__()
         self.align_corners = align_corners
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        up = tf.interpolate(x, skip.shape[2:], mode="bilinear", align_corners=self.align_corners)
-        return torch.cat((up, skip), 1)
+        if self.reference:
+            up = tf.interpolate(x, skip.shape[2:], mode="bilinear", align_corners=self.align_corners)
+            return torch.cat((up, skip), 1)
+        return lf.upsample_concat(x, skip, align_corners=self.align_corners)
+
+    def extra_repr(self) -> str:
+        return f"align_corners={self.align_corners}"
 
 
-class UpsampleArgmax(nn.Module):
-    """`forward(logits, size)`: class of the largest bilinearly resized logit, uint8 [N, H, W]."""
+class UpsampleArgmax(FusedModule):
+    """`forward(logits, size)`: class of the largest bilinearly resized logit, uint8 [N, H, W] for size (H, W).
+
+    The full-size logits are never stored.
+    """
+
+    folds = False
 
     def __init__(self, align_corners: bool = True) -> None:
         super().__init__()
         self.align_corners = align_corners
 
     def forward(self, logits: Tensor, size: Sequence[int]) -> Tensor:
-        up = tf.interpolate(logits, tuple(size), mode="bilinear", align_corners=self.align_corners)
-        return up.argmax(1).to(torch.uint8)
+        if self.reference:
+            up = tf.interpolate(logits, tuple(size), mode="bilinear", align_corners=self.align_corners)
+            return up.argmax(1).to(torch.uint8)
+        return lf.upsample_argmax(logits, size, align_corners=self.align_corners)
+
+    def extra_repr(self) -> str:
+        return f"align_corners={self.align_corners}"
 
 
 class UpsampleCrossEntropyLoss(nn.Module):
-    """Cross-entropy of bilinearly resized logits [N, K, h, w] against targets [N, H, W]."""
+    """Cross-entropy of bilinearly resized logits [N, K, h, w] against targets [N, H, W].
+
+    Arguments as torch.nn.CrossEntropyLoss has them, and `reduction="sum_per_image"` (the sum over pixels divided by
+    the batch size, the authors' loss). Without a valid pixel the loss is 0. See `functional.upsample_cross_entropy`.
+    """
 
     weight: Tensor | None
 
@@ -279,17 +499,21 @@ class UpsampleCrossEntropyLoss(nn.Module):
         super().__init__()
         self.ignore_index, self.reduction = ignore_index, reduction
         self.label_smoothing, self.align_corners = label_smoothing, align_corners
-        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("weight", weight)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        up = tf.interpolate(logits.float(), target.shape[1:], mode="bilinear", align_corners=self.align_corners)
-        reduction = "sum" if self.reduction == "sum_per_image" else self.reduction
-        loss = tf.cross_entropy(
-            up, target.long(), self.weight, ignore_index=self.ignore_index, reduction=reduction,
+        return lf.upsample_cross_entropy(
+            logits,
+            target,
+            weight=self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
             label_smoothing=self.label_smoothing,
+            align_corners=self.align_corners,
         )
-        if self.reduction == "sum_per_image":
-            loss = loss / logits.size(0)
-        if self.reduction == "mean":
-            loss = torch.where((target == self.ignore_index).all(), up.sum() * 0, loss)
-        return loss
+
+    def extra_repr(self) -> str:
+        return (
+            f"ignore_index={self.ignore_index}, reduction={self.reduction!r}, "
+            f"label_smoothing={self.label_smoothing}, align_corners={self.align_corners}"
+        )

@@ -1,0 +1,161 @@
+"""Which backend runs an op: registration, selection, `use_backend` and `explain`.
+
+Every backend of an op is a function with the op's own arguments plus a predicate on the same arguments that returns
+None or the reason why it cannot take them. Selection looks at the arguments' metadata only, and happens inside the op:
+torch.compile never sees it, so switching the backend does not recompile anything.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import torch
+
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+# order of preference on a device type under "auto"; the reference takes what none of these takes.
+# cuda: no kernel has been measured against its Triton twin yet, so Triton comes first.
+AUTO_ORDER = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
+
+_logger = logging.getLogger("liteseg_kernels")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What `use_backend` asked for."""
+
+    name: str
+    strict: bool = False
+
+
+class BackendError(RuntimeError):
+    """A backend asked for with `strict=True` cannot take the input."""
+
+
+@dataclass(frozen=True)
+class _Implementation:
+    run: Callable[..., Any]
+    refuses: Callable[..., str | None]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Answer of `explain`: the backend that would run, and why the others would not."""
+
+    op: str
+    backend: str
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return "\n".join([f"{self.op}: {self.backend}", *(f"  not {k}: {v}" for k, v in self.refused.items())])
+
+
+_registry: dict[str, dict[str, _Implementation]] = {}
+_selected: ContextVar[Selection | None] = ContextVar("liteseg_backend", default=None)
+
+
+def _validated(name: str, source: str) -> str:
+    if name not in (*BACKENDS, "auto"):
+        allowed = ", ".join(repr(b) for b in (*BACKENDS, "auto"))
+        raise ValueError(f"{source}: name: expected one of {allowed}, got {name!r}")
+    return name
+
+
+def selection() -> Selection:
+    """The selection in force in this thread: `use_backend`'s, else LITESEG_BACKEND's, else "auto"."""
+    chosen = _selected.get()
+    if chosen is None:
+        chosen = Selection(_validated(os.environ.get("LITESEG_BACKEND", "auto"), "LITESEG_BACKEND"))
+    return chosen
+
+
+class use_backend(AbstractContextManager["use_backend"]):
+    """Choose the backend of this thread's ops; as a context manager the former choice comes back at its end.
+
+    Args:
+        name: "reference", "cpu", "triton", "cuda" or "auto".
+        strict: raise `BackendError` where the backend cannot take an input, instead of handing it to the reference.
+
+    Example:
+        >>> import liteseg_kernels as lk
+        >>> with lk.use_backend("reference"):
+        ...     pass
+    """
+
+    def __init__(self, name: str, *, strict: bool = False) -> None:
+        self._token = _selected.set(Selection(_validated(name, "use_backend"), strict))
+
+    def __enter__(self) -> use_backend:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _selected.reset(self._token)
+
+
+class restored(AbstractContextManager[None]):
+    """Put a former `selection()` in force: backward may run in a thread that never saw `use_backend`."""
+
+    def __init__(self, chosen: Selection) -> None:
+        self._chosen = chosen
+
+    def __enter__(self) -> None:
+        self._token = _selected.set(self._chosen)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _selected.reset(self._token)
+
+
+def implement(
+    op: str, backend: str, run: Callable[..., Any], refuses: Callable[..., str | None] = lambda *args: None
+) -> None:
+    """Register `run` as `backend` of `op`; `refuses(*args)` returns None or the reason why it cannot take them."""
+    _registry.setdefault(op, {})[backend] = _Implementation(run, refuses)
+
+
+def _device_type(args: tuple[Any, ...]) -> str:
+    return next(a.device.type for a in args if isinstance(a, torch.Tensor))
+
+
+def _refusal(op: str, backend: str, args: tuple[Any, ...]) -> str | None:
+    implementation = _registry[op].get(backend)
+    if implementation is None:
+        return f"has no kernel for {op}"
+    return implementation.refuses(*args)
+
+
+def explain_call(op: str, args: tuple[Any, ...]) -> Explanation:
+    """`explain` for an op's own (normalised) arguments."""
+    chosen = selection()
+    order = AUTO_ORDER.get(_device_type(args), ()) if chosen.name == "auto" else (chosen.name,)
+    refusals = {backend: _refusal(op, backend, args) for backend in BACKENDS}
+    backend = next((b for b in order if refusals[b] is None), "reference")
+    refused = {
+        other: reason or ("not asked for" if chosen.name != "auto" else "not preferred on this device")
+        for other, reason in refusals.items()
+        if other not in (backend, "reference")
+    }
+    return Explanation(op, backend, refused)
+
+
+def run(op: str, *args: Any) -> Any:
+    """Run `op` on the backend that the selection in force gives."""
+    chosen = selection()
+    order = AUTO_ORDER.get(_device_type(args), ()) if chosen.name == "auto" else (chosen.name,)
+    for backend in order:
+        reason = _refusal(op, backend, args)
+        if reason is None:
+            return _registry[op][backend].run(*args)
+        if chosen.strict:
+            raise BackendError(f"{op}: backend {backend!r} refused: {reason}")
+        _logger.debug("%s: backend %s refused: %s", op, backend, reason)
+    return _registry[op]["reference"].run(*args)

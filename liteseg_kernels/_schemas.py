@@ -1,0 +1,64 @@
+"""Schemas of all ops, in one place.
+
+`liteseg::*` are the public ops; their kernels choose a backend at run time (`_dispatch`). `liteseg_cpu::*` and
+`liteseg_cuda::*` are the compiled kernels behind them: the shared libraries only add implementations to the schemas
+defined here, so every op exists, and can be asked for its kernels, whether or not a library was built.
+"""
+
+from __future__ import annotations
+
+from torch import Tag
+from torch.library import Library
+
+_SEPARABLE_GEOMETRY = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, int activation, float negative_slope"
+
+# arguments and results after the op's name; activation is the index in _checks.ACTIVATIONS
+SCHEMAS = {
+    "separable_conv2d": "(Tensor x, Tensor depthwise_weight, Tensor pointwise_weight, Tensor? bias, Tensor? residual, "
+    f"{_SEPARABLE_GEOMETRY}) -> Tensor",
+    "separable_conv2d_backward": "(Tensor grad, Tensor x, Tensor depthwise_weight, Tensor pointwise_weight, "
+    f"Tensor output, {_SEPARABLE_GEOMETRY}, bool[5] output_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "inverted_residual": "(Tensor x, Tensor? expand_weight, Tensor? expand_bias, Tensor depthwise_weight, "
+    "Tensor? depthwise_bias, Tensor project_weight, Tensor? project_bias, SymInt[2] stride, SymInt[2] dilation, "
+    "int activation, float negative_slope, bool residual) -> Tensor",
+    "inverted_residual_backward": "(Tensor grad, Tensor x, Tensor? expand_weight, Tensor? expand_bias, "
+    "Tensor depthwise_weight, Tensor? depthwise_bias, Tensor project_weight, SymInt[2] stride, SymInt[2] dilation, "
+    "int activation, float negative_slope, bool residual, bool[7] output_mask) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "shuffle_unit": "(Tensor x, Tensor compress_weight, Tensor compress_bias, Tensor depthwise_weight, "
+    "Tensor depthwise_bias, Tensor expand_weight, Tensor expand_bias, int groups, SymInt[2] stride, "
+    "SymInt[2] dilation, bool concat) -> Tensor",
+    "shuffle_unit_backward": "(Tensor grad, Tensor x, Tensor compress_weight, Tensor compress_bias, "
+    "Tensor depthwise_weight, Tensor depthwise_bias, Tensor expand_weight, Tensor output, int groups, "
+    "SymInt[2] stride, SymInt[2] dilation, bool concat, bool[7] output_mask) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "daspp": "(Tensor x, Tensor? direct_weight, Tensor? point_weight, Tensor? point_bias, "
+    "Tensor[] atrous_depthwise, Tensor[] atrous_pointwise, Tensor[] atrous_bias, "
+    "Tensor[] deep_depthwise, Tensor[] deep_pointwise, Tensor[] deep_bias, "
+    "Tensor pool_weight, Tensor pool_bias, Tensor project_weight, Tensor project_bias, int[] rates) -> Tensor",
+    "daspp_backward": "(Tensor grad, Tensor x, Tensor? direct_weight, Tensor? point_weight, Tensor? point_bias, "
+    "Tensor[] atrous_depthwise, Tensor[] atrous_pointwise, Tensor[] atrous_bias, "
+    "Tensor[] deep_depthwise, Tensor[] deep_pointwise, Tensor[] deep_bias, "
+    "Tensor pool_weight, Tensor pool_bias, Tensor project_weight, Tensor output, int[] rates) -> Tensor[]",
+    "upsample_concat": "(Tensor x, Tensor skip, bool align_corners) -> Tensor",
+    "upsample_concat_backward": "(Tensor grad, SymInt[2] size, SymInt channels, bool align_corners) "
+    "-> (Tensor, Tensor)",
+    "upsample_argmax": "(Tensor logits, SymInt[2] size, bool align_corners) -> Tensor",
+    "upsample_cross_entropy": "(Tensor logits, Tensor target, Tensor? weight, int ignore_index, "
+    "float label_smoothing, bool align_corners) -> (Tensor, Tensor)",
+    "upsample_cross_entropy_map": "(Tensor logits, Tensor target, Tensor? weight, int ignore_index, "
+    "float label_smoothing, bool align_corners) -> Tensor",
+    "upsample_cross_entropy_backward": "(Tensor scale, Tensor logits, Tensor target, Tensor? weight, "
+    "int ignore_index, float label_smoothing, bool align_corners) -> Tensor",
+    "preprocess": "(Tensor image, SymInt[2] size, float[] mean, float[] std, ScalarType dtype, bool channels_last) "
+    "-> Tensor",
+}
+
+public = Library("liteseg", "DEF")
+_compiled = [Library(namespace, "DEF") for namespace in ("liteseg_cpu", "liteseg_cuda")]
+for _name, _signature in SCHEMAS.items():
+    # the kernels take any strides, and the fake kernels promise strides from those of the traced inputs
+    public.define(_name + _signature, tags=(Tag.pt2_compliant_tag, Tag.needs_exact_strides))
+    for _library in _compiled:
+        _library.define(_name + _signature.replace("SymInt", "int"))
+_compiled[0].define("isa() -> str")

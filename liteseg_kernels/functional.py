@@ -1,0 +1,431 @@
+"""Functional forms of the ops, in the style of torch.nn.functional. Weights come with normalisation folded in.
+
+Common to all: NCHW shapes; float32, float16, bfloat16 (float64 through the reference); NCHW or channels_last input,
+views included, and output in the input's memory format; batch 0 is allowed. Wrong shapes and values raise ValueError,
+wrong types and dtypes TypeError, before any kernel runs. Which backend runs: see `use_backend` and `explain`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _dispatch, ops
+from ._checks import activation_index, pair
+
+__all__ = [
+    "daspp",
+    "inverted_residual",
+    "preprocess",
+    "separable_conv2d",
+    "shuffle_unit",
+    "upsample_argmax",
+    "upsample_concat",
+    "upsample_cross_entropy",
+]
+
+_REDUCTIONS = ("mean", "sum", "sum_per_image", "none")
+
+
+def _separable_conv2d(
+    x: Tensor,
+    depthwise_weight: Tensor,
+    pointwise_weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    residual: Tensor | None = None,
+) -> tuple[Any, ...]:
+    op = "separable_conv2d"
+    return (
+        *(x, depthwise_weight, pointwise_weight, bias, residual),
+        *(pair(op, "stride", stride, 1), pair(op, "padding", padding, 0), pair(op, "dilation", dilation, 1)),
+        *(activation_index(op, activation), negative_slope),
+    )
+
+
+def separable_conv2d(
+    x: Tensor,
+    depthwise_weight: Tensor,
+    pointwise_weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Depthwise convolution, pointwise convolution, bias, residual, activation (paper, section III-B).
+
+    Args:
+        x: [N, C, H, W].
+        depthwise_weight: [C, 1, kh, kw].
+        pointwise_weight: [C_out, C, 1, 1].
+        bias: [C_out], of the pointwise convolution.
+        stride, padding, dilation: of the depthwise convolution, as torch.nn.functional.conv2d takes them.
+        activation: None, "relu", "relu6" or "leaky_relu" (with `negative_slope`).
+        residual: [N, C_out, H', W'], added before the activation.
+
+    Returns: [N, C_out, H', W']. The depthwise map is never stored. Differentiable once.
+    """
+    return torch.ops.liteseg.separable_conv2d(
+        *_separable_conv2d(
+            x,
+            depthwise_weight,
+            pointwise_weight,
+            bias,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            activation=activation,
+            negative_slope=negative_slope,
+            residual=residual,
+        )
+    )
+
+
+def _inverted_residual(
+    x: Tensor,
+    expand_weight: Tensor | None,
+    expand_bias: Tensor | None,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor | None,
+    project_weight: Tensor,
+    project_bias: Tensor | None,
+    *,
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    activation: str | None = "relu6",
+    negative_slope: float = 0.01,
+    residual: bool = False,
+) -> tuple[Any, ...]:
+    op = "inverted_residual"
+    return (
+        *(x, expand_weight, expand_bias, depthwise_weight, depthwise_bias, project_weight, project_bias),
+        *(pair(op, "stride", stride, 1), pair(op, "dilation", dilation, 1)),
+        *(activation_index(op, activation), negative_slope, bool(residual)),
+    )
+
+
+def inverted_residual(
+    x: Tensor,
+    expand_weight: Tensor | None,
+    expand_bias: Tensor | None,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor | None,
+    project_weight: Tensor,
+    project_bias: Tensor | None,
+    *,
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    activation: str | None = "relu6",
+    negative_slope: float = 0.01,
+    residual: bool = False,
+) -> Tensor:
+    """MobileNetV2 block: 1x1 expansion, depthwise convolution, linear 1x1 projection (Sandler et al. 2018).
+
+    Args:
+        x: [N, C, H, W].
+        expand_weight, expand_bias: [E, C, 1, 1] and [E]; both None where the block has no expansion (E = C).
+        depthwise_weight, depthwise_bias: [E, 1, k, k] with odd k, padded by dilation * (k - 1) / 2, and [E].
+        project_weight, project_bias: [C_out, E, 1, 1] and [C_out].
+        activation: after the first two convolutions.
+        residual: add x to the output (stride 1 and C_out = C).
+
+    Returns: [N, C_out, ceil(H / stride), ceil(W / stride)]. The E-wide maps are never stored. Differentiable once.
+    """
+    return torch.ops.liteseg.inverted_residual(
+        *_inverted_residual(
+            x,
+            expand_weight,
+            expand_bias,
+            depthwise_weight,
+            depthwise_bias,
+            project_weight,
+            project_bias,
+            stride=stride,
+            dilation=dilation,
+            activation=activation,
+            negative_slope=negative_slope,
+            residual=residual,
+        )
+    )
+
+
+def _shuffle_unit(
+    x: Tensor,
+    compress_weight: Tensor,
+    compress_bias: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    *,
+    groups: int = 8,
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    concat: bool = False,
+) -> tuple[Any, ...]:
+    op = "shuffle_unit"
+    return (
+        *(x, compress_weight, compress_bias, depthwise_weight, depthwise_bias, expand_weight, expand_bias),
+        *(groups, pair(op, "stride", stride, 1), pair(op, "dilation", dilation, 1), bool(concat)),
+    )
+
+
+def shuffle_unit(
+    x: Tensor,
+    compress_weight: Tensor,
+    compress_bias: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    *,
+    groups: int = 8,
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    concat: bool = False,
+) -> Tensor:
+    """ShuffleNet v1 unit: grouped 1x1 + ReLU, channel shuffle, 3x3 depthwise, grouped 1x1, combination, ReLU.
+
+    Args:
+        x: [N, C, H, W].
+        compress_weight, compress_bias: [B, C / groups_1, 1, 1] and [B]; its shape tells groups_1 (1 or `groups`).
+        depthwise_weight, depthwise_bias: [B, 1, 3, 3], padded by the dilation, and [B].
+        expand_weight, expand_bias: [D, B / groups, 1, 1] and [D].
+        groups: of the shuffle and of the expansion.
+        concat: put x, average-pooled 3x3 with the same stride, in front of the branch, instead of adding x.
+
+    Returns: [N, D, H, W], or [N, C + D, H', W'] with `concat`. Differentiable once.
+    """
+    return torch.ops.liteseg.shuffle_unit(
+        *_shuffle_unit(
+            x,
+            compress_weight,
+            compress_bias,
+            depthwise_weight,
+            depthwise_bias,
+            expand_weight,
+            expand_bias,
+            groups=groups,
+            stride=stride,
+            dilation=dilation,
+            concat=concat,
+        )
+    )
+
+
+def _daspp(
+    x: Tensor,
+    atrous: Sequence[Sequence[Tensor]],
+    pool: Sequence[Tensor],
+    project: Sequence[Tensor],
+    *,
+    rates: Sequence[int] = (3, 6, 9),
+    deep: Sequence[Sequence[Tensor]] = (),
+    direct_weight: Tensor | None = None,
+    point: Sequence[Tensor] | None = None,
+) -> tuple[Any, ...]:
+    op = "daspp"
+    for name, branches in (("atrous", atrous), ("deep", deep)):
+        if any(len(branch) != 3 for branch in branches):
+            raise ValueError(
+                f"{op}: {name}: expected (depthwise, pointwise, bias) a rate, got {[len(b) for b in branches]} tensors"
+            )
+    for name, weights in (("pool", pool), ("project", project), ("point", point)):
+        if weights is not None and len(weights) != 2:
+            raise ValueError(f"{op}: {name}: expected (weight, bias), got {len(weights)} tensors")
+    point_weight, point_bias = (None, None) if point is None else point
+    columns = [[branch[part] for branch in branches] for branches in (atrous, deep) for part in range(3)]
+    return x, direct_weight, point_weight, point_bias, *columns, *pool, *project, list(rates)
+
+
+def daspp(
+    x: Tensor,
+    atrous: Sequence[Sequence[Tensor]],
+    pool: Sequence[Tensor],
+    project: Sequence[Tensor],
+    *,
+    rates: Sequence[int] = (3, 6, 9),
+    deep: Sequence[Sequence[Tensor]] = (),
+    direct_weight: Tensor | None = None,
+    point: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """Deeper atrous spatial pyramid pooling with its projection (paper, section III-A).
+
+    Args:
+        x: [N, C, H, W], the encoder's map.
+        atrous: per rate (depthwise [C, 1, 3, 3], pointwise [F, C, 1, 1], bias [F]), padded by the rate.
+        pool: (weight [F, C, 1, 1], bias [F]) of the globally averaged branch, ReLU after it.
+        project: (weight [C_out, B * F, 1, 1], bias [C_out]) over the branches point (where given), atrous..., pool.
+        rates: dilation of each atrous convolution.
+        deep: per rate the second convolution (depthwise [F, 1, 3, 3], pointwise [F, F, 1, 1], bias [F]), ReLU after
+            it; empty for the plain pyramid, whose atrous branches then end in ReLU themselves.
+        direct_weight: [C_out, C, 1, 1], every linear path from x to the output: the short residual connection and, in
+            the deeper pyramid, the 1x1 branch, which has no activation of its own.
+        point: (weight [F, C, 1, 1], bias [F]) of a 1x1 branch with ReLU (the plain pyramid's).
+
+    Returns: [N, C_out, H, W] after ReLU. Neither the branches nor their concatenation leave the op. Differentiable
+    once.
+    """
+    return torch.ops.liteseg.daspp(
+        *_daspp(x, atrous, pool, project, rates=rates, deep=deep, direct_weight=direct_weight, point=point)
+    )
+
+
+def _upsample_concat(x: Tensor, skip: Tensor, *, align_corners: bool = True) -> tuple[Any, ...]:
+    return x, skip, align_corners
+
+
+def upsample_concat(x: Tensor, skip: Tensor, *, align_corners: bool = True) -> Tensor:
+    """x [N, C1, h, w] resized bilinearly to skip's size, then skip [N, C2, H, W]: [N, C1 + C2, H, W] in skip's format.
+
+    Differentiable once; the gradient is gathered in a fixed order, so it is deterministic. Paper, section III-C.
+    """
+    return torch.ops.liteseg.upsample_concat(*_upsample_concat(x, skip, align_corners=align_corners))
+
+
+def _upsample_argmax(logits: Tensor, size: int | Sequence[int], *, align_corners: bool = True) -> tuple[Any, ...]:
+    return logits, pair("upsample_argmax", "size", size, 1), align_corners
+
+
+def upsample_argmax(logits: Tensor, size: int | Sequence[int], *, align_corners: bool = True) -> Tensor:
+    """Class of the largest bilinearly resized logit: logits [N, K, h, w] -> uint8 [N, H, W] for size (H, W).
+
+    Ties go to the lowest class, NaN counts as largest (as torch.argmax has it). K is at most 256. Not differentiable.
+    """
+    return torch.ops.liteseg.upsample_argmax(*_upsample_argmax(logits, size, align_corners=align_corners))
+
+
+def _upsample_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = 255,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    align_corners: bool = True,
+) -> tuple[Any, ...]:
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"upsample_cross_entropy: reduction: expected one of {_REDUCTIONS}, got {reduction!r}")
+    return logits, target, weight, ignore_index, label_smoothing, align_corners
+
+
+def upsample_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = 255,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    align_corners: bool = True,
+) -> Tensor:
+    """Cross-entropy of bilinearly resized logits; the definition is torch.nn.functional.cross_entropy's.
+
+    Args:
+        logits: [N, K, h, w].
+        target: [N, H, W], classes 0..K-1 or `ignore_index`; int64, int32 or uint8. Other values raise on the CPU; on a
+            GPU, where looking would stop the stream, they make the loss NaN.
+        weight: [K], factor of each class.
+        reduction: "mean" over valid pixels (by weight), "sum", "sum_per_image" (sum / N, the authors' loss) or "none".
+
+    Returns: a scalar, or [N, H, W] with "none"; float32 for half logits. Without a valid pixel the loss is 0 with zero
+    gradients. Differentiable once.
+    """
+    args = _upsample_cross_entropy(
+        logits,
+        target,
+        weight=weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+        align_corners=align_corners,
+    )
+    if reduction == "none":
+        return torch.ops.liteseg.upsample_cross_entropy_map(*args)
+    losses, weights = torch.ops.liteseg.upsample_cross_entropy(*args)
+    if reduction == "mean":
+        total = weights.sum()
+        return losses.sum() / torch.where(total == 0, 1, total)
+    return losses.sum() / max(logits.shape[0], 1) if reduction == "sum_per_image" else losses.sum()
+
+
+def _preprocess(
+    image: Tensor,
+    size: int | Sequence[int] | None = None,
+    *,
+    mean: Sequence[float] = (0.485, 0.456, 0.406),
+    std: Sequence[float] = (0.229, 0.224, 0.225),
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = True,
+) -> tuple[Any, ...]:
+    if not isinstance(image, Tensor):
+        raise TypeError(f"preprocess: image: expected a tensor, got {type(image).__name__}")
+    if image.dim() == 3:
+        image = image.unsqueeze(0)
+    if image.dim() != 4:
+        raise ValueError(f"preprocess: image: expected [H, W, C] or [N, H, W, C], got {list(image.shape)}")
+    target = image.shape[1:3] if size is None else pair("preprocess", "size", size, 1)
+    return image, list(target), list(mean), list(std), dtype, channels_last
+
+
+def preprocess(
+    image: Tensor,
+    size: int | Sequence[int] | None = None,
+    *,
+    mean: Sequence[float] = (0.485, 0.456, 0.406),
+    std: Sequence[float] = (0.229, 0.224, 0.225),
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = True,
+) -> Tensor:
+    """uint8 pictures to a network's input: bilinear resize (half-pixel centres), / 255, minus mean, over std.
+
+    Args:
+        image: uint8 [H, W, C] or [N, H, W, C], values 0..255.
+        size: (H', W') of the result; None keeps the picture's.
+        mean, std: one number a channel, for values in 0..1.
+
+    Returns: [N, C, H', W'] of `dtype`. Not differentiable.
+    """
+    return torch.ops.liteseg.preprocess(
+        *_preprocess(image, size, mean=mean, std=std, dtype=dtype, channels_last=channels_last)
+    )
+
+
+# functional form -> (its arguments as the op takes them, the op's check)
+_CALLS: dict[str, tuple[Callable[..., tuple[Any, ...]], Callable[..., Any]]] = {
+    "separable_conv2d": (_separable_conv2d, ops.separable_conv2d.check),
+    "inverted_residual": (_inverted_residual, ops.inverted_residual.check),
+    "shuffle_unit": (_shuffle_unit, ops.shuffle_unit.check),
+    "daspp": (_daspp, ops.daspp.check),
+    "upsample_concat": (_upsample_concat, ops.upsample_concat.check),
+    "upsample_argmax": (_upsample_argmax, ops.upsample_argmax.check),
+    "upsample_cross_entropy": (_upsample_cross_entropy, ops.upsample_cross_entropy.check),
+    "preprocess": (_preprocess, ops.preprocess.check),
+}
+
+
+def explain(op: str, *args: Any, **kwargs: Any) -> _dispatch.Explanation:
+    """Which backend `functional.<op>(*args, **kwargs)` would run on, and why the others would not. Runs nothing.
+
+    Wrong arguments raise as the op itself would.
+    """
+    if op not in _CALLS:
+        raise ValueError(f"explain: op: expected one of {', '.join(_CALLS)}, got {op!r}")
+    normalise, check = _CALLS[op]
+    normalised = normalise(*args, **kwargs)
+    check(*normalised)
+    name = "upsample_cross_entropy_map" if kwargs.get("reduction") == "none" else op
+    return _dispatch.explain_call(name, normalised)

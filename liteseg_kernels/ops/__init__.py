@@ -1,0 +1,23 @@
+"""The ops: checks, fake kernels, autograd and the table of backends, one file an op. Importing registers them."""
+
+from . import (
+    daspp,
+    inverted_residual,
+    preprocess,
+    separable_conv2d,
+    shuffle_unit,
+    upsample_argmax,
+    upsample_concat,
+    upsample_cross_entropy,
+)
+
+__all__ = [
+    "daspp",
+    "inverted_residual",
+    "preprocess",
+    "separable_conv2d",
+    "shuffle_unit",
+    "upsample_argmax",
+    "upsample_concat",
+    "upsample_cross_entropy",
+]
