@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from .tables import (
 )
 from .transforms import Augmentation, Preparation, normalise
 
-DATASETS: dict[str, type[SegmentationDataset]] = {"camvid": CamVid, "cityscapes": Cityscapes}
+DATASETS: dict[str, Callable[..., SegmentationDataset]] = {"camvid": CamVid, "cityscapes": Cityscapes}
 
 
 def dataset(name: str, root: str | Path, split: str, **options: Any) -> SegmentationDataset:

@@ -73,7 +73,7 @@ def require_folder(path: Path, expected: str) -> Path:
     return path
 
 
-class SegmentationDataset(Dataset):
+class SegmentationDataset(Dataset[Any]):
     """Images with per-pixel class labels.
 
     Indexing by an int `i` uses augmentation epoch 0; indexing by `(epoch, i)` draws the augmentation from a generator

@@ -7,7 +7,7 @@ from pathlib import Path
 from .base import SegmentationDataset, Transform, require_folder
 from .tables import CITYSCAPES_CATEGORIES, CITYSCAPES_CLASSES, CITYSCAPES_LUT, CITYSCAPES_PALETTE
 
-_SPLITS = {
+_SPLITS: dict[str, dict[str, tuple[str, ...]]] = {
     "fine": {"train": ("train",), "val": ("val",), "test": ("test",), "trainval": ("train", "val")},
     "coarse": {"train": ("train",), "val": ("val",), "train_extra": ("train_extra",)},
 }

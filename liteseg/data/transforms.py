@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 from .base import Sample
 from .tables import MEAN, STD, VOID
@@ -159,7 +160,8 @@ def _rotate(pixels: np.ndarray, ids: np.ndarray, angle: float, colour: np.ndarra
 class Preparation:
     """Input for evaluation: optional resize by `input_scale`, then normalisation; labels keep their own size.
 
-    Resizing happens as in `liteseg.predict`: bilinear to round(H * scale) x round(W * scale).
+    The arithmetic is that of `liteseg.predict`: bilinear (half-pixel centres, no antialiasing) to
+    round(H * scale) x round(W * scale).
     """
 
     input_scale: float = 1.0
@@ -169,9 +171,10 @@ class Preparation:
             raise ValueError(f"input_scale: expected a number above 0, got {self.input_scale}")
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
-        image = sample.image
-        if self.input_scale != 1.0:
-            height, width = image.shape[:2]
-            size = (max(1, round(width * self.input_scale)), max(1, round(height * self.input_scale)))
-            image = np.asarray(Image.fromarray(image).resize(size, _BILINEAR))
-        return _pack(normalise(image), sample.label, sample)
+        if self.input_scale == 1.0:
+            return _pack(normalise(sample.image), sample.label, sample)
+        height, width = sample.image.shape[:2]
+        size = [max(1, round(height * self.input_scale)), max(1, round(width * self.input_scale))]
+        pixels = torch.from_numpy(sample.image.astype(np.float32)).permute(2, 0, 1).unsqueeze(0)
+        resized = F.interpolate(pixels, size, mode="bilinear", align_corners=False)
+        return _pack(normalise(resized[0].permute(1, 2, 0).numpy()), sample.label, sample)

@@ -1,0 +1,1 @@
+"""The trainer (extra `liteseg[train]`): `python -m liteseg train --config configs/NAME.yaml`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,28 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise TypeError(f"checkpoint: storage_options: expected None, got {storage_options!r}")
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        # one fixed name: what a killed run left behind is overwritten by the next one
+        temporary = path.with_name(f".{path.name}.part")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with open(temporary, "wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A trainer checkpoint, loaded on the CPU without running code from it; ValueError naming a broken file."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(f"{path}: not a whole checkpoint ({str(error).splitlines()[0]})") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or "liteseg" not in checkpoint:
+        raise ValueError(f"{path}: expected a checkpoint written by liteseg train")
+    return checkpoint
 
 
 def model_state(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:

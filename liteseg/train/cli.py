@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import importlib.util
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import metadata, resources
 from pathlib import Path
@@ -17,10 +20,11 @@ from pytorch_lightning.callbacks import Callback, EMAWeightAveraging, LearningRa
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from liteseg.models import save_weights
 
-from .checkpoint import AtomicCheckpointIO, model_state
+from .checkpoint import AtomicCheckpointIO, model_state, read_checkpoint
 from .datamodule import SegmentationData
 from .module import NotFiniteError, SegmentationModule
 
@@ -78,9 +82,7 @@ class TrainCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--out", type=str, default="runs/liteseg", help="Folder of logs, checkpoints and weights.")
-        parser.add_argument(
-            "--resume", type=bool, default=True, help="Go on from OUT/checkpoints/last.ckpt."
-        )
+        parser.add_argument("--resume", type=bool, default=True, help="Go on from OUT/checkpoints/last.ckpt.")
         parser.add_argument("--ema_decay", type=float, default=0.998, help="Of the averaged weights; 0 for none.")
         parser.add_argument(
             "--export_dtype", type=Literal["float32", "float16"], default="float32", help="Of OUT/weights.safetensors."
@@ -104,9 +106,8 @@ class TrainCLI(LightningCLI):
         ]
         if self.config["ema_decay"] > 0:
             own.append(EMAWeightAveraging(decay=self.config["ema_decay"]))
-        if self.save_config_callback is not None:
-            self._dump_config()
-            own.append(_Record(self.config_dump))
+        self._dump_config()
+        own.append(_Record(self.config_dump))
         settings = self.config_init["trainer"]
         if settings["logger"] is None or settings["logger"] is True:
             kwargs["logger"] = _logger(out)
@@ -126,11 +127,30 @@ def _logger(out: Path) -> Logger:
     return CSVLogger(out, name="", version="")
 
 
+def _recipe(config: dict[str, Any]) -> dict[str, Any]:
+    """What has to be known to repeat a run, without the folders of the machine it ran on."""
+    model = {key: value for key, value in config["model"].items() if value is not None and key != "class_names"}
+    for key in ("backbone_weights", "weights"):
+        if key in model:
+            digest = hashlib.sha256(Path(model[key]).read_bytes()).hexdigest() if os.path.isfile(model[key]) else None
+            model[key] = {"file": Path(model[key]).name, "sha256": digest}
+    data = {key: value for key, value in config["data"].items() if value is not None and key != "root"}
+    keys = (
+        "max_epochs",
+        "max_steps",
+        "precision",
+        "accumulate_grad_batches",
+        "gradient_clip_val",
+        "limit_train_batches",
+    )
+    trainer = {key: config["trainer"][key] for key in keys if config["trainer"][key] not in (None, -1)}
+    return {"model": model, "data": data, "trainer": trainer}
+
+
 def export(cli: TrainCLI, checkpoint_path: Path, path: Path) -> None:
     """Write the weights of a checkpoint (averaged ones where kept) as safetensors, with where they come from."""
-    checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
-    module: SegmentationModule = cli.model
-    module.model.load_state_dict(model_state(checkpoint))
+    checkpoint = read_checkpoint(checkpoint_path)
+    cli.model.model.load_state_dict(model_state(checkpoint))
     data: SegmentationData = cli.datamodule
     provenance = {
         "dataset": data.name,
@@ -140,20 +160,39 @@ def export(cli: TrainCLI, checkpoint_path: Path, path: Path) -> None:
         "steps": checkpoint["global_step"],
         "seed": cli.config["seed_everything"],
         "ema_decay": cli.config["ema_decay"],
-        "recipe": cli.config_dump,
+        "recipe": _recipe(cli.config_dump),
         "versions": versions(),
     }
-    save_weights(module.model, path, dtype=_DTYPES[cli.config["export_dtype"]], metadata={"provenance": provenance})
+    save_weights(cli.model.model, path, dtype=_DTYPES[cli.config["export_dtype"]], metadata={"provenance": provenance})
 
 
-def train(argv: Sequence[str]) -> Path:
-    """Run one training as the command line would; the path of the weights file."""
+def _check_resumable(cli: TrainCLI, path: Path) -> None:
+    stored = read_checkpoint(path)["liteseg"]["config"]["model"]
+    for key in ("name", "num_classes", "class_names", "switches"):
+        if stored[key] != cli.config_dump["model"][key]:
+            raise ValueError(
+                f"{path}: holds a run with model.{key} {stored[key]}, not {cli.config_dump['model'][key]}; "
+                "choose another --out, or start over with --resume false"
+            )
+
+
+def train(argv: Sequence[str]) -> Path | None:
+    """Run one training as the command line would.
+
+    Returns the path of the weights file; None after `--trainer.fast_dev_run`, which keeps nothing.
+    """
     cli = TrainCLI(
         SegmentationModule,
         SegmentationData,
         save_config_callback=SaveConfigCallback,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"prog": "liteseg train", "description": "Train a model; see liteseg/configs for presets."},
+        # the sampler shards itself; the summary shows no more than the parameter count
+        trainer_defaults={"use_distributed_sampler": False, "enable_model_summary": False},
+        parser_kwargs={
+            "prog": "liteseg train",
+            "description": "Train a model; presets are in the package's configs folder.",
+            "exit_on_error": False,
+        },
         args=_resolve_configs(argv),
         run=False,
         auto_configure_optimizers=False,
@@ -162,9 +201,12 @@ def train(argv: Sequence[str]) -> Path:
     out = Path(cli.config["out"])
     last = out / "checkpoints" / "last.ckpt"
     resume = last if cli.config["resume"] and last.is_file() else None
-    if resume:
+    if resume is not None:
+        _check_resumable(cli, resume)
         rank_zero_info(f"resuming from {resume}")
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=resume, weights_only=True)
+    if cli.config["trainer"]["fast_dev_run"]:
+        return None
     weights = out / "weights.safetensors"
     if cli.trainer.is_global_zero:
         export(cli, last, weights)
@@ -173,29 +215,32 @@ def train(argv: Sequence[str]) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point: exit code 0 on success, 2 on bad input (one line on stderr), 1 when the training itself fails.
+    """Entry point: exit code 0 on success, 2 on bad input, 1 when the loss is no longer finite; one line on stderr.
 
-    `--debug` shows the traceback. A wrong argument or configuration key leaves through argparse's own exit, code 2.
+    `--debug` shows the traceback instead.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     if debug:
         arguments.remove("--debug")
+    # lightning's own use of torch, nothing a user could act on
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     try:
         train(arguments)
-    except (ValueError, TypeError, OSError, NotFiniteError) as error:
+    except (ValueError, TypeError, OSError, argparse.ArgumentError, MisconfigurationException, NotFiniteError) as error:
         if debug:
             raise
-        # errors of loader processes arrive with their whole traceback as text, the reason is its last line
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        for kind in ("ValueError: ", "TypeError: "):
-            reason = reason.removeprefix(kind)
-        print(f"liteseg train: {reason}", file=sys.stderr)
+        print(f"liteseg train: {_reason(error)}", file=sys.stderr)
         return 1 if isinstance(error, NotFiniteError) else 2
-    except KeyboardInterrupt:
-        print("liteseg train: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
     return 0
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if not lines[0].startswith("Caught "):
+        return " ".join(lines)
+    # errors of loader processes arrive with their whole traceback as text; the reason is its last line
+    return lines[-1].partition(": ")[2] or lines[-1]
 
 
 if __name__ == "__main__":

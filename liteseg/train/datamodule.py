@@ -86,7 +86,10 @@ class SegmentationData(pl.LightningDataModule):
     # lightning starts the loader before it restores its own progress and tells the sampler the epoch, so without this
     # a resumed run would repeat the pictures of epoch 0
     def state_dict(self) -> dict[str, Any]:
-        return {"epochs_done": 0 if self.trainer is None else self.trainer.fit_loop.epoch_progress.current.processed}
+        if self.trainer is None:
+            return {"epochs_done": 0}
+        progress: Any = self.trainer.fit_loop.epoch_progress.current
+        return {"epochs_done": progress.processed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._first_epoch = state_dict["epochs_done"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 import liteseg_kernels as lk
 from liteseg.metrics import ConfusionMatrix
-from liteseg.models import create_model
+from liteseg.models import LiteSeg, create_model
 
 from .schedule import learning_rate_factor
 
@@ -83,7 +84,7 @@ class SegmentationModule(pl.LightningModule):
                 "TRAINING FROM SCRATCH: no --model.backbone_weights. The backbone starts from random numbers; expect a "
                 "far lower mIoU than with ImageNet weights, and give it many more epochs."
             )
-        self.model = create_model(
+        model: Any = create_model(
             name,
             num_classes=num_classes,
             weights=weights,
@@ -91,22 +92,27 @@ class SegmentationModule(pl.LightningModule):
             class_names=class_names,
             input_scale=input_scale,
             **(switches or {}),
-        ).to(memory_format=torch.channels_last)
+        )
+        self.model: LiteSeg = model.to(memory_format=torch.channels_last)
         weight = torch.ones(num_classes) if class_weights == "log" else None
         self.criterion = lk.UpsampleCrossEntropyLoss(
             ignore_index=255, weight=weight, reduction=reduction, label_smoothing=label_smoothing
         )
         self.argmax = lk.UpsampleArgmax()
-        self.class_weights = class_weights
         self.backbone_lr, self.head_lr = backbone_lr, head_lr
         self.momentum, self.nesterov, self.weight_decay = momentum, nesterov, weight_decay
         self.warmup_steps, self.power, self.hold_epochs = warmup_steps, power, hold_epochs
         self.scores = ConfusionMatrix(num_classes)
+        self._loss_sum, self._loss_count, self._epoch_started = 0.0, 0, 0.0
 
     def setup(self, stage: str) -> None:
-        if stage == "fit" and self.class_weights == "log":
-            weights = log_class_weights(self.trainer.datamodule.train_set.class_shares())
+        if stage == "fit" and self.criterion.weight is not None:
+            trainer: Any = self.trainer
+            weights = log_class_weights(trainer.datamodule.train_set.class_shares())
             self.criterion.weight.copy_(torch.from_numpy(weights))
+
+    def on_train_epoch_start(self) -> None:
+        self._loss_sum, self._loss_count, self._epoch_started = 0.0, 0, time.monotonic()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         images = batch["image"].contiguous(memory_format=torch.channels_last)
@@ -117,8 +123,16 @@ class SegmentationModule(pl.LightningModule):
                 f"training: loss: expected a finite number, got {value} at step {self.global_step} "
                 f"(epoch {self.current_epoch}); the batch's files: {', '.join(batch['path'])}"
             )
+        self._loss_sum += value
+        self._loss_count += 1
         self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=False)
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        rank_zero_info(
+            f"epoch {self.current_epoch + 1}/{self.trainer.max_epochs}: loss {self._loss_sum / self._loss_count:.4f}, "
+            f"{time.monotonic() - self._epoch_started:.0f} s"
+        )
 
     def on_validation_epoch_start(self) -> None:
         self.scores.reset()
@@ -141,7 +155,7 @@ class SegmentationModule(pl.LightningModule):
                 f"pixel accuracy {100 * self.scores.pixel_accuracy():.2f} %"
             )
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         backbone = list(self.model.backbone.parameters())
         known = {id(parameter) for parameter in backbone}
         head = [parameter for parameter in self.model.parameters() if id(parameter) not in known]
