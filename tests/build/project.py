@@ -1,0 +1,48 @@
+"""Copies of the project to build in, so that no test touches the checkout's own libraries."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE", "NOTICE")
+GENERATED = shutil.ignore_patterns("*.so", "_build_info.py", "__pycache__", "*.pyc", ".*")
+
+# one source that needs no torch library, and a header that it depends on
+TINY_SOURCE = (
+    '#include "common/tiny.h"\nextern "C" __attribute__((visibility("default"))) int tiny() { return TINY; }\n'
+)
+
+
+def copy(target: Path, *, tiny: bool = False) -> Path:
+    """The project in `target`, without anything generated; `tiny`: with a single small C++ source."""
+    for name in ("liteseg_kernels", "liteseg", "csrc"):
+        shutil.copytree(ROOT / name, target / name, ignore=GENERATED)
+    for name in FILES:
+        shutil.copy(ROOT / name, target / name)
+    if tiny:
+        shutil.rmtree(target / "csrc")
+        (target / "csrc/cpu").mkdir(parents=True)
+        (target / "csrc/common").mkdir()
+        (target / "csrc/cpu/tiny.cpp").write_text(TINY_SOURCE)
+        (target / "csrc/common/tiny.h").write_text("#define TINY 1\n")
+    return target
+
+
+def python(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """This interpreter in `folder`; the build settings of the calling environment do not count."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("LITESEG_") and k not in ("CXX", "CUDA_HOME")}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env={**inherited, **environment}, capture_output=True, text=True
+    )
+
+
+def build_info(folder: Path) -> dict[str, object]:
+    """The values of the _build_info.py in `folder`."""
+    values: dict[str, object] = {}
+    exec((folder / "liteseg_kernels/_build_info.py").read_text(), values)
+    return values

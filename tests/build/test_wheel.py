@@ -1,0 +1,111 @@
+"""The wheel: its name, what is in it and what is not, and that it works outside the checkout."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .project import ROOT, copy, python
+
+# one group: the wheel is built once, not once a worker
+pytestmark = [
+    pytest.mark.build,
+    pytest.mark.xdist_group("wheel"),
+    pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on PATH"),
+]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy(tmp_path_factory.mktemp("wheel") / "project")
+
+
+@pytest.fixture(scope="module")
+def wheel(project: Path) -> Path:
+    command = ["-m", "pip", "-q", "wheel", ".", "--no-deps", "--no-build-isolation", "-w", "out"]
+    # one architecture is enough for what is asked here
+    done = python(project, *command, LITESEG_CUDA_ARCHS="90")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next((project / "out").glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def files(wheel: Path) -> Iterator[zipfile.ZipFile]:
+    with zipfile.ZipFile(wheel) as archive:
+        yield archive
+
+
+def test_one_wheel_for_every_python(wheel: Path) -> None:
+    assert re.fullmatch(r"liteseg-[\d.]+-cp310-abi3-linux_\w+\.whl", wheel.name)
+
+
+def test_both_libraries_are_in_it(files: zipfile.ZipFile) -> None:
+    values: dict[str, object] = {}
+    exec(files.read("liteseg_kernels/_build_info.py"), values)
+    skipped = values["SKIPPED"]
+    assert isinstance(skipped, dict) and "_C" not in skipped
+    libraries = {name for name in files.namelist() if name.endswith(".so")}
+    assert libraries == {f"liteseg_kernels/{n}.abi3.so" for n in ("_C", "_C_cuda") if n not in skipped}
+    if shutil.which("nvcc"):
+        assert len(libraries) == 2
+
+
+def test_every_module_and_data_file_is_in_it(files: zipfile.ZipFile) -> None:
+    patterns = ["*.py", "py.typed", "weights/*.safetensors", "weights/*.md", "configs/*.yaml"]
+    expected = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("liteseg", "liteseg_kernels")
+        for pattern in patterns
+        for path in (ROOT / package).rglob(pattern)
+    }
+    expected.add("liteseg_kernels/_build_info.py")
+    assert sorted(expected - set(files.namelist())) == []
+
+
+def test_nothing_else_is_in_it(files: zipfile.ZipFile) -> None:
+    tops = {name.split("/")[0] for name in files.namelist()}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"liteseg", "liteseg_kernels"}
+    licences = {Path(name).name for name in files.namelist() if "/licenses/" in name}
+    assert licences == {"LICENSE", "NOTICE"}
+    assert [name for name in files.namelist() if name.endswith((".cpp", ".cu", ".h", ".pth", ".pt"))] == []
+
+
+def test_no_camvid_frame_is_in_it(files: zipfile.ZipFile, shared: Path) -> None:
+    frames = {hashlib.sha256(p.read_bytes()).digest() for p in (shared / "data/camvid").rglob("*") if p.is_file()}
+    assert frames
+    assert [name for name in files.namelist() if hashlib.sha256(files.read(name)).digest() in frames] == []
+
+
+def test_it_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    installed = tmp_path / "installed"
+    done = python(tmp_path, "-m", "pip", "-q", "install", "--no-deps", "--target", str(installed), str(wheel))
+    assert done.returncode == 0, done.stderr
+    code = """
+import liteseg, liteseg_kernels, numpy, sys
+from liteseg_kernels import _loader
+assert liteseg.__file__.startswith(sys.argv[1]) and liteseg_kernels.__file__.startswith(sys.argv[1])
+assert _loader.STATUS["_C"] is None, _loader.STATUS
+weights = liteseg.list_weights()
+model = liteseg.create_model(weights=weights[0]) if weights else liteseg.create_model("liteseg_mobilenetv2")
+labels = liteseg.predict(liteseg.fuse(model.eval()), numpy.zeros((64, 96, 3), dtype=numpy.uint8))
+print(labels.shape, labels.dtype)
+"""
+    done = python(tmp_path, "-c", code, str(installed), PYTHONPATH=str(installed))
+    assert done.stdout.strip() == "(64, 96) uint8", done.stderr
+
+
+def test_the_source_distribution_has_all_that_a_build_needs(project: Path) -> None:
+    done = python(project, "setup.py", "-q", "sdist", "-d", "sdist", "--formats", "zip")
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(next((project / "sdist").iterdir())) as archive:
+        names = {name.split("/", 1)[1] for name in archive.namelist()}
+    sources = {p.relative_to(project).as_posix() for p in (project / "csrc").rglob("*") if p.is_file()}
+    assert sources - names == set()
+    assert {"setup.py", "pyproject.toml", "LICENSE", "NOTICE", "README.md"} <= names
+    assert not any(name.startswith("tests/") for name in names)
