@@ -10,6 +10,9 @@ struct DepthwiseRow {
   int64_t kh, kw;                     // taps
   int64_t stride, padding, dilation;  // horizontal
   int64_t x_stride;                   // elements from one input pixel to the next
+  const float* bias;                  // [C] or null
+  int activation;
+  float slope;
 };
 
 constexpr int kBlock = 6;  // interior pixels that share one load of the weights
@@ -20,11 +23,13 @@ void depthwise_block(const T* const* rows, const int64_t* row_taps, int64_t row_
   const int64_t kw = KW > 0 ? KW : g.kw;
   const int64_t pixel = g.stride * g.x_stride;
   const int64_t tap = g.dilation * g.x_stride;
+  const Vec slope = set1(g.slope);
   const auto group = [&](int64_t c, auto load_some, auto store_some) LITESEG_INLINE_LAMBDA {
+    const Vec start = g.bias == nullptr ? zero() : load_some(g.bias + c);
     Vec acc[P];
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) {
-      acc[p] = zero();
+      acc[p] = start;
     }
     for (int64_t i = 0; i < row_count; ++i) {
       const T* x = rows[i] + x0 * g.x_stride + c;
@@ -39,7 +44,7 @@ void depthwise_block(const T* const* rows, const int64_t* row_taps, int64_t row_
     }
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) {
-      store_some(out + p * ldo + c, acc[p]);
+      store_some(out + p * ldo + c, activate(acc[p], g.activation, slope));
     }
   };
   const auto whole = [&](int64_t c) LITESEG_INLINE_LAMBDA {
@@ -70,7 +75,11 @@ void depthwise_border(const T* const* rows, const int64_t* row_taps, int64_t row
   const int64_t last = x0 < g.w ? min_i(g.kw, (g.w - 1 - x0) / g.dilation + 1) : 0;
   constexpr int64_t unroll = 4;
   for (int64_t c = 0; c < g.c; c += unroll * Vec::width) {
-    Vec acc[unroll] = {zero(), zero(), zero(), zero()};
+    Vec acc[unroll];
+    for (int64_t u = 0; u < unroll; ++u) {
+      const int64_t at = c + u * Vec::width;
+      acc[u] = g.bias == nullptr || at >= g.c ? zero() : load_partial(g.bias + at, g.c - at);
+    }
     for (int64_t i = 0; i < row_count; ++i) {
       for (int64_t j = first; j < last; ++j) {
         const T* x = rows[i] + (x0 + j * g.dilation) * g.x_stride;
@@ -86,7 +95,7 @@ void depthwise_border(const T* const* rows, const int64_t* row_taps, int64_t row
     for (int64_t u = 0; u < unroll; ++u) {
       const int64_t at = c + u * Vec::width;
       if (at < g.c) {
-        store_partial(out + at, acc[u], g.c - at);
+        store_partial(out + at, activate(acc[u], g.activation, set1(g.slope)), g.c - at);
       }
     }
   }

@@ -2,6 +2,7 @@
 #include "cpu/separable_conv2d.h"
 
 #include "cpu/isa.h"
+#include "cpu/pack.h"
 #include "cpu/tensors.h"
 
 namespace liteseg::cpu {
@@ -70,33 +71,12 @@ Tensor separable_conv2d(Tensor x, Tensor depthwise_weight, Tensor pointwise_weig
   }
 
   const SeparableConvTable& table = LITESEG_CHOOSE(separable_conv2d_table);
-  const int64_t panels = (g.co + table.panel - 1) / table.panel;
-  const int64_t pointwise_floats = panels * table.panel * g.c;
-  const int64_t depthwise_floats = g.kh * g.kw * g.c;
-  const int64_t bias_floats = panels * table.panel;
-  float* packed = reinterpret_cast<float*>(thread_buffer(
-      Slot::kPacked, (pointwise_floats + bias_floats + depthwise_floats) * static_cast<int64_t>(sizeof(float))));
-  float* packed_bias = packed + pointwise_floats;
-  float* packed_depthwise = packed_bias + bias_floats;
-  table.pack[dtype](read_of(pointwise_weight), pointwise_weight.stride(0), pointwise_weight.stride(1), g.co, g.c,
-                    packed);
-  std::fill_n(packed_bias, bias_floats, 0.0f);
-  if (bias.has_value()) {
-    const std::vector<float> values = to_floats(*bias);
-    std::copy(values.begin(), values.end(), packed_bias);
-  }
-  const std::vector<float> taps = to_floats(depthwise_weight);
-  for (int64_t c = 0; c < g.c; ++c) {
-    for (int64_t i = 0; i < g.kh * g.kw; ++i) {
-      packed_depthwise[i * g.c + c] = taps[c * g.kh * g.kw + i];
-    }
-  }
-
+  PackedWeights packed(pointwise_floats(g.co, g.c) + bias_floats(g.co) + depthwise_weight.numel());
+  g.pointwise = packed.pointwise(pointwise_weight);
+  g.bias = packed.bias(bias, g.co);
+  g.depthwise = packed.depthwise(depthwise_weight);
   g.x = read_of(x);
   g.xs = strides_of(x);
-  g.depthwise = packed_depthwise;
-  g.pointwise = packed;
-  g.bias = packed_bias;
   g.residual = residual.has_value() ? read_of(*residual) : nullptr;
   g.rs = residual.has_value() ? strides_of(*residual) : Strides4{};
   g.out = data_of(out);

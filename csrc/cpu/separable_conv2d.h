@@ -23,9 +23,6 @@ struct SeparableConvArgs {
 };
 
 struct SeparableConvTable {
-  int64_t panel;  // columns of a packed panel
-  // weight [N, K] at any strides -> panels; one function per dtype
-  void (*pack[kNumDTypes])(const void* weight, int64_t n_stride, int64_t k_stride, int64_t n, int64_t k, float* panels);
   int64_t (*scratch_bytes)(const SeparableConvArgs& args);
   // output pixels [begin * tile, end * tile) of the flattened N x Ho x Wo
   void (*run[kNumDTypes])(const SeparableConvArgs& args, int64_t begin, int64_t end, char* scratch);

@@ -1,0 +1,1 @@
+#include "pack_impl.h"
