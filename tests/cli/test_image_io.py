@@ -6,12 +6,13 @@ import os
 
 import numpy as np
 import pytest
-from .conftest import picture
 from PIL import Image
 
 from liteseg.data import CAMVID_CLASSES, CAMVID_PALETTE, CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
 from liteseg.image_io import add_legend, atomic_path, overlay, read_image, write_image
 from liteseg.palette import colorize, default_palette, palette_for
+
+from .conftest import picture
 
 
 def test_exif_orientation_is_applied(tmp_path) -> None:
