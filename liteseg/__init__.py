@@ -6,8 +6,7 @@ from liteseg import metrics
 from liteseg.models import create_model, list_models, list_weights, load_weights, profile, save_weights
 from liteseg.predict import predict
 from liteseg_kernels import fuse
-
-__version__ = "0.1.0"
+from liteseg_kernels._version import __version__
 
 __all__ = [
     "__version__",

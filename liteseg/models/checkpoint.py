@@ -148,7 +148,7 @@ def save_weights(
         raise ValueError(f"save_weights: path: expected a name ending in .safetensors, got {str(path)!r}")
     with torch.device("meta"):
         plain = LiteSeg(model.config)
-    check_state(plain, model.state_dict(), "save_weights: model (expected one that is not fused)")
+    check_state(plain, model.state_dict(), "save_weights: model")
     content = {"mean": _MEAN, "std": _STD, **(metadata or {}), **model.config.to_dict()}
     state = {key: _stored(value, dtype) for key, value in model.state_dict().items()}
     header = {METADATA_KEY: json.dumps(content), "format": "pt"}

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,15 +37,24 @@ def _some(keys: list[str], limit: int = 3) -> str:
 
 def _torch_load(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # about pickle protocols; what matters of it is in the error below
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         if code:
             raise ValueError(
                 f"{path}: refused: the pickle calls code ({code.group(1)}); expected tensors only (a state dict)"
             ) from error
+        with path.open("rb") as file:
+            start = file.read(2)
+        if start == b"PK" or start[:1] == pickle.PROTO:
+            raise ValueError(
+                f"{path}: refused: the pickle may call code; expected tensors only (a state dict, pickle protocol 2)"
+            ) from error
         raise ValueError(f"{path}: not a weights file, or a damaged one") from error
-    # damaged archives raise many types, none of them documented
+    # damaged files raise many types, none of them documented
     except Exception as error:
         raise ValueError(f"{path}: not a weights file, or a damaged one") from error
 

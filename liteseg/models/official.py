@@ -176,7 +176,7 @@ def to_official(model: LiteSeg) -> dict[str, torch.Tensor]:
     for key, value in model.state_dict().items():
         module, _, leaf = key.rpartition(".")
         if module not in pairs:
-            raise ValueError(f"export_official: model: expected one that is not fused, got the key {key}")
+            raise ValueError(f"export_official: model: expected the layers of a {config.name}, got {key}")
         state[f"{pairs[module]}.{leaf}"] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
     for key, shape in DEAD_HEADS[config.backbone].items():
         state[key] = torch.zeros(shape)

@@ -26,8 +26,8 @@ class ProfileRow:
     """One module that computes something, at the profiled size and batch 1.
 
     `macs` counts convolutions only. `paper` is the count of the authors' tool: `2k^2 - 1` an output of a k x k
-    convolution and input channel, 1 an output for its bias, 2 an element of a normalisation, 1 an element of an activation
-    module, 1 an input element of a max-pool.
+    convolution and input channel, 1 an output for its bias, 2 an element of a normalisation, 1 an element of an
+    activation module, 1 an input element of a max-pool.
     """
 
     name: str

@@ -117,9 +117,7 @@ class _MobileFeatures(nn.Module):
         super().__init__()
 
         def plain(cin: int, cout: int, k: int, stride: int) -> nn.Sequential:
-            return nn.Sequential(
-                nn.Conv2d(cin, cout, k, stride, k // 2, bias=False), nn.BatchNorm2d(cout), nn.ReLU6()
-            )
+            return nn.Sequential(nn.Conv2d(cin, cout, k, stride, k // 2, bias=False), nn.BatchNorm2d(cout), nn.ReLU6())
 
         widths = [32, 16] + [24] * 2 + [32] * 3 + [64] * 4 + [96] * 3 + [160] * 3 + [320]
         halving = {2, 4, 7, 14}

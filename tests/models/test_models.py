@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import liteseg
+from liteseg.models.encoders import ENCODERS, Darknet19
+from tests.models.base import BaseModelTester
+from tests.models.official_nets import randomise
+
+
+class TestLiteSegMobileNetV2(BaseModelTester):
+    name = "liteseg_mobilenetv2"
+
+    @pytest.mark.slow
+    def test_compile_inductor(self, model: nn.Module) -> None:
+        self.check_compile(model, "inductor")
+
+
+class TestLiteSegShuffleNet(BaseModelTester):
+    name = "liteseg_shufflenet"
+
+
+class TestLiteSegDarknet19(BaseModelTester):
+    name = "liteseg_darknet19"
+
+
+class TestDeepLabMobileNetV2(BaseModelTester):
+    name = "deeplabv3plus_mobilenetv2"
+
+
+class TestDeepLabShuffleNet(BaseModelTester):
+    name = "deeplabv3plus_shufflenet"
+
+
+class TestDeepLabDarknet19(BaseModelTester):
+    name = "deeplabv3plus_darknet19"
+
+
+class TestStandardConvolutions(BaseModelTester):
+    name = "liteseg_mobilenetv2"
+    switches = {"separable": False}
+
+
+class TestNoResiduals(BaseModelTester):
+    name = "liteseg_shufflenet"
+    switches = {"short_residual": False, "long_residual": False, "filters": 32, "rates": (2, 4)}
+
+
+class TestDilatedMobileNetV2(BaseModelTester):
+    name = "liteseg_mobilenetv2"
+    switches = {"output_stride": 8, "deeper": False}
+
+
+def test_every_registered_model_is_tested() -> None:
+    def names(cls: type[BaseModelTester]) -> set[str]:
+        return {sub.name for sub in cls.__subclasses__()}
+
+    assert names(BaseModelTester) == set(liteseg.list_models())
+
+
+@pytest.mark.parametrize("backbone", ["mobilenetv2", "shufflenet"])
+@torch.no_grad()
+def test_dilation_replaces_stride(backbone: str) -> None:
+    # positions that the strided network computes, the dilated one must compute alike
+    x = torch.randn(1, 3, 90, 131, dtype=torch.float64)
+    encoder = ENCODERS[backbone]
+    strided = randomise(encoder(32)).double().eval()
+    low, encoded = strided(x)
+    for output_stride in encoder.output_strides[1:]:
+        dilated = encoder(output_stride).double().eval()
+        dilated.load_state_dict(strided.state_dict())
+        dilated_low, dilated_encoded = dilated(x)
+        step = 32 // output_stride
+        assert dilated_encoded.shape[-2:] == tuple(-(-length // output_stride) for length in x.shape[-2:])
+        torch.testing.assert_close(dilated_encoded[..., ::step, ::step], encoded, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(dilated_low, low, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "output_stride", "low", "encoded"),
+    [
+        ("mobilenetv2", 32, (24, 90, 160), (1280, 12, 20)),
+        ("mobilenetv2", 16, (24, 90, 160), (1280, 23, 40)),
+        ("mobilenetv2", 8, (24, 90, 160), (1280, 45, 80)),
+        ("shufflenet", 32, (384, 45, 80), (1536, 12, 20)),
+        ("shufflenet", 16, (384, 45, 80), (1536, 23, 40)),
+        ("darknet19", 16, (128, 90, 160), (1024, 22, 40)),
+        ("darknet19", 32, (128, 90, 160), (1024, 11, 20)),
+    ],
+)
+@torch.no_grad()
+def test_feature_sizes_at_360x640(
+    backbone: str, output_stride: int, low: tuple[int, ...], encoded: tuple[int, ...]
+) -> None:
+    with torch.device("meta"):
+        encoder = ENCODERS[backbone](output_stride)
+        features = encoder(torch.empty(1, 3, 360, 640))
+    assert [tuple(f.shape[1:]) for f in features] == [low, encoded]
+    assert (low[0], encoded[0]) == (encoder.low_level_channels, encoder.out_channels)
+    assert encoder.output_stride == output_stride
+
+
+def test_darknet_at_stride_32_is_ordinary() -> None:
+    encoder = Darknet19(32)
+    for module in encoder.modules():
+        if isinstance(module, nn.Conv2d):
+            assert module.dilation == (1, 1)
+            assert module.padding[0] == module.kernel_size[0] // 2
+    assert sum(isinstance(module, nn.MaxPool2d) for module in encoder.modules()) == 5
+
+
+@pytest.mark.parametrize("name", ["liteseg_mobilenetv2", "liteseg_shufflenet", "liteseg_darknet19"])
+def test_momentum_slope_and_bias(name: str) -> None:
+    model = liteseg.create_model(name)
+    darknet = name.endswith("darknet19")
+    for path, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.momentum == (0.01 if darknet and path.startswith("backbone") else 0.1), path
+            assert module.eps == 1e-5
+        if isinstance(module, nn.LeakyReLU):
+            assert darknet and module.negative_slope == 0.1
+        if isinstance(module, nn.Conv2d):
+            biased = path == "classifier" or (name.endswith("shufflenet") and path.startswith("backbone"))
+            assert (module.bias is not None) == biased, path
+
+
+def test_initial_weights() -> None:
+    model = liteseg.create_model("liteseg_mobilenetv2")
+    # N(0, sqrt(2 / (k*k*out))) in the backbone, Kaiming normal in the head's branches
+    last = model.backbone.last.conv.weight
+    assert abs(last.std().item() / (2 / 1280) ** 0.5 - 1) < 0.02
+    depthwise = model.backbone.blocks[16].depthwise.conv.weight
+    assert abs(depthwise.std().item() / (2 / (9 * 960)) ** 0.5 - 1) < 0.05
+    pointwise = model.daspp.atrous[1].pointwise.weight
+    assert abs(pointwise.std().item() / (2 / 1280) ** 0.5 - 1) < 0.02
+
+
+@pytest.mark.parametrize("backbone", sorted(ENCODERS))
+def test_residual_switches_change_the_widths(backbone: str) -> None:
+    def inputs(**switches: bool) -> tuple[int, int]:
+        with torch.device("meta"):
+            model = liteseg.create_model(f"liteseg_{backbone}", **switches)
+        return model.daspp.project.depthwise.in_channels, model.decoder[0].depthwise.in_channels
+
+    encoded = ENCODERS[backbone].out_channels
+    decoder = {"mobilenetv2": 120, "shufflenet": 144, "darknet19": 128}[backbone]
+    assert inputs() == (encoded + 480, decoder)
+    assert inputs(short_residual=False) == (480, decoder)
+    assert inputs(long_residual=False) == (encoded + 480, 96)
+
+
+def test_baseline_is_table_one_row_one() -> None:
+    for backbone in ENCODERS:
+        config = liteseg.create_model(f"deeplabv3plus_{backbone}").config
+        assert config.output_stride == 32
+        assert not (config.separable or config.deeper or config.short_residual)
+        assert config.long_residual and config.rates == (3, 6, 9) and config.filters == 96
