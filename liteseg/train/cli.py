@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_info
@@ -26,6 +26,7 @@ from liteseg.models import save_weights
 
 from .checkpoint import AtomicCheckpointIO, model_state, read_checkpoint
 from .datamodule import SegmentationData
+from .ema import EMA
 from .module import NotFiniteError, SegmentationModule
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -104,8 +105,8 @@ class TrainCLI(LightningCLI):
             ModelCheckpoint(out / "checkpoints", "best", monitor="val/miou", mode="max", enable_version_counter=False),
             LearningRateMonitor(logging_interval="step"),
         ]
-        if self.config["ema_decay"] > 0:
-            own.append(EMAWeightAveraging(decay=self.config["ema_decay"]))
+        if self.config["ema_decay"] != 0:
+            own.append(EMA(self.config["ema_decay"]))
         self._dump_config()
         own.append(_Record(self.config_dump))
         settings = self.config_init["trainer"]

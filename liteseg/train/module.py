@@ -94,10 +94,12 @@ class SegmentationModule(pl.LightningModule):
             **(switches or {}),
         )
         self.model: LiteSeg = model.to(memory_format=torch.channels_last)
-        weight = torch.ones(num_classes) if class_weights == "log" else None
-        self.criterion = lk.UpsampleCrossEntropyLoss(
-            ignore_index=255, weight=weight, reduction=reduction, label_smoothing=label_smoothing
+        # counted anew from the training labels at every start, so checkpoints do not hold it
+        self.loss_weight: Tensor | None
+        self.register_buffer(
+            "loss_weight", torch.ones(num_classes) if class_weights == "log" else None, persistent=False
         )
+        self.reduction, self.label_smoothing = reduction, label_smoothing
         self.argmax = lk.UpsampleArgmax()
         self.backbone_lr, self.head_lr = backbone_lr, head_lr
         self.momentum, self.nesterov, self.weight_decay = momentum, nesterov, weight_decay
@@ -106,17 +108,23 @@ class SegmentationModule(pl.LightningModule):
         self._loss_sum, self._loss_count, self._epoch_started = 0.0, 0, 0.0
 
     def setup(self, stage: str) -> None:
-        if stage == "fit" and self.criterion.weight is not None:
+        if stage == "fit" and self.loss_weight is not None:
             trainer: Any = self.trainer
             weights = log_class_weights(trainer.datamodule.train_set.class_shares())
-            self.criterion.weight.copy_(torch.from_numpy(weights))
+            self.loss_weight.copy_(torch.from_numpy(weights))
+
+    def loss(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Cross-entropy of logits [N, K, h, w] against labels uint8 [N, H, W]; full-size logits are never made."""
+        return lk.functional.upsample_cross_entropy(
+            logits, label, weight=self.loss_weight, reduction=self.reduction, label_smoothing=self.label_smoothing
+        )
 
     def on_train_epoch_start(self) -> None:
         self._loss_sum, self._loss_count, self._epoch_started = 0.0, 0, time.monotonic()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         images = batch["image"].contiguous(memory_format=torch.channels_last)
-        loss = self.criterion(self.model.low_resolution_logits(images), batch["label"].long())
+        loss = self.loss(self.model.low_resolution_logits(images), batch["label"])
         value = float(loss.detach())
         if not math.isfinite(value):
             raise NotFiniteError(
