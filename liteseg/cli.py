@@ -95,7 +95,7 @@ def _fuse_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
     )
@@ -323,8 +323,8 @@ def _profile(args: argparse.Namespace) -> int:
             dense = create_model(name, num_classes=args.num_classes, separable=False)
             profiles[f"{name} --dense"] = profile(dense, args.size)
     parts = ("backbone", "daspp", "decoder")
-    parameters = [("parameters", *parts, "total", "with ImageNet head")]
-    counts = [("MMACs", *parts, "total", "paper's count, G")]
+    parameters: list[tuple[str, ...]] = [("parameters", *parts, "total", "with ImageNet head")]
+    counts: list[tuple[str, ...]] = [("MMACs", *parts, "total", "paper's count, G")]
     for name, one in profiles.items():
         parameters.append(
             (name, *(f"{one.part(p).params:,}" for p in parts), f"{one.params:,}", f"{one.params_with_imagenet_head:,}")
@@ -373,8 +373,7 @@ def _train(argv: Sequence[str]) -> int:
         if missing in _TRAIN_MODULES:
             raise MissingExtraError("training", "train", missing) from error
         raise
-    train(list(argv))
-    return EXIT_OK
+    return train(list(argv))
 
 
 def _one_line(error: BaseException) -> str:
@@ -389,12 +388,12 @@ def _os_error(error: OSError) -> str:
 
 
 def _run(argv: list[str]) -> int:
-    # everything after "train" belongs to the trainer's own parser
-    words = [i for i, word in enumerate(argv) if not word.startswith("-")]
-    if words and argv[words[0]] == "train":
-        return _train([*argv[: words[0]], *argv[words[0] + 1 :]])
+    # everything beside "train" belongs to the trainer's own parser
+    first = next((i for i, word in enumerate(argv) if not word.startswith("-")), None)
+    if first is not None and argv[first] == "train":
+        return _train(argv[:first] + argv[first + 1 :])
     parser = _parser()
-    args = parser.parse_args(argv)
+    args = parser.parse_args([word for word in argv if word != "--debug"])
     if args.version:
         from liteseg import __version__
 
@@ -416,7 +415,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
-        return _run([a for a in arguments if a != "--debug"])
+        code = _run(arguments)
+        # here, where a closed pipe can still be caught
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print("liteseg: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from liteseg.image_io import atomic_path
 from liteseg.metrics import ConfusionMatrix, mean_of_present
-from liteseg.predict import evaluating, predict_at
+from liteseg.predict import evaluating, input_size, predict_at
 
 __all__ = ["EvaluationResult", "center_crop", "evaluate", "parse_crop"]
 
@@ -30,7 +30,8 @@ class EvaluationResult:
         class_names: K names.
         categories: category name -> train ids, None for data sets without categories.
         images: number of images counted.
-        settings: crop, scale, flip, size of the first image and of the network's input, device, dtype, ...
+        settings: crop, scale, flip, height x width of the first image (cropped) and of the network's input for it; the
+            command line adds data set, split, weights, model and dtype.
     """
 
     matrix: ConfusionMatrix
@@ -74,7 +75,7 @@ class EvaluationResult:
             lines += [f"{name:<{width}}  {_percent(value):>6}" for name, value in categories.items()]
             lines.append("-" * (width + 8))
             lines.append(f"{'mean category IoU':<{width}}  {_percent(mean_of_present(list(categories.values()))):>6}")
-        shown = ", ".join(f"{k} {v}" for k, v in self.settings.items() if v is not None)
+        shown = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in self.settings.items() if v is not None)
         lines.append(f"{self.images} images, void ignored; {shown}")
         return "\n".join(lines)
 
@@ -192,7 +193,9 @@ def evaluate(
             except ValueError as error:
                 raise ValueError(f"{sample.path}: {error}") from error
             if i == 0:
+                at = input_size((image.shape[0], image.shape[1]), scale)
                 settings["first_image"] = f"{image.shape[0]}x{image.shape[1]}"
+                settings["first_input"] = f"{at[0]}x{at[1]}"
     return EvaluationResult(
         matrix=matrix,
         class_names=tuple(dataset.class_names),

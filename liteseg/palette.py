@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from liteseg.data import DATASETS
+from liteseg.data import CAMVID_CLASSES, CAMVID_PALETTE, CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
 
 __all__ = ["check_palette", "colorize", "default_palette", "palette_for"]
 
 Palette = Sequence[tuple[int, int, int]]
+
+_KNOWN = ((CAMVID_CLASSES, CAMVID_PALETTE), (CITYSCAPES_CLASSES, CITYSCAPES_PALETTE))
 
 
 def default_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
@@ -33,9 +35,9 @@ def palette_for(class_names: Sequence[str] | None, num_classes: int) -> tuple[tu
     """The palette of the data set whose class names these are, :func:`default_palette` for unknown ones."""
     if class_names is not None:
         wanted = [name.casefold() for name in class_names]
-        for kind in DATASETS.values():
-            if [name.casefold() for name in kind.class_names] == wanted:
-                return kind.palette
+        for names, palette in _KNOWN:
+            if [name.casefold() for name in names] == wanted:
+                return palette
     return default_palette(num_classes)
 
 

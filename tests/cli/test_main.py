@@ -81,7 +81,7 @@ def test_bad_weights(refused, weights, image_file, tmp_path, capsys) -> None:
     assert "expected a bundled name" in reason(None, "none.safetensors")
     assert "not a safetensors file" in reason(b"not weights", "w.safetensors")
     assert "not a weights file" in reason(b"not weights")
-    assert "refused" in reason(pickle.dumps(_Code())) or "not a weights file" in reason(pickle.dumps(_Code()))
+    assert "refused" in reason(pickle.dumps(_Code()))
     assert "refused" in reason({"weight": torch.zeros(1), "code": _Code()})
     assert "code in a pickle ran" not in capsys.readouterr().out
     assert "expected a state dict" in reason([1, 2, 3])
@@ -197,9 +197,9 @@ def test_train_without_lightning_names_the_extra(refused, monkeypatch) -> None:
 def test_train_gets_its_arguments_untouched(run, monkeypatch) -> None:
     train = pytest.importorskip("liteseg.train.cli")
     seen = []
-    monkeypatch.setattr(train, "main", lambda argv: seen.append(argv))
-    assert run("train", "--config", "a.yaml", "--trainer.max_epochs", "5")[0] == 0
-    assert seen == [["--config", "a.yaml", "--trainer.max_epochs", "5"]]
+    monkeypatch.setattr(train, "main", lambda argv: seen.append(argv) or 1)
+    assert run("train", "--config", "a.yaml", "--trainer.max_epochs", "5", "--debug")[0] == 1
+    assert seen == [["--config", "a.yaml", "--trainer.max_epochs", "5", "--debug"]]
 
 
 def test_demo_prints_paths_and_one_comparison(run, weights, tmp_path) -> None:
@@ -219,19 +219,18 @@ def test_demo_prints_paths_and_one_comparison(run, weights, tmp_path) -> None:
     assert read_image(tmp_path / "out" / "street_labels.png").shape == (height, width, 3)
 
 
-def test_demo_without_the_bundled_weights_says_so(refused, monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(liteseg.models.checkpoint, "list_weights", lambda: [])
-    assert "expected a bundled name (none)" in refused("demo", "--out", tmp_path)
+def test_demo_of_unknown_weights_lists_the_bundled_ones(refused, tmp_path) -> None:
+    line = refused("demo", "--weights", "moon", "--out", tmp_path)
+    assert f"expected a bundled name ({', '.join(liteseg.list_weights()) or 'none'})" in line
 
 
 def test_pipe_closed_by_its_reader_is_no_error() -> None:
+    # the reader is gone long before the first line is written
     done = subprocess.run(
-        f'"{sys.executable}" -m liteseg profile liteseg_mobilenetv2 | head -n 1',
-        shell=True,
+        ["bash", "-c", f'"{sys.executable}" -m liteseg info | true; echo ${{PIPESTATUS[0]}}'],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=120,
     )
-    assert done.stdout.startswith("liteseg_mobilenetv2, input 512x1024")
-    assert done.stderr == ""
+    assert (done.stdout, done.stderr) == ("0\n", "")
