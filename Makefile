@@ -18,6 +18,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PIP_INSTALL := $(PIP) install -q -c .ci/constraints.txt
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
+# pip keeps to itself what a build that went well has printed, a skipped library included
+SHOW_LIBRARIES = @$(BIN)/python -m liteseg_kernels.info | grep '^library'
 TORCH_STAMP := $(VENV)/stamp-torch-$(TORCH)
 
 .PHONY: demo test lint bench build clean
@@ -37,6 +39,7 @@ bench: $(VENV)/stamp-dev
 
 build: $(VENV)/stamp-run
 	$(BIN)/python setup.py build_ext --inplace
+	$(SHOW_LIBRARIES)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info liteseg_kernels/*.so liteseg_kernels/_build_info.py $(OUT)
@@ -59,9 +62,11 @@ $(TORCH_STAMP): $(VENV)/stamp-venv .ci/constraints.txt
 
 $(VENV)/stamp-run: $(TORCH_STAMP) $(SOURCES)
 	$(PIP_INSTALL) --no-build-isolation -e .
+	$(SHOW_LIBRARIES)
 	@touch $@
 
 $(VENV)/stamp-dev: $(TORCH_STAMP) $(SOURCES)
 	$(BIN)/python -c "import triton" 2>/dev/null || $(PIP_INSTALL) "triton==$(TRITON)"
 	$(PIP_INSTALL) --no-build-isolation -e ".[train,video,dev]"
+	$(SHOW_LIBRARIES)
 	@touch $(VENV)/stamp-run $@

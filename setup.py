@@ -346,18 +346,19 @@ def replace(target: Path, data: bytes) -> None:
 
 
 def write_build_info(plan: Plan, folder: Path) -> None:
-    values = {
-        "MODE": plan.mode,
-        "TORCH": plan.torch,
-        "TORCH_TARGET": ".".join(map(str, OLDEST_TORCH)),
-        "COMPILER": plan.compiler,
-        "NVCC": plan.nvcc,
-        "CUDA_ARCHS": tuple(plan.archs),
-        "SOURCES": {library.name: tuple(s.as_posix() for s in library.compile) for library in plan.libraries},
-        "SKIPPED": plan.skipped,
-    }
+    sources = {library.name: tuple(s.as_posix() for s in library.compile) for library in plan.libraries}
+    values = [
+        ("MODE: str", plan.mode),
+        ("TORCH: str | None", plan.torch),
+        ("TORCH_TARGET: str", ".".join(map(str, OLDEST_TORCH))),
+        ("COMPILER: str | None", plan.compiler),
+        ("NVCC: str | None", plan.nvcc),
+        ("CUDA_ARCHS: tuple[str, ...]", tuple(plan.archs)),
+        ("SOURCES: dict[str, tuple[str, ...]]", sources),
+        ("SKIPPED: dict[str, str]", plan.skipped),
+    ]
     text = '"""Written by setup.py: what the compiled libraries were built from, and why any is missing."""\n\n'
-    text += "".join(f"{name} = {value!r}\n" for name, value in values.items())
+    text += "".join(f"{name} = {value!r}\n" for name, value in values)
     replace(folder / PACKAGE / "_build_info.py", text.encode())
 
 

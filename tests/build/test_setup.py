@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from .project import TINY_SOURCE, build_info, copy, python
 
@@ -156,3 +157,14 @@ def test_instruction_sets_are_flags_of_their_own_files_only(project: Path) -> No
         }
         objects = next(call for call in calls if call.startswith("_C.abi3.so")).splitlines()[0].split()[2:]
         assert objects[0] == "_C/cpu.tiny.cpp.o"
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_isolated_build_finds_the_installed_torch(project: Path) -> None:
+    done = python(project, "-m", "pip", "wheel", "-v", ".", "--no-deps", "-w", "out", LITESEG_BUILD="cpu")
+    if "No matching distribution found for setuptools" in done.stdout + done.stderr:
+        pytest.skip("pip cannot fetch setuptools here, which an isolated build needs")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert next((project / "out").iterdir()).name.startswith("liteseg-0.1.0-cp310-abi3-linux_")
+    assert build_info(next((project / "build").glob("lib*")))["TORCH"] == torch.__version__

@@ -73,7 +73,8 @@ def test_nothing_else_is_in_it(files: zipfile.ZipFile) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {"liteseg", "liteseg_kernels"}
     licences = {Path(name).name for name in files.namelist() if "/licenses/" in name}
     assert licences == {"LICENSE", "NOTICE"}
-    assert [name for name in files.namelist() if name.endswith((".cpp", ".cu", ".h", ".pth", ".pt"))] == []
+    unwanted = (".cpp", ".cu", ".h", ".pth", ".pt", ".png", ".jpg", ".jpeg", ".mp4")
+    assert [name for name in files.namelist() if name.lower().endswith(unwanted)] == []
 
 
 def test_no_camvid_frame_is_in_it(files: zipfile.ZipFile, shared: Path) -> None:
