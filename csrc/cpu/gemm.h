@@ -99,6 +99,9 @@ void gemm_panel(int64_t m_count, const float* a, int64_t lda, const float* b, in
   for (; m + kRows <= m_count; advance(kRows)) {
     gemm_block<T, kRows, V>(a, lda, b, k_count, bias, out, ldo, cols, epilogue);
   }
+  for (; kRows > 8 && m + 8 <= m_count; advance(8)) {
+    gemm_block<T, 8, V>(a, lda, b, k_count, bias, out, ldo, cols, epilogue);
+  }
   for (; m + 4 <= m_count; advance(4)) {
     gemm_block<T, 4, V>(a, lda, b, k_count, bias, out, ldo, cols, epilogue);
   }
@@ -107,21 +110,28 @@ void gemm_panel(int64_t m_count, const float* a, int64_t lda, const float* b, in
   }
 }
 
+// columns [n, n + kPanel) of the product
+template <typename T>
+void gemm_columns(int64_t n, int64_t m_count, int64_t n_count, int64_t k_count, const float* a, int64_t lda,
+                  const float* panels, const float* bias, T* out, int64_t ldo, const Epilogue<T>& epilogue) {
+  const int64_t cols = min_i(kPanel, n_count - n);
+  Epilogue<T> part = epilogue;
+  if (part.residual != nullptr) {
+    part.residual += n;
+  }
+  const float* b = panels + n * k_count;
+  if (cols > Vec::width) {
+    gemm_panel<T, 2>(m_count, a, lda, b, k_count, bias + n, out + n, ldo, cols, part);
+  } else {
+    gemm_panel<T, 1>(m_count, a, lda, b, k_count, bias + n, out + n, ldo, cols, part);
+  }
+}
+
 template <typename T>
 void gemm(int64_t m_count, int64_t n_count, int64_t k_count, const float* a, int64_t lda, const float* panels,
           const float* bias, T* out, int64_t ldo, const Epilogue<T>& epilogue) {
   for (int64_t n = 0; n < n_count; n += kPanel) {
-    const int64_t cols = min_i(kPanel, n_count - n);
-    Epilogue<T> part = epilogue;
-    if (part.residual != nullptr) {
-      part.residual += n;
-    }
-    const float* b = panels + n * k_count;
-    if (cols > Vec::width) {
-      gemm_panel<T, 2>(m_count, a, lda, b, k_count, bias + n, out + n, ldo, cols, part);
-    } else {
-      gemm_panel<T, 1>(m_count, a, lda, b, k_count, bias + n, out + n, ldo, cols, part);
-    }
+    gemm_columns(n, m_count, n_count, k_count, a, lda, panels, bias, out, ldo, epilogue);
   }
 }
 

@@ -1,6 +1,7 @@
 // Registration of liteseg_cpu::separable_conv2d; the kernel is described in separable_conv2d_impl.h.
 #include "cpu/separable_conv2d.h"
 
+#include "cpu/geometry.h"
 #include "cpu/isa.h"
 #include "cpu/pack.h"
 #include "cpu/tensors.h"
@@ -9,26 +10,6 @@ namespace liteseg::cpu {
 namespace {
 
 constexpr const char* kOp = "separable_conv2d";
-
-int64_t output_size(const char* argument, int64_t size, int64_t kernel, int64_t stride, int64_t padding,
-                    int64_t dilation) {
-  LITESEG_CHECK(stride > 0 && dilation > 0 && padding >= 0, kOp, argument,
-                "stride >= 1, dilation >= 1 and padding >= 0", text(stride, ", ", dilation, " and ", padding));
-  const int64_t room = size + 2 * padding - dilation * (kernel - 1) - 1;
-  LITESEG_CHECK(room >= 0, kOp, argument, text("at least ", dilation * (kernel - 1) + 1, " with its padding"),
-                size + 2 * padding);
-  return room / stride + 1;
-}
-
-// Pixels worked on at a time: enough for the registers of the product, few enough that the depthwise values of a tile
-// stay in the first levels of cache and that every thread gets several tiles. Results do not depend on it.
-int64_t tile_pixels(int64_t channels, int64_t pixels) {
-  constexpr int64_t least = 24;
-  constexpr int64_t cached_floats = 16384;
-  const int64_t by_cache = cached_floats / std::max<int64_t>(channels, 1) / least * least;
-  const int64_t by_balance = pixels / (4 * static_cast<int64_t>(torch::stable::get_num_threads())) / least * least;
-  return std::max(least, std::min({by_cache, by_balance, int64_t{240}}));
-}
 
 Tensor separable_conv2d(Tensor x, Tensor depthwise_weight, Tensor pointwise_weight, std::optional<Tensor> bias,
                         std::optional<Tensor> residual, std::vector<int64_t> stride, std::vector<int64_t> padding,
@@ -56,8 +37,8 @@ Tensor separable_conv2d(Tensor x, Tensor depthwise_weight, Tensor pointwise_weig
   g.pw = padding[1];
   g.dh = dilation[0];
   g.dw = dilation[1];
-  g.oh = output_size("height", g.h, g.kh, g.sh, g.ph, g.dh);
-  g.ow = output_size("width", g.w, g.kw, g.sw, g.pw, g.dw);
+  g.oh = output_size(kOp, "height", g.h, g.kh, g.sh, g.ph, g.dh);
+  g.ow = output_size(kOp, "width", g.w, g.kw, g.sw, g.pw, g.dw);
   if (bias.has_value()) {
     check_shape(kOp, "bias", *bias, {g.co});
   }
@@ -80,11 +61,11 @@ Tensor separable_conv2d(Tensor x, Tensor depthwise_weight, Tensor pointwise_weig
   g.residual = residual.has_value() ? read_of(*residual) : nullptr;
   g.rs = residual.has_value() ? strides_of(*residual) : Strides4{};
   g.out = data_of(out);
-  g.os = strides_of(out);
+  g.os = dense_strides(out);
   g.activation = static_cast<int>(activation);
   g.slope = static_cast<float>(negative_slope);
   const int64_t pixels = g.n * g.oh * g.ow;
-  g.tile = tile_pixels(g.c, pixels);
+  g.tile = tile_pixels(g.c, pixels, 24);
 
   const int64_t scratch_bytes = table.scratch_bytes(g);
   parallel((pixels + g.tile - 1) / g.tile, g.tile * g.c * (g.co + g.kh * g.kw), [&](int64_t begin, int64_t end) {

@@ -81,6 +81,14 @@ inline Tensor empty_dense(const std::vector<int64_t>& shape, ScalarType dtype, b
                               channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
+// strides of a dense result; a map of one pixel in NCHW is spelled as the same memory with channels innermost
+inline Strides4 dense_strides(const Tensor& t) {
+  const int64_t c = t.size(1);
+  const int64_t h = t.size(2);
+  const int64_t w = t.size(3);
+  return t.stride(1) == 1 ? Strides4{h * w * c, 1, w * c, c} : Strides4{c * h * w, h * w, w, 1};
+}
+
 inline void* data_of(const Tensor& t) {
   return t.mutable_data_ptr();
 }

@@ -1,0 +1,43 @@
+// What the registered op hands to the kernel of the chosen instruction set.
+#pragma once
+
+#include "types.h"
+
+namespace liteseg::cpu {
+
+struct InvertedResidualArgs {
+  const void* x;  // [N, C, H, W] of T
+  Strides4 xs;
+  const float* expand;       // panels of [hidden, C], or null where hidden == C is x itself
+  const float* expand_bias;  // [hidden], padded with zeros to whole panels
+  const float* depthwise;    // [kh * kw][hidden]
+  const float* depthwise_bias;
+  const float* project;  // panels of [Co, hidden]
+  const float* project_bias;
+  void* out;  // [N, Co, Ho, Wo] of T, dense, NHWC or NCHW
+  Strides4 os;
+  int64_t n, c, h, w, hidden, co, oh, ow;
+  int64_t kh, kw, sh, sw, ph, pw, dh, dw;
+  int activation;
+  float slope;
+  bool residual;  // adds x, which then has the output's shape
+  int64_t tile;   // output pixels of one image worked on at a time
+};
+
+struct InvertedResidualTable {
+  int64_t (*scratch_bytes)(const InvertedResidualArgs& args);
+  // tiles [begin, end); each image has ceil(Ho * Wo / tile) of them
+  void (*run[kNumDTypes])(const InvertedResidualArgs& args, int64_t begin, int64_t end, char* scratch);
+};
+
+}  // namespace liteseg::cpu
+
+namespace liteseg::scalar {
+extern const cpu::InvertedResidualTable inverted_residual_table;
+}
+namespace liteseg::avx2 {
+extern const cpu::InvertedResidualTable inverted_residual_table;
+}
+namespace liteseg::avx512 {
+extern const cpu::InvertedResidualTable inverted_residual_table;
+}

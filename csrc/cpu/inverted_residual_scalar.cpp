@@ -1,0 +1,1 @@
+#include "inverted_residual_impl.h"
