@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 from torch import nn
-from tqdm import tqdm
 
 from liteseg.image_io import atomic_path
 from liteseg.metrics import ConfusionMatrix, mean_of_present
 from liteseg.predict import evaluating, input_size, predict_at
+from liteseg.progress import progress_bar
 
 __all__ = ["EvaluationResult", "center_crop", "evaluate", "parse_crop"]
 
@@ -174,7 +174,7 @@ def evaluate(
     matrix = ConfusionMatrix(num_classes, dataset.ignore_index)
     settings: dict[str, Any] = {"crop": crop, "scale": scale, "flip": flip}
     with evaluating(model):
-        for i in tqdm(range(len(dataset)), desc="evaluate", unit="image", disable=not progress):
+        for i in progress_bar(range(len(dataset)), desc="evaluate", unit="image", show=progress):
             sample = dataset.load(i)
             if sample.label is None:
                 raise ValueError(f"evaluate: dataset: expected labels, got none for {sample.path}")

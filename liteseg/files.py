@@ -15,6 +15,7 @@ from liteseg.errors import UserError
 from liteseg.image_io import IMAGE_SUFFIXES, add_legend, overlay, read_image, write_image
 from liteseg.palette import Palette
 from liteseg.predict import predict
+from liteseg.progress import progress_bar
 from liteseg.video import VIDEO_SUFFIXES, predict_video
 
 __all__ = ["Input", "Outcome", "find_inputs", "predict_files"]
@@ -199,7 +200,7 @@ def predict_files(
             outcome.done += 1
             if bar is None and len(inputs) > 1:
                 # made at the first success: when nothing works, the reason is all that is printed
-                bar = tqdm(total=len(inputs), desc="predict", unit="file", disable=not progress)
+                bar = progress_bar(total=len(inputs), desc="predict", unit="file", show=progress)
                 bar.update(index)
         if bar is not None:
             bar.update()

@@ -140,7 +140,7 @@ def add_legend(image: np.ndarray, palette: Palette, class_names: Sequence[str]) 
     table = check_palette(palette)
     if len(table) != len(class_names):
         raise ValueError(f"add_legend: class_names: expected {len(table)} names, got {len(class_names)}")
-    row = min(32, max(12, image.shape[0] // (len(class_names) + 1)))
+    row = min(24, max(12, image.shape[0] // (len(class_names) + 1)))
     font = ImageFont.load_default(size=row * 0.7)
     text_width = max(int(font.getlength(name)) for name in class_names)
     height, width = max(image.shape[0], row * len(class_names)), image.shape[1] + text_width + 2 * row

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from torch import nn
-from tqdm import tqdm
 
 from liteseg.data import CITYSCAPES_TRAIN_TO_LABEL
 from liteseg.image_io import atomic_path
 from liteseg.predict import evaluating, predict_at
+from liteseg.progress import progress_bar
 
 __all__ = ["SERVER_SIZE", "submission_name", "write_submission"]
 
@@ -70,7 +70,7 @@ def write_submission(
     written: dict[str, Path] = {}
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         with evaluating(model):
-            for i in tqdm(range(len(dataset)), desc="submission", unit="image", disable=not progress):
+            for i in progress_bar(range(len(dataset)), desc="submission", unit="image", show=progress):
                 sample = dataset.load(i)
                 name = submission_name(sample.path)
                 if name in written:

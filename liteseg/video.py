@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 from torch import nn
-from tqdm import tqdm
 
 from liteseg.errors import MissingExtraError
 from liteseg.image_io import atomic_path, overlay
 from liteseg.palette import Palette
 from liteseg.predict import evaluating, predict_at
+from liteseg.progress import progress_bar
 
 __all__ = ["VIDEO_SUFFIXES", "predict_video"]
 
@@ -99,12 +99,12 @@ def predict_video(
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
         count = 0
-        frames = tqdm(
+        frames = progress_bar(
             _frames(container, stream, source, av),
             desc=source.name,
             unit="frame",
             total=stream.frames or None,
-            disable=not progress,
+            show=progress,
         )
         with av.open(os.fspath(temporary), "w", format="mp4") as sink:
             target = None
