@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +35,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """A trainer checkpoint, loaded on the CPU without running code from it; ValueError naming a broken file."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(f"{path}: not a whole checkpoint ({str(error).splitlines()[0]})") from error
+    except OSError:
+        raise
+    # a damaged file makes the unpickler fail with almost any type
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"{path}: not a whole checkpoint ({type(error).__name__}: {reason})") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or "liteseg" not in checkpoint:
         raise ValueError(f"{path}: expected a checkpoint written by liteseg train")
     return checkpoint

@@ -103,13 +103,14 @@ class TrainCLI(LightningCLI):
                 out / "checkpoints", "last", save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False
             ),
             ModelCheckpoint(out / "checkpoints", "best", monitor="val/miou", mode="max", enable_version_counter=False),
-            LearningRateMonitor(logging_interval="step"),
         ]
         if self.config["ema_decay"] != 0:
             own.append(EMA(self.config["ema_decay"]))
         self._dump_config()
         own.append(_Record(self.config_dump))
         settings = self.config_init["trainer"]
+        if settings["logger"] is not False:
+            own.append(LearningRateMonitor(logging_interval="step"))
         if settings["logger"] is None or settings["logger"] is True:
             kwargs["logger"] = _logger(out)
         kwargs.setdefault("default_root_dir", str(out))

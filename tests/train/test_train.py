@@ -1,0 +1,383 @@
+"""`liteseg train` on a few tiny pictures: loss, resuming, export and errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+pytest.importorskip("pytorch_lightning", reason="needs liteseg[train]")
+
+import pytorch_lightning as pl
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from liteseg.data import CAMVID_CLASSES
+from liteseg.models import create_model
+from liteseg.train import cli
+from liteseg.train.checkpoint import AtomicCheckpointIO, model_state, read_checkpoint
+from liteseg.train.ema import EMA
+from liteseg.train.module import NotFiniteError, SegmentationModule, log_class_weights
+from tests.data import folders
+
+ROOT = Path(__file__).resolve().parents[2]
+PRESETS = sorted(path.stem for path in (ROOT / "liteseg" / "configs").glob("*.yaml"))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return folders.camvid(tmp_path / "camvid", {"train": 4, "val": 2}, size=(64, 80))
+
+
+def _arguments(data: Path, out: Path, *more: str, epochs: int = 2, preset: str = "camvid_mobilenetv2") -> list[str]:
+    return [
+        *("--config", preset, "--data.root", str(data), "--out", str(out), "--data.batch_size", "2"),
+        *("--data.augment.crop", "[32,64]", "--data.num_workers", "0", "--model.input_scale", "1.25"),
+        *("--trainer.max_epochs", str(epochs), "--trainer.check_val_every_n_epoch", "1"),
+        *("--trainer.enable_progress_bar", "false", "--trainer.logger", "false", "--trainer.precision", "32-true"),
+        *more,
+    ]
+
+
+def _same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_loss_is_cross_entropy_on_full_size_logits() -> None:
+    module = SegmentationModule(num_classes=11, class_weights="log", backbone_lr=0.1)
+    module.loss_weight.copy_(torch.rand(11) + 0.5)
+    module.eval()
+    images, label = torch.randn(2, 3, 64, 96), torch.randint(0, 11, (2, 64, 96), dtype=torch.uint8)
+    label[:, :9] = 255
+    loss = module.loss(module.model.low_resolution_logits(images), label)
+    expected = F.cross_entropy(module.model(images), label.long(), module.loss_weight, ignore_index=255)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+
+    parameters = list(module.model.parameters())
+    ours = torch.autograd.grad(loss, parameters)
+    theirs = torch.autograd.grad(expected, parameters)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_all_void_batch_has_loss_zero_and_finite_gradients() -> None:
+    module = SegmentationModule(num_classes=3)
+    loss = module.loss(
+        module.model.low_resolution_logits(torch.randn(2, 3, 32, 32)), torch.full((2, 32, 32), 255, dtype=torch.uint8)
+    )
+    loss.backward()
+    assert loss.item() == 0
+    assert all(bool(p.grad.isfinite().all()) for p in module.model.parameters() if p.grad is not None)
+
+
+def test_two_epochs_then_weights_that_load(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = _arguments(data, out, "--export_dtype", "float16")
+    assert cli.main(arguments) == 0
+
+    checkpoint = read_checkpoint(out / "checkpoints" / "last.ckpt")
+    assert checkpoint["global_step"] == 4
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    assert checkpoint["liteseg"]["config"]["model"]["backbone_lr"] == 0.01
+    assert checkpoint["liteseg"]["versions"]["torch"] == torch.__version__
+
+    model = create_model(weights=out / "weights.safetensors")
+    assert (model.config.num_classes, model.config.input_scale) == (11, 1.25)
+    assert model.config.class_names == CAMVID_CLASSES
+    averaged = model_state(checkpoint)
+    for key, value in model.state_dict().items():
+        stored = averaged[key].half().float() if value.is_floating_point() else averaged[key]
+        assert torch.equal(value, stored), key
+    # the averaged weights, not those of the last step
+    current = checkpoint["current_model_state"]["model.classifier.weight"]
+    assert not torch.equal(current, averaged["classifier.weight"])
+
+    with safe_open(out / "weights.safetensors", "pt") as file:
+        text = file.metadata()["liteseg"]
+    provenance = json.loads(text)["provenance"]
+    assert (provenance["dataset"], provenance["split"], provenance["images"]) == ("camvid", "train", 4)
+    assert (provenance["epochs"], provenance["steps"], provenance["seed"]) == (2, 4, 0)
+    assert provenance["recipe"]["data"]["augment"]["crop"] == [32, 64]
+    assert str(tmp_path) not in text, "a folder of this machine in a file that is passed on"
+
+
+def test_class_weights_come_from_the_training_labels(data: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    seen: list[torch.Tensor] = []
+    step = SegmentationModule.training_step
+
+    def record(self: SegmentationModule, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        seen.append(self.loss_weight.clone())
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(SegmentationModule, "training_step", record)
+    assert cli.main(_arguments(data, tmp_path / "run", "--trainer.fast_dev_run", "true")) == 0
+    shares = folders_shares(data)
+    assert np.allclose(seen[0].numpy(), log_class_weights(shares), rtol=1e-6) and len(seen) == 1
+    assert not (tmp_path / "run" / "weights.safetensors").exists()
+
+
+def folders_shares(data: Path) -> np.ndarray:
+    from PIL import Image
+
+    ids = np.concatenate([np.asarray(Image.open(path)).ravel() for path in (data / "trainannot").iterdir()])
+    counts = np.bincount(ids, minlength=12)[:11]
+    return counts / counts.sum()
+
+
+def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(data: Path, tmp_path: Path) -> None:
+    # with a worker, which draws pictures ahead of the step
+    more = ("--data.num_workers", "1")
+    assert cli.main(_arguments(data, tmp_path / "whole", *more, epochs=3)) == 0
+    arguments = _arguments(data, tmp_path / "killed", *more, epochs=3)
+    script = (
+        "import os, signal, sys\n"
+        "from liteseg.train import cli, module\n"
+        "step = module.SegmentationModule.training_step\n"
+        "def dying(self, batch, index):\n"
+        "    if (self.current_epoch, index) == (1, 1):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return step(self, batch, index)\n"
+        "module.SegmentationModule.training_step = dying\n"
+        "cli.main(sys.argv[1:])\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=ROOT, env=environment, capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    assert read_checkpoint(tmp_path / "killed/checkpoints/last.ckpt")["global_step"] == 2
+
+    assert cli.main(arguments) == 0
+    whole, resumed = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "killed"))
+    assert _same(whole, resumed)
+
+
+def test_finished_run_only_exports_again(data: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    arguments = _arguments(data, tmp_path / "run", epochs=1)
+    assert cli.main(arguments) == 0
+    before = load_file(tmp_path / "run" / "weights.safetensors")
+    (tmp_path / "run" / "weights.safetensors").unlink()
+
+    def must_not_run(self: SegmentationModule, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(SegmentationModule, "training_step", must_not_run)
+    assert cli.main(arguments) == 0
+    assert _same(before, load_file(tmp_path / "run" / "weights.safetensors"))
+
+
+def test_resume_false_starts_over(data: Path, tmp_path: Path) -> None:
+    arguments = _arguments(data, tmp_path / "run", epochs=1)
+    assert cli.main(arguments) == 0
+    first = load_file(tmp_path / "run" / "weights.safetensors")
+    assert cli.main([*arguments, "--resume", "false"]) == 0
+    assert read_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 2
+    assert _same(first, load_file(tmp_path / "run" / "weights.safetensors"))
+
+
+def test_another_run_in_the_folder_is_refused(data: Path, tmp_path: Path, capsys: Any) -> None:
+    arguments = _arguments(data, tmp_path / "run", epochs=1)
+    assert cli.main(arguments) == 0
+    assert cli.main([*arguments, "--model.switches", "{filters: 32}"]) == 2
+    assert "holds a run with model.switches" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_broken_checkpoint_is_named(data: Path, tmp_path: Path, capsys: Any) -> None:
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"half a file")
+    assert cli.main(_arguments(data, tmp_path / "run")) == 2
+    assert "last.ckpt: not a whole checkpoint" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_interrupted_save_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: Any) -> None:
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {}, "liteseg": {}, "epoch": 1}, path)
+
+    def full(checkpoint: Any, file: Any) -> None:
+        file.write(b"the first bytes")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        AtomicCheckpointIO().save_checkpoint({"epoch": 2}, path)
+    assert read_checkpoint(path)["epoch"] == 1 and [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_average_follows_the_weights_and_ends_at_the_given_decay() -> None:
+    callback = EMA(0.9)
+    model = nn.BatchNorm1d(2)
+    callback.setup(pl.Trainer(logger=False, enable_checkpointing=False), _Holder(model), "fit")
+    average = callback._average_model
+    expected = None
+    for count in range(120):
+        with torch.no_grad():
+            model.weight.fill_(float(count % 7))
+        model.num_batches_tracked.fill_(count)
+        average.update_parameters(_Holder(model))
+        decay = min(0.9, (1 + count) / (10 + count))
+        expected = float(count % 7) if expected is None else decay * expected + (1 - decay) * (count % 7)
+    averaged = average.module.model
+    assert averaged.weight.tolist() == pytest.approx([expected] * 2, rel=1e-4)
+    assert averaged.num_batches_tracked.item() == 119
+
+
+class _Holder(pl.LightningModule):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+
+def test_backbone_and_head_have_their_own_rates(data: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    rates: list[list[float]] = []
+    step = SegmentationModule.training_step
+
+    def record(self: SegmentationModule, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        groups = self.trainer.optimizers[0].param_groups
+        rates.append([group["lr"] for group in groups])
+        backbone = {id(p) for p in self.model.backbone.parameters()}
+        assert {id(p) for p in groups[0]["params"]} == backbone
+        assert sum(len(group["params"]) for group in groups) == len(list(self.model.parameters()))
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(SegmentationModule, "training_step", record)
+    assert cli.main(_arguments(data, tmp_path / "run", "--model.warmup_steps", "2")) == 0
+    factors = [0.5, 1.0, 0.5**0.9, 0.25**0.9]
+    assert np.allclose(rates, [[0.01 * f, 0.05 * f] for f in factors])
+
+
+def test_not_finite_loss_names_step_and_files(data: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    loss = SegmentationModule.loss
+
+    def broken(self: SegmentationModule, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return loss(self, logits, label) * (float("nan") if self.global_step == 1 else 1.0)
+
+    monkeypatch.setattr(SegmentationModule, "loss", broken)
+    assert cli.main(_arguments(data, tmp_path / "run")) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "got nan at step 1 (epoch 0)" in last and last.count("camvid/train/train_") == 2
+    assert not (tmp_path / "run" / "weights.safetensors").exists()
+    with pytest.raises(NotFiniteError):
+        cli.main([*_arguments(data, tmp_path / "run"), "--debug"])
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_corrupt_picture_is_named(data: Path, tmp_path: Path, workers: str, capsys: Any) -> None:
+    (data / "train" / "train_002.png").write_bytes(b"nothing")
+    assert cli.main(_arguments(data, tmp_path / "run", "--data.num_workers", workers)) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("liteseg train: ") and "train_002.png: not a readable image" in last
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (("--data.root", "/no/such/folder"), "/no/such/folder: folder not found; expected a CamVid folder"),
+        (("--data.name", "kitti"), "dataset: name: expected one of camvid, cityscapes, got 'kitti'"),
+        (("--model.name", "liteseg"), "create_model: name: expected one of liteseg_mobilenetv2"),
+        (("--model.backbone_weights", "/no/such/file"), "/no/such/file"),
+        (("--model.learning_rate", "1"), "model.learning_rate"),
+        (("--model.backbone_lr", "fast"), "backbone_lr"),
+        (("--config", "no_such_preset"), "no_such_preset"),
+        (("--data.augment.scale", "[2,1]"), "augment: scale: expected two rising numbers above 0, got [2.0, 1.0]"),
+        (("--ema_decay", "2"), "ema_decay: expected a number between 0 and 1"),
+        (("--trainer.accelerator", "toaster"), "toaster"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(
+    data: Path, tmp_path: Path, more: tuple[str, ...], expected: str, capsys: Any
+) -> None:
+    assert cli.main([*_arguments(data, tmp_path / "run"), *more]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("liteseg train: ") and expected in last
+
+
+def test_wrong_key_in_a_file(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "mine.yaml").write_text("model:\n  nesterow: true\n")
+    assert cli.main(["--config", str(tmp_path / "mine.yaml"), "--data.root", str(tmp_path)]) == 2
+    assert "nesterow" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_starting_from_random_numbers_warns() -> None:
+    with pytest.warns(UserWarning, match="TRAINING FROM SCRATCH"):
+        SegmentationModule(num_classes=2)
+
+
+def test_start_from_weights(data: Path, tmp_path: Path) -> None:
+    assert cli.main(_arguments(data, tmp_path / "first", epochs=1)) == 0
+    weights = str(tmp_path / "first" / "weights.safetensors")
+    module = SegmentationModule(num_classes=11, weights=weights)
+    assert _same(module.model.state_dict(), load_file(weights))
+    with pytest.raises(ValueError, match="expected one of weights and backbone_weights, got both"):
+        SegmentationModule(num_classes=11, weights=weights, backbone_weights=weights)
+
+
+def test_find_config(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    preset = ROOT / "liteseg" / "configs" / "camvid_mobilenetv2.yaml"
+    for name in ("configs/camvid_mobilenetv2.yaml", "camvid_mobilenetv2.yaml", "camvid_mobilenetv2"):
+        assert Path(cli.find_config(name)) == preset
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "camvid_mobilenetv2.yaml").write_text("")
+    assert cli.find_config("configs/camvid_mobilenetv2.yaml") == "configs/camvid_mobilenetv2.yaml"
+    assert cli.find_config("other/camvid_mobilenetv2.yaml") == "other/camvid_mobilenetv2.yaml"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_takes_a_step(preset: str, data: Path, tmp_path: Path) -> None:
+    # the preset's own precision, against the 32-bit runs of the other tests
+    more = ("--trainer.precision", "bf16-mixed", "--trainer.max_steps", "1")
+    assert cli.main(_arguments(data, tmp_path / "run", *more, epochs=1, preset=preset)) == 0
+    assert create_model(weights=tmp_path / "run" / "weights.safetensors").config.name == f"liteseg_{preset[7:]}"
+
+
+def test_print_config_reads_back(data: Path, tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([*_arguments(data, tmp_path / "run"), "--print_config"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    assert "backbone_lr: 0.01" in text and "max_epochs: 2" in text
+    (tmp_path / "printed.yaml").write_text(text)
+    assert cli.main(["--config", str(tmp_path / "printed.yaml"), "--trainer.fast_dev_run", "true"]) == 0
+
+
+@pytest.mark.parametrize("tensorboard", [True, False])
+def test_logs(data: Path, tmp_path: Path, tensorboard: bool, monkeypatch: Any) -> None:
+    if tensorboard:
+        pytest.importorskip("tensorboard")
+    else:
+        monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    out = tmp_path / "run"
+    assert cli.main(_arguments(data, out, "--trainer.logger", "null", epochs=1)) == 0
+    names = {path.name for path in out.iterdir()}
+    assert "config.yaml" in names and "weights.safetensors" in names
+    if tensorboard:
+        assert any(name.startswith("events.out") for name in names)
+    else:
+        assert "val/miou" in (out / "metrics.csv").read_text().splitlines()[0]
+
+
+def test_real_backbone_weights(shared: Path, data: Path, tmp_path: Path) -> None:
+    path = shared / "weights" / "mobilenet_v2_imagenet_int8dq.safetensors"
+    assert cli.main(_arguments(data, tmp_path / "run", "--model.backbone_weights", str(path), epochs=1)) == 0
+    with safe_open(tmp_path / "run" / "weights.safetensors", "pt") as file:
+        recipe = json.loads(file.metadata()["liteseg"])["provenance"]["recipe"]
+    assert recipe["model"]["backbone_weights"] == {
+        "file": path.name,
+        "sha256": "2c337f8fc95119e28ed42b8975161f40237bc48de2b2879e929383e220605589",
+    }
+
+
+def test_wrong_backbone_weights_are_one_line(data: Path, tmp_path: Path, capsys: Any) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    arguments = _arguments(data, tmp_path / "run", "--model.backbone_weights", str(tmp_path / "other.safetensors"))
+    assert cli.main(arguments) == 2
+    assert "other.safetensors" in capsys.readouterr().err.splitlines()[-1]
