@@ -35,13 +35,16 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 def find_config(name: str) -> str:
     """Path of a configuration: `name` itself if it exists, else the preset of that name shipped with liteseg.
 
-    `configs/NAME.yaml`, `NAME.yaml` and `NAME` all name a preset. A name that is neither is given back as it is.
+    `configs/NAME.yaml`, `NAME.yaml` and `NAME` all name a preset. ValueError that lists the presets for other names.
     """
     if os.path.exists(name):
         return name
-    preset = resources.files("liteseg") / "configs" / f"{Path(name).stem}.yaml"
-    plain = Path(name).parent in (Path("."), Path("configs")) and Path(name).suffix in ("", ".yaml")
-    return str(preset) if plain and preset.is_file() else name
+    presets = {path.name.removesuffix(".yaml"): path for path in (resources.files("liteseg") / "configs").iterdir()}
+    if Path(name).parent in (Path("."), Path("configs")):
+        preset = presets.get(Path(name).name.removesuffix(".yaml"))
+        if preset is not None:
+            return str(preset)
+    raise ValueError(f"config: expected a file or one of the presets {', '.join(sorted(presets))}, got {name!r}")
 
 
 def _resolve_configs(argv: Sequence[str]) -> list[str]:

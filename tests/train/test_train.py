@@ -286,7 +286,7 @@ def test_corrupt_picture_is_named(data: Path, tmp_path: Path, workers: str, caps
         (("--model.backbone_weights", "/no/such/file"), "/no/such/file"),
         (("--model.learning_rate", "1"), "model.learning_rate"),
         (("--model.backbone_lr", "fast"), "backbone_lr"),
-        (("--config", "no_such_preset"), "no_such_preset"),
+        (("--config", "no_such_preset"), "config: expected a file or one of the presets camvid_darknet19"),
         (("--data.augment.scale", "[2,1]"), "augment: scale: expected two rising numbers above 0, got [2.0, 1.0]"),
         (("--ema_decay", "2"), "ema_decay: expected a number between 0 and 1"),
         (("--trainer.accelerator", "toaster"), "toaster"),
@@ -328,7 +328,10 @@ def test_find_config(tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "camvid_mobilenetv2.yaml").write_text("")
     assert cli.find_config("configs/camvid_mobilenetv2.yaml") == "configs/camvid_mobilenetv2.yaml"
-    assert cli.find_config("other/camvid_mobilenetv2.yaml") == "other/camvid_mobilenetv2.yaml"
+    with pytest.raises(
+        ValueError, match="config: expected a file or one of the presets camvid_darknet19, .*got 'other/"
+    ):
+        cli.find_config("other/camvid_mobilenetv2.yaml")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
