@@ -166,5 +166,5 @@ def test_isolated_build_finds_the_installed_torch(project: Path) -> None:
     if "No matching distribution found for setuptools" in done.stdout + done.stderr:
         pytest.skip("pip cannot fetch setuptools here, which an isolated build needs")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert next((project / "out").iterdir()).name.startswith("liteseg-0.1.0-cp310-abi3-linux_")
+    assert "-cp310-abi3-linux_" in next((project / "out").iterdir()).name
     assert build_info(next((project / "build").glob("lib*")))["TORCH"] == torch.__version__
