@@ -34,6 +34,10 @@ __all__ = [
 ]
 
 
+# folded weights by the name of the op's argument; None for an argument left out
+Weights = dict[str, Any]
+
+
 def _activation_module(name: str | None, negative_slope: float) -> nn.Module:
     if name is None:
         return nn.Identity()
@@ -61,8 +65,9 @@ def _fold_norm(weight: Tensor, bias: Tensor | None, norm: nn.Module | None) -> t
     w = weight.to(dtype)
     b = w.new_zeros(w.shape[0]) if bias is None else bias.to(dtype)
     if norm is not None:
-        if not isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)) or norm.running_var is None:
+        if not isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)) or norm.running_mean is None:
             raise TypeError(f"fuse: norm: expected a BatchNorm2d or SyncBatchNorm with running statistics, got {norm}")
+        assert norm.running_var is not None
         scale = torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
         if norm.affine:
             scale = scale * norm.weight.to(dtype)
@@ -99,11 +104,11 @@ class FusedModule(nn.Module):
     def fused(self) -> bool:
         return bool(self._folded_names)
 
-    def _fold(self) -> dict[str, Tensor | None]:
+    def _fold(self) -> Weights:
         """Folded weights by name."""
         raise NotImplementedError
 
-    def folded(self) -> dict[str, Tensor | None]:
+    def folded(self) -> Weights:
         """The folded weights: the stored ones after `fuse_`, else computed now (differentiably)."""
         if not self.fused:
             return self._fold()
@@ -161,7 +166,7 @@ class ConvNormAct(FusedModule):
         self.norm = nn.BatchNorm2d(out_channels, momentum=momentum) if norm else None
         self.activation = _activation_module(activation, negative_slope)
 
-    def _fold(self) -> dict[str, Tensor | None]:
+    def _fold(self) -> Weights:
         weight, bias = _fold_norm(self.conv.weight, self.conv.bias, self.norm)
         return {"weight": weight, "bias": bias}
 
@@ -169,7 +174,7 @@ class ConvNormAct(FusedModule):
         if not self.fused:
             return self.activation(_normalise(self.norm, self.conv(x)))
         weights = self.folded()
-        conv = self.conv
+        conv: Any = self.conv
         y = tf.conv2d(x, weights["weight"], weights["bias"], conv.stride, conv.padding, conv.dilation, conv.groups)
         return self.activation(y)
 
@@ -212,14 +217,14 @@ class SeparableConv2d(FusedModule):
         self.activation = _activation_module(activation, negative_slope)
         self._activation_args: dict[str, Any] = {"activation": activation, "negative_slope": negative_slope}
 
-    def _fold(self) -> dict[str, Tensor | None]:
+    def _fold(self) -> Weights:
         weight, bias = _fold_norm(self.pointwise.weight, self.pointwise.bias, self.norm)
         return {"depthwise_weight": self.depthwise.weight, "pointwise_weight": weight, "bias": bias}
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training or self.reference:
             return self.activation(_normalise(self.norm, self.pointwise(self.depthwise(x))))
-        depthwise = self.depthwise
+        depthwise: Any = self.depthwise
         return lf.separable_conv2d(
             x,
             **self.folded(),
@@ -246,8 +251,8 @@ class InvertedResidual(FusedModule):
         self.project = ConvNormAct(hidden, out_channels, 1)
         self.residual = stride == 1 and in_channels == out_channels
 
-    def _fold(self) -> dict[str, Tensor | None]:
-        weights: dict[str, Tensor | None] = {"expand_weight": None, "expand_bias": None}
+    def _fold(self) -> Weights:
+        weights: Weights = {"expand_weight": None, "expand_bias": None}
         for name in ("expand", "depthwise", "project"):
             part = getattr(self, name)
             if part is not None:
@@ -260,7 +265,7 @@ class InvertedResidual(FusedModule):
             hidden = x if self.expand is None else self.expand(x)
             out = self.project(self.depthwise(hidden))
             return x + out if self.residual else out
-        conv = self.depthwise.conv
+        conv: Any = self.depthwise.conv
         return lf.inverted_residual(
             x, **self.folded(), stride=conv.stride, dilation=conv.dilation, residual=self.residual
         )
@@ -298,8 +303,8 @@ class ShuffleUnit(FusedModule):
         )
         self.expand = ConvNormAct(bottleneck, branch, 1, groups=groups, bias=True)
 
-    def _fold(self) -> dict[str, Tensor | None]:
-        weights: dict[str, Tensor | None] = {}
+    def _fold(self) -> Weights:
+        weights: Weights = {}
         for name in ("compress", "depthwise", "expand"):
             part = getattr(self, name)
             weight, bias = _fold_norm(part.conv.weight, part.conv.bias, part.norm)
@@ -308,7 +313,7 @@ class ShuffleUnit(FusedModule):
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training or self.reference):
-            conv = self.depthwise.conv
+            conv: Any = self.depthwise.conv
             return lf.shuffle_unit(
                 x,
                 **self.folded(),
@@ -323,7 +328,7 @@ class ShuffleUnit(FusedModule):
         return tf.relu(torch.cat((tf.avg_pool2d(x, 3, self.stride, 1), branch), 1))
 
 
-def _fold_separable_point(module: SeparableConv2d) -> tuple[Tensor, Tensor]:
+def _fold_separable_point(module: Any) -> tuple[Tensor, Tensor]:
     """A 1x1 separable convolution and its normalisation as one dense 1x1 convolution, in float64."""
     weight = module.pointwise.weight.double() * module.depthwise.weight.double().view(1, -1, 1, 1)
     return _fold_norm(weight, module.pointwise.bias, module.norm)
@@ -372,16 +377,17 @@ class DASPP(FusedModule):
     def folds(self) -> bool:  # type: ignore[override]
         return self.separable
 
-    def _fold(self) -> dict[str, Tensor | None]:
+    def _fold(self) -> Weights:
         """Weights of `functional.daspp`. Exact algebra in eval (float64, then rounded once): the 1x1 branch of the
         deeper pyramid has no activation, so it and the short residual connection are one linear map of x."""
-        filters, deeper = self.pool.conv.out_channels, len(self.deep) > 0
+        channels, filters, deeper = self.pool.conv.in_channels, self.pool.conv.out_channels, len(self.deep) > 0
         project, shift = _fold_separable_point(self.project)
-        widths = [x for x in (self.project.depthwise.in_channels - (len(self.rates) + 2) * filters,) if x]
-        *source, point, branches, pool = project.split([*widths, filters, len(self.rates) * filters, filters], 1)
-        direct = source[0] if source else None
+        source, point, branches, pool = project.split(
+            [channels if self.short_residual else 0, filters, len(self.rates) * filters, filters], 1
+        )
+        direct = source if self.short_residual else None
         point_weight, point_bias = _fold_separable_point(self.point)
-        weights: dict[str, Tensor | None] = {}
+        weights: Weights = {}
         if deeper:
             linear = torch.einsum("ofhw,fchw->ochw", point, point_weight)
             direct = linear if direct is None else direct + linear
@@ -394,6 +400,7 @@ class DASPP(FusedModule):
         pool_weight, pool_bias = _fold_norm(self.pool.conv.weight, self.pool.conv.bias, self.pool.norm)
         weights |= {"pool_weight": pool_weight, "pool_bias": pool_bias}
         for name, convolutions in (("atrous", self.atrous), ("deep", self.deep)):
+            convolution: Any
             for index, convolution in enumerate(convolutions):
                 weight, bias = _fold_norm(convolution.pointwise.weight, None, convolution.norm)
                 weights |= {

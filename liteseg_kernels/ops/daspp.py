@@ -78,7 +78,8 @@ def _fake(x: Tensor, *args: Any) -> Tensor:
 
 def _check_backward(grad: Tensor, *args: Any) -> None:
     x, project_weight, output, rates = args[0], args[12], args[13], args[14]
-    shape = check(*args[:13], project_weight.new_empty(project_weight.shape[0]), rates)
+    forward = [*args[:13], project_weight.new_empty(project_weight.shape[0]), rates]
+    shape = check(*forward)
     _checks.like(OP, "grad", grad, x, shape)
     _checks.like(OP, "output", output, x, shape)
 

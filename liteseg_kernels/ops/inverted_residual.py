@@ -68,8 +68,8 @@ def _fake(x: Tensor, *args: Any) -> Tensor:
 
 
 def _check_backward(grad: Tensor, *args: Any) -> None:
-    inputs, geometry = args[:6], args[6:11]
-    _checks.like(OP, "grad", grad, args[0], check(*inputs, None, *geometry))
+    forward = [*args[:6], None, *args[6:11]]
+    _checks.like(OP, "grad", grad, args[0], check(*forward))
 
 
 def _fake_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:

@@ -66,9 +66,9 @@ def _fake(x: Tensor, *args: Any) -> Tensor:
 
 
 def _check_backward(grad: Tensor, *args: Any) -> None:
-    x, expand_weight, output, geometry = args[0], args[5], args[6], args[7:11]
-    bias = expand_weight.new_empty(expand_weight.shape[0])
-    shape = check(*args[:6], bias, *geometry)
+    x, expand_weight, output = args[0], args[5], args[6]
+    forward = [*args[:6], expand_weight.new_empty(expand_weight.shape[0]), *args[7:11]]
+    shape = check(*forward)
     _checks.like(OP, "grad", grad, x, shape)
     _checks.like(OP, "output", output, x, shape)
 
