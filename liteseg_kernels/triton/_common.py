@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -24,6 +25,14 @@ class Tile(NamedTuple):
     outer: int
     warps: int
     stages: int
+
+    def options(self) -> dict[str, int | None]:
+        """Launch options. Eight warps are held to 128 registers, so that two programs fit on a multiprocessor."""
+        return {
+            "num_warps": self.warps,
+            "num_stages": self.stages,
+            "maxnreg": 128 if self.warps == 8 else None,
+        }
 
 
 def guard(x: Tensor) -> AbstractContextManager[object]:
@@ -53,6 +62,26 @@ def needs_wide_index(*tensors: Tensor | None) -> bool:
 def block(extent: int, largest: int) -> int:
     """The smallest power of two that holds `extent`, between 16 (least side of a matrix product) and `largest`."""
     return min(max(16, triton.next_power_of_2(extent)), largest)
+
+
+def alignment(*tensors: Tensor | None) -> int:
+    """The power of two, 16 at most, that divides channels and pixel strides of all channels_last tensors given.
+
+    Triton itself notices divisibility by 16 only, and 24 or 120 channels would be loaded one by one.
+    """
+    known = [t for t in tensors if t is not None]
+    return math.gcd(16, *(v for t in known for v in (t.shape[1], t.stride(0), t.stride(2), t.stride(3))))
+
+
+@triton.jit
+def aligned(strides, ALIGN: tl.constexpr):
+    """The strides (n, c, h, w), all but c's seen by the compiler as multiples of ALIGN."""
+    return (
+        strides[0] // ALIGN * ALIGN,
+        strides[1],
+        strides[2] // ALIGN * ALIGN,
+        strides[3] // ALIGN * ALIGN,
+    )
 
 
 @triton.jit
@@ -87,9 +116,10 @@ def widen(index, WIDE: tl.constexpr):
 
 
 @triton.jit
-def offsets(y, x, c, s_c, s_h, s_w, WIDE: tl.constexpr):
+def offsets(y, x, c, strides, WIDE: tl.constexpr):
     """Offsets inside one image of pixels (y, x) and channels c: [P, BC]."""
-    return (widen(y, WIDE) * s_h + widen(x, WIDE) * s_w)[:, None] + (widen(c, WIDE) * s_c)[None, :]
+    pixels = widen(y, WIDE) * strides[2] + widen(x, WIDE) * strides[3]
+    return pixels[:, None] + (widen(c, WIDE) * strides[1])[None, :]
 
 
 @triton.jit
