@@ -37,7 +37,7 @@ def find_config(name: str) -> str:
 
     `configs/NAME.yaml`, `NAME.yaml` and `NAME` all name a preset. ValueError that lists the presets for other names.
     """
-    if os.path.exists(name):
+    if os.path.isfile(name):
         return name
     presets = {path.name.removesuffix(".yaml"): path for path in (resources.files("liteseg") / "configs").iterdir()}
     if Path(name).parent in (Path("."), Path("configs")):
