@@ -121,6 +121,12 @@ def test_bad_options(refused, weights, image_file, arguments, words) -> None:
     assert words in refused("predict", image_file("a.png"), "--weights", weights, *arguments)
 
 
+def test_unknown_backend_in_the_environment(refused, weights, image_file, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("LITESEG_BACKEND", "gpu")
+    for arguments in (("info",), ("predict", image_file("a.png"), "--weights", weights, "--out", tmp_path / "out")):
+        assert "LITESEG_BACKEND: name: expected one of 'reference', 'cpu'" in refused(*arguments)
+
+
 def test_usage_errors_are_one_line(refused) -> None:
     assert "expected a command" in refused()
     assert "invalid choice: 'segment'" in refused("segment")
