@@ -42,12 +42,12 @@ def test_bad_input_as_a_process(weights) -> None:
     assert done.stderr == "liteseg: error: no/such/street.jpg: no such file or folder\n"
 
 
-def test_debug_shows_the_traceback(weights) -> None:
+def test_debug_shows_the_traceback(run, weights) -> None:
     for arguments in (("--debug", "predict", "none.jpg"), ("predict", "none.jpg", "--debug")):
-        done = process(*arguments, "--weights", weights)
-        assert done.returncode == 2
-        assert "Traceback (most recent call last)" in done.stderr
-        assert done.stderr.splitlines()[-1] == "liteseg: error: none.jpg: no such file or folder"
+        code, _, err = run(*arguments, "--weights", weights)
+        assert code == 2
+        assert "Traceback (most recent call last)" in err
+        assert err.splitlines()[-1] == "liteseg: error: none.jpg: no such file or folder"
 
 
 def test_bad_pictures(refused, weights, image_file, tmp_path) -> None:
