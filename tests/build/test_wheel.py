@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+import subprocess
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from .project import ROOT, copy, python
+from .project import copy, python
 
 # one group: the wheel is built once, not once a worker
 pytestmark = [
@@ -56,13 +57,13 @@ def test_both_libraries_are_in_it(files: zipfile.ZipFile) -> None:
         assert len(libraries) == 2
 
 
-def test_every_module_and_data_file_is_in_it(files: zipfile.ZipFile) -> None:
+def test_every_module_and_data_file_is_in_it(files: zipfile.ZipFile, project: Path) -> None:
     patterns = ["*.py", "py.typed", "weights/*.safetensors", "weights/*.md", "configs/*.yaml"]
     expected = {
-        path.relative_to(ROOT).as_posix()
+        path.relative_to(project).as_posix()
         for package in ("liteseg", "liteseg_kernels")
         for pattern in patterns
-        for path in (ROOT / package).rglob(pattern)
+        for path in (project / package).rglob(pattern)
     }
     expected.add("liteseg_kernels/_build_info.py")
     assert sorted(expected - set(files.namelist())) == []
@@ -81,6 +82,23 @@ def test_no_camvid_frame_is_in_it(files: zipfile.ZipFile, shared: Path) -> None:
     frames = {hashlib.sha256(p.read_bytes()).digest() for p in (shared / "data/camvid").rglob("*") if p.is_file()}
     assert frames
     assert [name for name in files.namelist() if hashlib.sha256(files.read(name)).digest() in frames] == []
+
+
+def test_no_plain_function_is_compiled_for_a_wider_instruction_set(wheel: Path, project: Path) -> None:
+    """The linker keeps one copy of a shared inline function: it must not be one that old processors cannot run."""
+    if shutil.which("nm") is None:
+        pytest.skip("no nm on PATH")
+
+    def shared(path: Path) -> set[str]:
+        lines = subprocess.run(["nm", "-C", "--defined-only", path], capture_output=True, text=True, check=True).stdout
+        symbols = [line.split(maxsplit=2)[1:] for line in lines.splitlines()]
+        return {name for kind, name in symbols if kind in "WVu"}
+
+    objects = list((project / "build").glob("temp*/_C/*.o"))
+    wide = [path for path in objects if re.search(r"_avx\w+\.cpp\.o$", path.name)]
+    assert len(objects) > len(wide)
+    plain = set().union(*(shared(path) for path in objects if path not in wide))
+    assert plain and {path.name: shared(path) & plain for path in wide} == {path.name: set() for path in wide}
 
 
 def test_it_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
