@@ -151,12 +151,13 @@ class SegmentationModule(pl.LightningModule):
         self.scores.update(self.argmax(logits, batch["label"].shape[-2:]), batch["label"])
 
     def on_validation_epoch_end(self) -> None:
+        # every process looks at all validation images, so they agree and one of them can speak
         names = self.model.config.class_names or tuple(map(str, range(self.scores.num_classes)))
         for name, iou in zip(names, self.scores.class_iou(), strict=True):
             if not math.isnan(iou):
-                self.log(f"val_iou/{name}", float(iou))
+                self.log(f"val_iou/{name}", float(iou), rank_zero_only=True)
         self.log("val/miou", self.scores.mean_iou(), prog_bar=True)
-        self.log("val/pixel_accuracy", self.scores.pixel_accuracy())
+        self.log("val/pixel_accuracy", self.scores.pixel_accuracy(), rank_zero_only=True)
         if not self.trainer.sanity_checking:
             rank_zero_info(
                 f"epoch {self.current_epoch + 1}: val mIoU {100 * self.scores.mean_iou():.2f} %, "

@@ -137,8 +137,8 @@ def folders_shares(data: Path) -> np.ndarray:
 def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(data: Path, tmp_path: Path) -> None:
     # with a worker, which draws pictures ahead of the step
     more = ("--data.num_workers", "1")
-    assert cli.main(_arguments(data, tmp_path / "whole", *more, epochs=3)) == 0
-    arguments = _arguments(data, tmp_path / "killed", *more, epochs=3)
+    assert cli.main(_arguments(data, tmp_path / "whole", *more)) == 0
+    arguments = _arguments(data, tmp_path / "killed", *more)
     script = (
         "import os, signal, sys\n"
         "from liteseg.train import cli, module\n"
@@ -160,33 +160,42 @@ def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(data: Path, tm
     assert _same(whole, resumed)
 
 
-def test_finished_run_only_exports_again(data: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    arguments = _arguments(data, tmp_path / "run", epochs=1)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Arguments of a run of one epoch that has ended."""
+    folder = tmp_path_factory.mktemp("finished")
+    arguments = _arguments(
+        folders.camvid(folder / "camvid", {"train": 4, "val": 2}, size=(64, 80)), folder / "run", epochs=1
+    )
     assert cli.main(arguments) == 0
-    before = load_file(tmp_path / "run" / "weights.safetensors")
-    (tmp_path / "run" / "weights.safetensors").unlink()
+    return arguments
+
+
+def _weights(arguments: list[str]) -> Path:
+    return Path(arguments[arguments.index("--out") + 1]) / "weights.safetensors"
+
+
+def test_finished_run_only_exports_again(finished: list[str], monkeypatch: Any) -> None:
+    before = load_file(_weights(finished))
+    _weights(finished).unlink()
 
     def must_not_run(self: SegmentationModule, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
         raise AssertionError("trained again")
 
     monkeypatch.setattr(SegmentationModule, "training_step", must_not_run)
-    assert cli.main(arguments) == 0
-    assert _same(before, load_file(tmp_path / "run" / "weights.safetensors"))
+    assert cli.main(finished) == 0
+    assert _same(before, load_file(_weights(finished)))
 
 
-def test_resume_false_starts_over(data: Path, tmp_path: Path) -> None:
-    arguments = _arguments(data, tmp_path / "run", epochs=1)
-    assert cli.main(arguments) == 0
-    first = load_file(tmp_path / "run" / "weights.safetensors")
-    assert cli.main([*arguments, "--resume", "false"]) == 0
-    assert read_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 2
-    assert _same(first, load_file(tmp_path / "run" / "weights.safetensors"))
+def test_resume_false_starts_over(finished: list[str]) -> None:
+    first = load_file(_weights(finished))
+    assert cli.main([*finished, "--resume", "false"]) == 0
+    assert read_checkpoint(_weights(finished).parent / "checkpoints" / "last.ckpt")["global_step"] == 2
+    assert _same(first, load_file(_weights(finished)))
 
 
-def test_another_run_in_the_folder_is_refused(data: Path, tmp_path: Path, capsys: Any) -> None:
-    arguments = _arguments(data, tmp_path / "run", epochs=1)
-    assert cli.main(arguments) == 0
-    assert cli.main([*arguments, "--model.switches", "{filters: 32}"]) == 2
+def test_another_run_in_the_folder_is_refused(finished: list[str], capsys: Any) -> None:
+    assert cli.main([*finished, "--model.switches", "{filters: 32}"]) == 2
     assert "holds a run with model.switches" in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -311,9 +320,8 @@ def test_starting_from_random_numbers_warns() -> None:
         SegmentationModule(num_classes=2)
 
 
-def test_start_from_weights(data: Path, tmp_path: Path) -> None:
-    assert cli.main(_arguments(data, tmp_path / "first", epochs=1)) == 0
-    weights = str(tmp_path / "first" / "weights.safetensors")
+def test_start_from_weights(finished: list[str]) -> None:
+    weights = str(_weights(finished))
     module = SegmentationModule(num_classes=11, weights=weights)
     assert _same(module.model.state_dict(), load_file(weights))
     with pytest.raises(ValueError, match="expected one of weights and backbone_weights, got both"):
