@@ -30,4 +30,22 @@ Axis::Axis(int64_t in, int64_t out, bool align_corners) {
   }
 }
 
+Gather::Gather(const Axis& axis, int64_t in, int64_t out) : begin(in, 0), end(in, 0) {
+  // positions rise with the output, so the outputs of one input are neighbours
+  for (int64_t o = out - 1; o >= 0; --o) {
+    begin[axis.i0[o]] = begin[axis.i1[o]] = o;
+  }
+  for (int64_t o = 0; o < out; ++o) {
+    end[axis.i0[o]] = end[axis.i1[o]] = o + 1;
+  }
+}
+
+int64_t Gather::longest() const {
+  int64_t most = 0;
+  for (size_t i = 0; i < begin.size(); ++i) {
+    most = std::max(most, end[i] - begin[i]);
+  }
+  return most;
+}
+
 }  // namespace liteseg::cpu

@@ -20,4 +20,16 @@ struct Axis {
   }
 };
 
+// the arrays behind a GatherView
+struct Gather {
+  std::vector<int64_t> begin, end;
+
+  Gather(const Axis& axis, int64_t in, int64_t out);
+  GatherView view() const {
+    return {begin.data(), end.data()};
+  }
+  // most outputs that read one input
+  int64_t longest() const;
+};
+
 }  // namespace liteseg::cpu

@@ -30,4 +30,10 @@ struct AxisView {
   const float* w1;
 };
 
+// the other way round: input position i is read by the outputs [begin[i], end[i])
+struct GatherView {
+  const int64_t* begin;
+  const int64_t* end;
+};
+
 }  // namespace liteseg::cpu

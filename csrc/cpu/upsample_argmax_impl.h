@@ -12,7 +12,7 @@
 // Limits:   float32, float16, bfloat16
 #pragma once
 
-#include "copy.h"
+#include "planes.h"
 #include "upsample_argmax.h"
 
 namespace liteseg::LITESEG_ISA {
@@ -20,38 +20,24 @@ namespace {
 
 using cpu::UpsampleArgmaxArgs;
 
-// floats of one class's row: room for a whole vector that starts at the last pixel
-int64_t row_pitch(const UpsampleArgmaxArgs& g) {
-  return (div_up(g.w, Vec::width) + 1) * Vec::width;
-}
-
-// two rows as they come, and their blend
 int64_t scratch_bytes(const UpsampleArgmaxArgs& g) {
-  return 3 * g.k * row_pitch(g) * static_cast<int64_t>(sizeof(float));
+  return plane_floats(g.k, g.w) * static_cast<int64_t>(sizeof(float));
 }
 
 template <bool Near, int P>
 void best_of(const UpsampleArgmaxArgs& g, const float* blended, int64_t pitch, int64_t ox, uint8_t* out) {
   constexpr int64_t w = Vec::width;
-  Index i0[P], i1[P];
-  Vec w0[P], w1[P], best[P], label[P];
-  const float* source[P];
+  Samples at[P];
+  Vec best[P], label[P];
   for (int p = 0; p < P; ++p) {
-    const int64_t at = ox + p * w;
-    const int32_t base = g.x.i0[at];
-    i0[p] = load_index(g.x.i0 + at, base);
-    i1[p] = load_index(g.x.i1 + at, base);
-    w0[p] = load(g.x.w0 + at);
-    w1[p] = load(g.x.w1 + at);
+    at[p] = Samples(g.x, ox + p * w);
     label[p] = zero();
-    source[p] = blended + base;
-    best[p] = fma(w1[p], lookup<Near>(source[p], i1[p]), mul(w0[p], lookup<Near>(source[p], i0[p])));
+    best[p] = at[p].template of<Near>(blended);
   }
   for (int64_t k = 1; k < g.k; ++k) {
     const Vec index = set1(static_cast<float>(k));
     for (int p = 0; p < P; ++p) {
-      const float* row = source[p] + k * pitch;
-      const Vec v = fma(w1[p], lookup<Near>(row, i1[p]), mul(w0[p], lookup<Near>(row, i0[p])));
+      const Vec v = at[p].template of<Near>(blended + k * pitch);
       label[p] = where_greater(v, best[p], index, label[p]);
       best[p] = maximum(v, best[p]);
     }
@@ -85,55 +71,22 @@ void best_of_row_scalar(const UpsampleArgmaxArgs& g, const float* blended, int64
 template <typename T>
 void run(const UpsampleArgmaxArgs& g, int64_t begin, int64_t end, char* scratch) {
   constexpr int64_t w = Vec::width;
-  const int64_t pitch = row_pitch(g);
-  float* planes[2] = {reinterpret_cast<float*>(scratch), reinterpret_cast<float*>(scratch) + g.k * pitch};
-  float* blended = planes[1] + g.k * pitch;
-  int64_t held[2] = {-1, -1};
-  // the padding takes part in the test for finite values
-  for (int64_t i = 0; i < 3 * g.k * pitch; ++i) {
-    planes[0][i] = 0.0f;
-  }
-  const auto fetch = [&](int64_t n, int64_t y) {
-    const int64_t slot = y & 1;
-    if (held[slot] != n * g.h + y) {
-      held[slot] = n * g.h + y;
-      const T* src = static_cast<const T*>(g.logits) + n * g.ls.n + y * g.ls.h;
-      transpose_copy(src, g.ls.w, g.ls.c, g.w, g.k, planes[slot], pitch);
-    }
-    return planes[slot];
-  };
-
+  const Image logits{g.logits, g.ls, g.k, g.h, g.w};
+  BlendedPlanes<T> planes(logits, g.y, at_offset<float>(scratch, 0));
+  const int64_t pitch = planes.pitch();
   for (int64_t row = begin; row < end; ++row) {
-    const int64_t n = row / g.oh;
-    const int64_t oy = row - n * g.oh;
-    const float* r0 = fetch(n, g.y.i0[oy]);
-    const float* r1 = fetch(n, g.y.i1[oy]);
-    const Vec w0 = set1(g.y.w0[oy]);
-    const Vec w1 = set1(g.y.w1[oy]);
-    // 0 * v is 0 for finite v and NaN for the others
-    Vec check = zero();
-    for (int64_t i = 0; i < g.k * pitch; i += w) {
-      const Vec v = fma(w1, load(r1 + i), mul(w0, load(r0 + i)));
-      check = fma(v, zero(), check);
-      store(blended + i, v);
-    }
-    float checks[w];
-    store(checks, check);
-    bool finite = true;
-    for (int64_t i = 0; i < w; ++i) {
-      finite = finite && checks[i] == 0.0f;
-    }
     uint8_t* out = g.out + row * g.ow;
+    const bool finite = planes.blend(row / g.oh, row % g.oh);
+    const float* blended = planes.blended();
     if (!finite) {
       best_of_row_scalar(g, blended, pitch, out);
       continue;
     }
     for (int64_t ox = 0; ox < g.ow;) {
-      const auto near = [&](int64_t at) { return g.x.i1[at + w - 1] - g.x.i0[at] < w; };
-      if (ox + w < g.ow && near(ox) && near(ox + w)) {
+      if (ox + w < g.ow && near_sources(g.x, ox) && near_sources(g.x, ox + w)) {
         best_of<true, 2>(g, blended, pitch, ox, out);
         ox += 2 * w;
-      } else if (near(ox)) {
+      } else if (near_sources(g.x, ox)) {
         best_of<true, 1>(g, blended, pitch, ox, out);
         ox += w;
       } else {

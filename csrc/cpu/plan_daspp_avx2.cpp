@@ -1,0 +1,1 @@
+#include "plan_daspp_impl.h"

@@ -1,0 +1,43 @@
+// What the plan hands to the decoder kernel of the chosen instruction set.
+#pragma once
+
+#include "types.h"
+
+namespace liteseg::cpu {
+
+struct DecoderArgs {
+  const float* x;     // [N, h, w, c1]
+  const float* skip;  // [N, oh, ow, c2], unused where c2 == 0
+  AxisView ys, xs;    // of the resize to oh x ow
+  // first separable convolution: c1 + c2 -> f1, second: f1 -> f2, classifier: f2 -> k
+  const float* depthwise1;  // [9][c1 + c2 up to whole vectors]
+  const float* pointwise1;
+  const float* bias1;
+  const float* depthwise2;  // [9][f1 up to whole vectors]
+  const float* pointwise2;
+  const float* bias2;
+  const float* classifier;
+  const float* classifier_bias;
+  int activation1, activation2;
+  float* out;  // [N, k, oh, ow]
+  Strides4 os;
+  int64_t n, c1, c2, h, w, f1, f2, k, oh, ow;
+};
+
+struct DecoderTable {
+  int64_t (*scratch_bytes)(const DecoderArgs& args);
+  // output rows [begin, end) of the flattened N x oh
+  void (*run)(const DecoderArgs& args, int64_t begin, int64_t end, char* scratch);
+};
+
+}  // namespace liteseg::cpu
+
+namespace liteseg::scalar {
+extern const cpu::DecoderTable decoder_table;
+}
+namespace liteseg::avx2 {
+extern const cpu::DecoderTable decoder_table;
+}
+namespace liteseg::avx512 {
+extern const cpu::DecoderTable decoder_table;
+}

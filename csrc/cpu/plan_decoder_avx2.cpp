@@ -1,0 +1,1 @@
+#include "plan_decoder_impl.h"

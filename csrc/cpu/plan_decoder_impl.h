@@ -1,0 +1,172 @@
+// Decoder: bilinear resize, concatenation, two separable 3x3 convolutions and the classifier, in one pass over rows.
+// Replaces: interpolate, cat, 2 x (conv2d(groups), conv2d(1x1), activation), conv2d(1x1); only the logits are stored
+// Shapes:   x [N, h, w, c1], skip [N, oh, ow, c2] -> out [N, k, oh, ow]; padding 1, stride 1
+// Traffic:  minimum (N*c1*h*w + N*c2*oh*ow + N*k*oh*ow) * 4; eager adds about 2*N*(2*c1 + c2 + 2*f1 + f2)*oh*ow*4
+// Bound:    arithmetic
+// Layout:   a ring of three rows holds the concatenation, a second one the first convolution's output, both between
+//           zero columns and with pixels on whole vectors. Bands recompute two rows of the second ring at their edges
+// Numerics: fp32 multiply-adds in one fixed order per output, whatever the tiling and the number of threads
+// Limits:   float32
+#pragma once
+
+#include "depthwise.h"
+#include "output.h"
+#include "plan_decoder.h"
+#include "rows.h"
+
+namespace liteseg::LITESEG_ISA {
+namespace {
+
+using cpu::DecoderArgs;
+
+constexpr int64_t kTaps = 3;
+
+int64_t whole_vectors(int64_t channels) {
+  return div_up(channels, Vec::width) * Vec::width;
+}
+
+struct Scratch {
+  ScratchLayout layout;
+  int64_t ld1, ld2, ld3;  // floats of a pixel of the concatenation and of the two convolutions' outputs
+  int64_t tile;
+  int64_t blend, ring1, ring2, a, b, sums;
+
+  explicit Scratch(const DecoderArgs& g) {
+    ld1 = whole_vectors(g.c1 + g.c2);
+    ld2 = whole_vectors(g.f1);
+    ld3 = whole_vectors(g.f2);
+    tile = 4 * kRows;
+    blend = layout.take<float>(g.w * g.c1 + Vec::width);
+    ring1 = layout.take<float>(kTaps * (g.ow + 2) * ld1);
+    ring2 = layout.take<float>(kTaps * (g.ow + 2) * ld2);
+    a = layout.take<float>(tile * max_i(ld1, ld2));
+    b = layout.take<float>(tile * ld3);
+    sums = layout.take<float>(tile * finish_stride(g.k));
+  }
+};
+
+class Rows {
+ public:
+  Rows(const DecoderArgs& g, const Scratch& s, char* scratch) : g_(g), s_(s), scratch_(scratch) {
+    clear_tags(tags1_, kTaps);
+    clear_tags(tags2_, kTaps);
+    float* rings[2] = {at_offset<float>(scratch, s.ring1), at_offset<float>(scratch, s.ring2)};
+    const int64_t floats[2] = {kTaps * (g.ow + 2) * s.ld1, kTaps * (g.ow + 2) * s.ld2};
+    for (int r = 0; r < 2; ++r) {
+      for (int64_t i = 0; i < floats[r]; ++i) {
+        rings[r][i] = 0.0f;
+      }
+    }
+  }
+
+  // the rows of the first convolution's output around row y, and which taps they are; returns their number
+  int64_t around2(int64_t n, int64_t y, const float** rows, int64_t* taps) {
+    return around(y, rows, taps, [&](int64_t at) { return row2(n, at); });
+  }
+
+ private:
+  template <typename Row>
+  int64_t around(int64_t y, const float** rows, int64_t* taps, const Row& row) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < kTaps; ++i) {
+      const int64_t at = y - 1 + i;
+      if (at >= 0 && at < g_.oh) {
+        rows[count] = row(at);
+        taps[count++] = i;
+      }
+    }
+    return count;
+  }
+
+  const float* row1(int64_t n, int64_t y) {
+    float* row = at_offset<float>(scratch_, s_.ring1) + y % kTaps * (g_.ow + 2) * s_.ld1;
+    if (tags1_[y % kTaps] == n * g_.oh + y) {
+      return row;
+    }
+    tags1_[y % kTaps] = n * g_.oh + y;
+    float* dst = row + s_.ld1;
+    float* blend = at_offset<float>(scratch_, s_.blend);
+    const int64_t pitch = g_.w * g_.c1;
+    const float* top = g_.x + (n * g_.h + g_.ys.i0[y]) * pitch;
+    const float* bottom = g_.x + (n * g_.h + g_.ys.i1[y]) * pitch;
+    const Vec y0 = set1(g_.ys.w0[y]);
+    const Vec y1 = set1(g_.ys.w1[y]);
+    for (int64_t i = 0; i < pitch; i += Vec::width) {
+      const int64_t count = pitch - i;
+      store_partial(blend + i, fma(y1, load_partial(bottom + i, count), mul(y0, load_partial(top + i, count))), count);
+    }
+    for (int64_t x = 0; x < g_.ow; ++x, dst += s_.ld1) {
+      const float* left = blend + g_.xs.i0[x] * g_.c1;
+      const float* right = blend + g_.xs.i1[x] * g_.c1;
+      const Vec x0 = set1(g_.xs.w0[x]);
+      const Vec x1 = set1(g_.xs.w1[x]);
+      for (int64_t c = 0; c < g_.c1; c += Vec::width) {
+        const int64_t count = g_.c1 - c;
+        store_partial(dst + c, fma(x1, load_partial(right + c, count), mul(x0, load_partial(left + c, count))), count);
+      }
+      const float* skip = g_.skip + ((n * g_.oh + y) * g_.ow + x) * g_.c2;
+      for (int64_t c = 0; c < g_.c2; c += Vec::width) {
+        store_partial(dst + g_.c1 + c, load_partial(skip + c, g_.c2 - c), g_.c2 - c);
+      }
+    }
+    return row;
+  }
+
+  const float* row2(int64_t n, int64_t y) {
+    float* row = at_offset<float>(scratch_, s_.ring2) + y % kTaps * (g_.ow + 2) * s_.ld2;
+    if (tags2_[y % kTaps] == n * g_.oh + y) {
+      return row;
+    }
+    tags2_[y % kTaps] = n * g_.oh + y;
+    const float* rows[kTaps];
+    int64_t taps[kTaps];
+    const int64_t count = around(y, rows, taps, [&](int64_t at) { return row1(n, at); });
+    const DepthwiseRow geometry{s_.ld1, g_.ow + 2, kTaps, kTaps, 1, 0, 1, s_.ld1, nullptr, cpu::kNone, 0.0f};
+    float* a = at_offset<float>(scratch_, s_.a);
+    for (int64_t x = 0; x < g_.ow; x += s_.tile) {
+      const int64_t pixels = min_i(s_.tile, g_.ow - x);
+      depthwise_run(rows, taps, count, geometry, g_.depthwise1, x, x + pixels, a, s_.ld1);
+      gemm<float>(pixels, g_.f1, g_.c1 + g_.c2, a, s_.ld1, g_.pointwise1, g_.bias1, row + (x + 1) * s_.ld2, s_.ld2,
+                  {nullptr, 0, g_.activation1, 0.0f});
+    }
+    return row;
+  }
+
+  const DecoderArgs& g_;
+  const Scratch& s_;
+  char* scratch_;
+  int64_t tags1_[kTaps];
+  int64_t tags2_[kTaps];
+};
+
+void run(const DecoderArgs& g, int64_t begin, int64_t end, char* scratch) {
+  const Scratch s(g);
+  Rows source(g, s, scratch);
+  const DepthwiseRow geometry{s.ld2, g.ow + 2, kTaps, kTaps, 1, 0, 1, s.ld2, nullptr, cpu::kNone, 0.0f};
+  const Output<float> out{g.out, g.os, nullptr, {}, g.k, g.oh, g.ow, cpu::kNone, 0.0f};
+  float* a = at_offset<float>(scratch, s.a);
+  float* b = at_offset<float>(scratch, s.b);
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t n = row / g.oh;
+    const float* rows[kTaps];
+    int64_t taps[kTaps];
+    const int64_t count = source.around2(n, row - n * g.oh, rows, taps);
+    for (int64_t x = 0; x < g.ow; x += s.tile) {
+      const int64_t pixels = min_i(s.tile, g.ow - x);
+      depthwise_run(rows, taps, count, geometry, g.depthwise2, x, x + pixels, a, s.ld2);
+      gemm<float>(pixels, g.f2, g.f1, a, s.ld2, g.pointwise2, g.bias2, b, s.ld3, {nullptr, 0, g.activation2, 0.0f});
+      project_tile(out, row * g.ow + x, row * g.ow + x + pixels, b, s.ld3, g.f2, g.classifier, g.classifier_bias,
+                   at_offset<float>(scratch, s.sums));
+    }
+  }
+}
+
+int64_t scratch_bytes(const DecoderArgs& args) {
+  return Scratch(args).layout.bytes();
+}
+
+}  // namespace
+
+const cpu::DecoderTable decoder_table = {scratch_bytes, run};
+
+}  // namespace liteseg::LITESEG_ISA

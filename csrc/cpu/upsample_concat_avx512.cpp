@@ -1,0 +1,1 @@
+#include "upsample_concat_impl.h"
