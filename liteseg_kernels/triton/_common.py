@@ -162,3 +162,48 @@ def sum_parts(parts: Tensor, out: Tensor) -> Tensor:
         parts, out, parts.shape[0], count, BLOCK=size, num_warps=min(4, max(1, size // 64)), num_stages=1
     )
     return out
+
+
+def resize_scale(size_in: int, size_out: int, align_corners: bool) -> float:
+    """Source pixels a target pixel along one axis, as torch.nn.functional.interpolate computes it from sizes."""
+    if align_corners:
+        return (size_in - 1) / (size_out - 1) if size_out > 1 else 0.0
+    return size_in / size_out
+
+
+def resize_readers(size_in: int, size_out: int, align_corners: bool) -> tuple[float, int]:
+    """The inverse of `resize_scale`, and how many target pixels from `first_reader` on may read one source pixel."""
+    scale = resize_scale(size_in, size_out, align_corners)
+    if scale == 0.0:
+        return 0.0, size_out
+    # those within one source pixel on either side, a rounding of both ends, and the margin of `first_reader`
+    return 1.0 / scale, min(size_out, math.ceil(2.0 / scale) + 4)
+
+
+@triton.jit
+def resize_source(i, size_in, scale, ALIGN_CORNERS: tl.constexpr):
+    """Both source pixels of target pixel i along one axis, and the weight of the second."""
+    if ALIGN_CORNERS:
+        position = i.to(tl.float32) * scale
+    else:
+        position = tl.maximum((i.to(tl.float32) + 0.5) * scale - 0.5, 0.0)
+    low = tl.minimum(position.to(tl.int32), size_in - 1)
+    high = tl.minimum(low + 1, size_in - 1)
+    return low, high, position - low.to(tl.float32)
+
+
+@triton.jit
+def first_reader(source, inverse, ALIGN_CORNERS: tl.constexpr):
+    """A target pixel not after the first one that reads pixel `source`: one too early, against rounding."""
+    if ALIGN_CORNERS:
+        position = (source - 1).to(tl.float32) * inverse
+    else:
+        position = (source.to(tl.float32) - 0.5) * inverse - 0.5
+    return tl.maximum(tl.floor(position).to(tl.int32) - 1, 0)
+
+
+@triton.jit
+def reader_weight(i, source, size_in, scale, ALIGN_CORNERS: tl.constexpr):
+    """The weight with which target pixel i reads pixel `source`; at the border it may read it twice."""
+    low, high, weight = resize_source(i, size_in, scale, ALIGN_CORNERS)
+    return tl.where(low == source, 1.0 - weight, 0.0) + tl.where(high == source, weight, 0.0)
