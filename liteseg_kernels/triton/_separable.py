@@ -60,7 +60,7 @@ def _tap(total, x, depthwise, iy, ix, c, offset, H, W, C, ky, kx, x_strides, d_s
 @triton.jit
 def depthwise_tile(
     x,  # [N, C, H, W]
-    depthwise,  # [C, 1, KH, KW]
+    depthwise,  # [C, 1, KH, KW], or None: x's own values at the one tap
     n,  # image, int64
     oy,  # [P], output rows
     ox,  # [P], output columns
@@ -83,7 +83,10 @@ def depthwise_tile(
     x += n * x_strides[0]
     offset = offsets(iy, ix, c, x_strides, WIDE)
     total = tl.zeros(offset.shape, tl.float32)
-    if KH * KW <= _MOST_UNROLLED:
+    if depthwise is None:
+        inside = (iy >= 0) & (iy < H) & (ix >= 0) & (ix < W)
+        total += tl.load(x + offset, mask=inside[:, None] & (c < C)[None, :], other=0.0).to(tl.float32)
+    elif KH * KW <= _MOST_UNROLLED:
         for ky in tl.static_range(KH):
             for kx in tl.static_range(KW):
                 total = _tap(

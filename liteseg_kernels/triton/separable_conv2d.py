@@ -48,7 +48,7 @@ _SPLIT_FROM, _SPLITS = 512, 8
 @triton.jit
 def separable_conv2d_fwd_kernel(
     x,  # [N, C, H, W]
-    depthwise,  # [C, 1, KH, KW]
+    depthwise,  # [C, 1, KH, KW], or None: pointwise alone
     depthwise_bias,  # [C] or None
     pointwise,  # [CO, C, 1, 1], contiguous
     bias,  # [CO] or None
@@ -165,7 +165,7 @@ def _strides(t: Tensor | None) -> tuple[int, ...]:
 
 def launch_forward(
     x: Tensor,
-    depthwise_weight: Tensor,
+    depthwise_weight: Tensor | None,
     depthwise_bias: Tensor | None,
     pointwise_weight: Tensor,
     bias: Tensor | None,
@@ -177,9 +177,9 @@ def launch_forward(
     activation: int,
     negative_slope: float,
 ) -> Tensor:
-    """The forward with, besides, a bias and an activation between depthwise and pointwise (inverted residual)."""
+    """The forward with a bias and an activation `middle` behind the depthwise, which may be missing altogether."""
     n, c, h, w = x.shape
-    o, (kh, kw) = pointwise_weight.shape[0], depthwise_weight.shape[2:]
+    o, (kh, kw) = pointwise_weight.shape[0], (1, 1) if depthwise_weight is None else depthwise_weight.shape[2:]
     ho = (h + 2 * padding[0] - dilation[0] * (kh - 1) - 1) // stride[0] + 1
     wo = (w + 2 * padding[1] - dilation[1] * (kw - 1) - 1) // stride[1] + 1
     out = empty_like_format(x, (n, o, ho, wo))
@@ -191,6 +191,7 @@ def launch_forward(
         target = torch.empty((splits, n, ho, wo, o), dtype=torch.float32, device=x.device)
         strides = target[0].permute(0, 3, 1, 2).stride()
     depthwise_bias, bias = (b if b is None else b.contiguous() for b in (depthwise_bias, bias))
+    depthwise_strides = (0, 0, 0, 0) if depthwise_weight is None else depthwise_weight.stride()
     residual_strides = (0, 0, 0, 0) if residual is None else residual.stride()
     align, wide = alignment(x, residual, out), needs_wide_index(x, residual, out)
     tile = config("forward", x.dtype, o)
@@ -199,7 +200,7 @@ def launch_forward(
             n * triton.cdiv(ho, tile.height) * triton.cdiv(wo, tile.width), triton.cdiv(o, tile.outer), splits
         ](
             x, depthwise_weight, depthwise_bias, pointwise_weight.contiguous(), bias, residual, target,
-            n, c, h, w, o, ho, wo, x.stride(), depthwise_weight.stride(), residual_strides, strides,
+            n, c, h, w, o, ho, wo, x.stride(), depthwise_strides, residual_strides, strides,
             tuple(stride), tuple(padding), tuple(dilation), negative_slope,
             KH=kh, KW=kw, MIDDLE=middle, ACTIVATION=activation, SPLITS=splits, TILE_H=tile.height, TILE_W=tile.width,
             BLOCK_C=tile.inner, BLOCK_O=tile.outer, PRECISION=dot_precision(x), ALIGN=align, WIDE=wide,
