@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import os
-
-# read when triton is first imported: without a GPU its kernels run in triton's interpreter
-os.environ.setdefault("TRITON_INTERPRET", "1")
-# cuBLAS is deterministic only with a fixed workspace
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +19,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # read when triton is first imported, which no conftest does: its kernels run in the interpreter, but for `-m gpu`
+    if config.option.markexpr != "gpu":
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+    # cuBLAS is deterministic only with a fixed workspace
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if workers > 1:
         # more threads than cores make every operation wait for the others
