@@ -151,5 +151,5 @@ def save_weights(
     check_state(plain, model.state_dict(), "save_weights: model")
     content = {"mean": _MEAN, "std": _STD, **(metadata or {}), **model.config.to_dict()}
     state = {key: _stored(value, dtype) for key, value in model.state_dict().items()}
-    header = {METADATA_KEY: json.dumps(content), "format": "pt"}
+    header = {METADATA_KEY: json.dumps(content)}
     write_atomically(path, lambda temporary: save_file(state, temporary, header))
