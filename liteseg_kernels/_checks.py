@@ -26,8 +26,35 @@ def activation_index(op: str, activation: str | None) -> int:
     return ACTIVATIONS.index(activation)
 
 
+def number(op: str, argument: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+        raise TypeError(f"{op}: {argument}: expected a number, got {value!r}")
+    return value
+
+
+def integer(op: str, argument: str, value: Any) -> int:
+    # sizes and counts may be symbolic under torch.compile
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{op}: {argument}: expected an int, got {value!r}")
+    return value
+
+
+def sequence(op: str, argument: str, value: Any) -> Sequence[Any]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(f"{op}: {argument}: expected a list or tuple, got {type(value).__name__}")
+    return value
+
+
+def flag(op: str, argument: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {argument}: expected True or False, got {value!r}")
+    return value
+
+
 def pair(op: str, argument: str, value: int | Sequence[int], minimum: int) -> list[int]:
-    values = [value, value] if isinstance(value, int) else list(value)
+    if not isinstance(value, (int, torch.SymInt, Sequence)) or isinstance(value, (bool, str)):
+        raise TypeError(f"{op}: {argument}: expected ints, got {value!r}")
+    values = list(value) if isinstance(value, Sequence) else [value, value]
     if len(values) != 2:
         raise ValueError(f"{op}: {argument}: expected an int or a pair of ints, got {value!r}")
     for v in values:
@@ -44,6 +71,13 @@ def tensor(op: str, argument: str, value: Any, dtypes: Sequence[torch.dtype] = F
         raise TypeError(f"{op}: {argument}: expected a tensor, got {type(value).__name__}")
     if value.dtype not in dtypes:
         raise TypeError(f"{op}: {argument}: expected dtype {_names(dtypes)}, got {_names([value.dtype])}")
+
+
+def tensors(op: str, optional: Sequence[str] = (), /, **values: Any) -> None:
+    """Raise unless all are tensors, or None where allowed: the dispatcher would refuse them in its own words."""
+    for argument, value in values.items():
+        if not isinstance(value, Tensor) and not (value is None and argument in optional):
+            raise TypeError(f"{op}: {argument}: expected a tensor, got {type(value).__name__}")
 
 
 def image(op: str, argument: str, value: Any, dtypes: Sequence[torch.dtype] = FLOATING) -> None:

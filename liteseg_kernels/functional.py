@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import _dispatch, ops
-from ._checks import activation_index, pair
+from ._checks import activation_index, flag, integer, number, pair, sequence, tensors
 
 __all__ = [
     "daspp",
@@ -44,10 +44,15 @@ def _separable_conv2d(
     residual: Tensor | None = None,
 ) -> tuple[Any, ...]:
     op = "separable_conv2d"
+    tensors(
+        *(op, ("bias", "residual")),
+        **{"x": x, "depthwise_weight": depthwise_weight, "pointwise_weight": pointwise_weight},
+        **{"bias": bias, "residual": residual},
+    )
     return (
         *(x, depthwise_weight, pointwise_weight, bias, residual),
         *(pair(op, "stride", stride, 1), pair(op, "padding", padding, 0), pair(op, "dilation", dilation, 1)),
-        *(activation_index(op, activation), negative_slope),
+        *(activation_index(op, activation), number(op, "negative_slope", negative_slope)),
     )
 
 
@@ -109,10 +114,17 @@ def _inverted_residual(
     residual: bool = False,
 ) -> tuple[Any, ...]:
     op = "inverted_residual"
+    tensors(
+        *(op, ("expand_weight", "expand_bias", "depthwise_bias", "project_bias")),
+        **{"x": x, "expand_weight": expand_weight, "expand_bias": expand_bias},
+        **{"depthwise_weight": depthwise_weight, "depthwise_bias": depthwise_bias},
+        **{"project_weight": project_weight, "project_bias": project_bias},
+    )
     return (
         *(x, expand_weight, expand_bias, depthwise_weight, depthwise_bias, project_weight, project_bias),
         *(pair(op, "stride", stride, 1), pair(op, "dilation", dilation, 1)),
-        *(activation_index(op, activation), negative_slope, bool(residual)),
+        *(activation_index(op, activation), number(op, "negative_slope", negative_slope)),
+        flag(op, "residual", residual),
     )
 
 
@@ -176,9 +188,16 @@ def _shuffle_unit(
     concat: bool = False,
 ) -> tuple[Any, ...]:
     op = "shuffle_unit"
+    tensors(
+        op,
+        **{"x": x, "compress_weight": compress_weight, "compress_bias": compress_bias},
+        **{"depthwise_weight": depthwise_weight, "depthwise_bias": depthwise_bias},
+        **{"expand_weight": expand_weight, "expand_bias": expand_bias},
+    )
     return (
         *(x, compress_weight, compress_bias, depthwise_weight, depthwise_bias, expand_weight, expand_bias),
-        *(groups, pair(op, "stride", stride, 1), pair(op, "dilation", dilation, 1), bool(concat)),
+        *(integer(op, "groups", groups), pair(op, "stride", stride, 1), pair(op, "dilation", dilation, 1)),
+        flag(op, "concat", concat),
     )
 
 
@@ -237,17 +256,23 @@ def _daspp(
     point: Sequence[Tensor] | None = None,
 ) -> tuple[Any, ...]:
     op = "daspp"
+    tensors(op, ("direct_weight",), x=x, direct_weight=direct_weight)
     for name, branches in (("atrous", atrous), ("deep", deep)):
+        for index, branch in enumerate(sequence(op, name, branches)):
+            tensors(op, **{f"{name}[{index}][{part}]": w for part, w in enumerate(sequence(op, name, branch))})
         if any(len(branch) != 3 for branch in branches):
             raise ValueError(
                 f"{op}: {name}: expected (depthwise, pointwise, bias) a rate, got {[len(b) for b in branches]} tensors"
             )
     for name, weights in (("pool", pool), ("project", project), ("point", point)):
-        if weights is not None and len(weights) != 2:
+        if weights is not None and len(sequence(op, name, weights)) != 2:
             raise ValueError(f"{op}: {name}: expected (weight, bias), got {len(weights)} tensors")
+    for name, weights in (("pool", pool), ("project", project)):
+        tensors(op, **{f"{name}_{part}": w for part, w in zip(("weight", "bias"), weights, strict=True)})
     point_weight, point_bias = (None, None) if point is None else point
+    dilations = [integer(op, "rates", rate) for rate in sequence(op, "rates", rates)]
     columns = [[branch[part] for branch in branches] for branches in (atrous, deep) for part in range(3)]
-    return x, direct_weight, point_weight, point_bias, *columns, *pool, *project, list(rates)
+    return x, direct_weight, point_weight, point_bias, *columns, *pool, *project, dilations
 
 
 def daspp(
@@ -284,7 +309,8 @@ def daspp(
 
 
 def _upsample_concat(x: Tensor, skip: Tensor, *, align_corners: bool = True) -> tuple[Any, ...]:
-    return x, skip, align_corners
+    tensors("upsample_concat", x=x, skip=skip)
+    return x, skip, flag("upsample_concat", "align_corners", align_corners)
 
 
 def upsample_concat(x: Tensor, skip: Tensor, *, align_corners: bool = True) -> Tensor:
@@ -296,7 +322,9 @@ def upsample_concat(x: Tensor, skip: Tensor, *, align_corners: bool = True) -> T
 
 
 def _upsample_argmax(logits: Tensor, size: int | Sequence[int], *, align_corners: bool = True) -> tuple[Any, ...]:
-    return logits, pair("upsample_argmax", "size", size, 1), align_corners
+    op = "upsample_argmax"
+    tensors(op, logits=logits)
+    return logits, pair(op, "size", size, 1), flag(op, "align_corners", align_corners)
 
 
 def upsample_argmax(logits: Tensor, size: int | Sequence[int], *, align_corners: bool = True) -> Tensor:
@@ -317,9 +345,14 @@ def _upsample_cross_entropy(
     label_smoothing: float = 0.0,
     align_corners: bool = True,
 ) -> tuple[Any, ...]:
+    op = "upsample_cross_entropy"
+    tensors(op, ("weight",), logits=logits, target=target, weight=weight)
     if reduction not in _REDUCTIONS:
-        raise ValueError(f"upsample_cross_entropy: reduction: expected one of {_REDUCTIONS}, got {reduction!r}")
-    return logits, target, weight, ignore_index, label_smoothing, align_corners
+        raise ValueError(f"{op}: reduction: expected one of {_REDUCTIONS}, got {reduction!r}")
+    return (
+        *(logits, target, weight, integer(op, "ignore_index", ignore_index)),
+        *(number(op, "label_smoothing", label_smoothing), flag(op, "align_corners", align_corners)),
+    )
 
 
 def upsample_cross_entropy(
@@ -371,14 +404,19 @@ def _preprocess(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = True,
 ) -> tuple[Any, ...]:
-    if not isinstance(image, Tensor):
-        raise TypeError(f"preprocess: image: expected a tensor, got {type(image).__name__}")
+    op = "preprocess"
+    tensors(op, image=image)
     if image.dim() == 3:
         image = image.unsqueeze(0)
     if image.dim() != 4:
-        raise ValueError(f"preprocess: image: expected [H, W, C] or [N, H, W, C], got {list(image.shape)}")
-    target = image.shape[1:3] if size is None else pair("preprocess", "size", size, 1)
-    return image, list(target), list(mean), list(std), dtype, channels_last
+        raise ValueError(f"{op}: image: expected [H, W, C] or [N, H, W, C], got {list(image.shape)}")
+    target = image.shape[1:3] if size is None else pair(op, "size", size, 1)
+    offset, spread = (
+        [number(op, name, v) for v in sequence(op, name, values)] for name, values in (("mean", mean), ("std", std))
+    )
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"{op}: dtype: expected a floating dtype, got {dtype!r}")
+    return image, list(target), offset, spread, dtype, flag(op, "channels_last", channels_last)
 
 
 def preprocess(

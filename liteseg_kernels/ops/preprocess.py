@@ -30,7 +30,7 @@ def check(
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != channels:
             raise ValueError(f"{OP}: {name}: expected {channels} numbers, one a channel, got {list(values)}")
-    if any(s <= 0 for s in std):
+    if not all(s > 0 for s in std):
         raise ValueError(f"{OP}: std: expected positive numbers, got {list(std)}")
     if any(s < 1 for s in size):
         raise ValueError(f"{OP}: size: expected at least 1, got {tuple(size)}")

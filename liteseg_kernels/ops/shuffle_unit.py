@@ -36,8 +36,9 @@ def check(
     channels = x.shape[1]
     _checks.like(OP, "compress_weight", compress_weight, x, ("bottleneck", "C_in / groups", 1, 1))
     bottleneck = compress_weight.shape[0]
-    first_groups, rest = divmod(channels, compress_weight.shape[1])
-    if rest or bottleneck % first_groups:
+    # no divmod: the channels may be symbolic
+    width = compress_weight.shape[1]
+    if channels % width or bottleneck % (channels // width):
         raise ValueError(
             f"{OP}: compress_weight: expected [bottleneck, C_in / groups, 1, 1] with groups that divide both "
             f"C_in={channels} and the bottleneck, got {_checks.shape_text(compress_weight)}"
