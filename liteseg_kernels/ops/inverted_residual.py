@@ -99,3 +99,4 @@ torch.library.register_autograd(f"liteseg::{OP}", _backward, setup_context=_setu
 _register.once_differentiable(f"{OP}_backward")
 _register.add_compiled(OP, "cpu")
 _register.add_triton(OP, OP)
+_register.add_triton(f"{OP}_backward", OP, "backward", image=1)

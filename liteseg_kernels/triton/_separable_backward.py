@@ -296,11 +296,89 @@ def separable_conv2d_bwd_depthwise_kernel(
     tl.store(pointers, total, mask=(kx < KW)[:, None] & (c < C)[None, :])
 
 
-def _parts(n: int, height: int, width: int, tile: Tile) -> tuple[int, int]:
+def split_sum(n: int, height: int, width: int, tile: Tile) -> tuple[int, int]:
     """How many parts a sum over all pixels is cut into, and the tiles of each."""
     tiles = n * triton.cdiv(height, tile.height) * triton.cdiv(width, tile.width)
     each = triton.cdiv(tiles, _MOST_PARTS)
     return triton.cdiv(tiles, each), each
+
+
+def bias_gradient(grad: Tensor, output: Tensor, out: Tensor, activation: int, negative_slope: float) -> Tensor:
+    """out [CO] = sum over images and pixels of the gradient before the activation, from the activation's output."""
+    n, o, ho, wo = grad.shape
+    tile = config("elementwise", grad.dtype, o)
+    count, each = split_sum(n, ho, wo, tile)
+    parts = torch.empty((count, o), dtype=torch.float32, device=grad.device)
+    separable_conv2d_bwd_bias_kernel[count, triton.cdiv(o, tile.outer)](
+        grad, output, parts, n, o, ho, wo, grad.stride(), output.stride(), negative_slope, each,
+        ACTIVATION=activation, TILE_H=tile.height, TILE_W=tile.width, BLOCK_O=tile.outer,
+        ALIGN=alignment(grad, output), WIDE=needs_wide_index(grad, output), **tile.options(),
+    )  # fmt: skip
+    return sum_parts(parts, out)
+
+
+def pre_activation_gradient(
+    grad: Tensor, output: Tensor, out: Tensor, activation: int, negative_slope: float
+) -> Tensor:
+    """out [N, CO, HO, WO] = the gradient before the activation, from the activation's output."""
+    n, o, ho, wo = grad.shape
+    tile = config("elementwise", grad.dtype, o)
+    separable_conv2d_bwd_residual_kernel[
+        n * triton.cdiv(ho, tile.height) * triton.cdiv(wo, tile.width), triton.cdiv(o, tile.outer)
+    ](
+        grad, output, out, o, ho, wo, grad.stride(), output.stride(), out.stride(), negative_slope,
+        ACTIVATION=activation, TILE_H=tile.height, TILE_W=tile.width, BLOCK_O=tile.outer,
+        ALIGN=alignment(grad, output, out), WIDE=needs_wide_index(grad, output, out), **tile.options(),
+    )  # fmt: skip
+    return out
+
+
+def depthwise_input_gradient(
+    hidden: Tensor,
+    depthwise: Tensor,
+    out: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """out [N, C, H, W] from the gradient of the depthwise map, `hidden` [N, HO, WO, C] (contiguous)."""
+    n, c, h, w = out.shape
+    ho, wo = hidden.shape[1:3]
+    kh, kw = depthwise.shape[2:]
+    tile = config("input", out.dtype, c)
+    separable_conv2d_bwd_input_kernel[
+        n * triton.cdiv(h, tile.height) * triton.cdiv(w, tile.width), triton.cdiv(c, tile.outer)
+    ](
+        hidden, depthwise, out, c, h, w, ho, wo, out.stride(), depthwise.stride(), tuple(stride), tuple(padding),
+        tuple(dilation), KH=kh, KW=kw, TILE_H=tile.height, TILE_W=tile.width, BLOCK_C=tile.outer,
+        ALIGN=alignment(out), WIDE=needs_wide_index(hidden, out), **tile.options(),
+    )  # fmt: skip
+    return out
+
+
+def depthwise_weight_gradient(
+    hidden: Tensor,
+    x: Tensor,
+    depthwise: Tensor,
+    out: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """out [C, 1, KH, KW] from the gradient of the depthwise map, `hidden` [N, HO, WO, C] (contiguous)."""
+    n, c, h, w = x.shape
+    ho, wo = hidden.shape[1:3]
+    kh, kw = depthwise.shape[2:]
+    tile = config("depthwise", x.dtype, c)
+    count, each = split_sum(n, ho, wo, tile)
+    taps = min(tile.inner, triton.next_power_of_2(kw))
+    parts = torch.empty((count, c, kh, kw), dtype=torch.float32, device=x.device)
+    separable_conv2d_bwd_depthwise_kernel[count, triton.cdiv(c, tile.outer), kh * triton.cdiv(kw, taps)](
+        hidden, x, parts, n, c, h, w, ho, wo, x.stride(), depthwise.stride(), tuple(stride), tuple(padding),
+        tuple(dilation), each, KH=kh, KW=kw, TAPS=taps, TILE_H=tile.height, TILE_W=tile.width, BLOCK_C=tile.outer,
+        ALIGN=alignment(x), WIDE=needs_wide_index(hidden, x), **tile.options(),
+    )  # fmt: skip
+    return sum_parts(parts, out)
 
 
 def backward(
@@ -334,33 +412,17 @@ def backward(
 
     with guard(x):
         if output_mask[4]:
-            tile = config("elementwise", x.dtype, o)
-            separable_conv2d_bwd_residual_kernel[
-                n * triton.cdiv(ho, tile.height) * triton.cdiv(wo, tile.width), triton.cdiv(o, tile.outer)
-            ](
-                grad, output, grad_residual, o, ho, wo, grad.stride(), output.stride(), grad_residual.stride(),
-                negative_slope, ACTIVATION=activation, TILE_H=tile.height, TILE_W=tile.width, BLOCK_O=tile.outer,
-                ALIGN=alignment(grad, output, grad_residual), WIDE=needs_wide_index(grad, output, grad_residual),
-                **tile.options(),
-            )  # fmt: skip
+            pre_activation_gradient(grad, output, grad_residual, activation, negative_slope)
             # the gradient before the activation is at hand now
             grad, activation = grad_residual, 0
         align, wide = alignment(grad, output, x), needs_wide_index(grad, output, x)
 
         if output_mask[3]:
-            tile = config("elementwise", x.dtype, o)
-            count, each = _parts(n, ho, wo, tile)
-            parts = torch.empty((count, o), dtype=torch.float32, device=x.device)
-            separable_conv2d_bwd_bias_kernel[count, triton.cdiv(o, tile.outer)](
-                grad, output, parts, n, o, ho, wo, grad.stride(), output.stride(), negative_slope, each,
-                ACTIVATION=activation, TILE_H=tile.height, TILE_W=tile.width, BLOCK_O=tile.outer,
-                ALIGN=align, WIDE=wide, **tile.options(),
-            )  # fmt: skip
-            sum_parts(parts, grad_bias)
+            bias_gradient(grad, output, grad_bias, activation, negative_slope)
 
         if output_mask[2]:
             tile = config("pointwise", x.dtype, o)
-            count, each = _parts(n, ho, wo, tile)
+            count, each = split_sum(n, ho, wo, tile)
             parts = torch.empty((count, o, c), dtype=torch.float32, device=x.device)
             separable_conv2d_bwd_pointwise_kernel[count, triton.cdiv(c, tile.inner), triton.cdiv(o, tile.outer)](
                 grad, output, x, depthwise, parts, n, c, h, w, o, ho, wo, grad.stride(), output.stride(),
@@ -382,23 +444,7 @@ def backward(
                 PRECISION=dot_precision(x), ALIGN=align, WIDE=wide, **tile.options(),
             )  # fmt: skip
         if output_mask[0]:
-            tile = config("input", x.dtype, c)
-            separable_conv2d_bwd_input_kernel[
-                n * triton.cdiv(h, tile.height) * triton.cdiv(w, tile.width), triton.cdiv(c, tile.outer)
-            ](
-                hidden, depthwise, grad_x, c, h, w, ho, wo, grad_x.stride(), *window, KH=kh, KW=kw,
-                TILE_H=tile.height, TILE_W=tile.width, BLOCK_C=tile.outer, ALIGN=alignment(grad_x),
-                WIDE=needs_wide_index(hidden, grad_x), **tile.options(),
-            )  # fmt: skip
+            depthwise_input_gradient(hidden, depthwise, grad_x, stride, padding, dilation)
         if output_mask[1]:
-            tile = config("depthwise", x.dtype, c)
-            count, each = _parts(n, ho, wo, tile)
-            taps = min(tile.inner, triton.next_power_of_2(kw))
-            parts = torch.empty((count, c, kh, kw), dtype=torch.float32, device=x.device)
-            separable_conv2d_bwd_depthwise_kernel[count, triton.cdiv(c, tile.outer), kh * triton.cdiv(kw, taps)](
-                hidden, x, parts, n, c, h, w, ho, wo, x.stride(), *window, each, KH=kh, KW=kw, TAPS=taps,
-                TILE_H=tile.height, TILE_W=tile.width, BLOCK_C=tile.outer, ALIGN=align, WIDE=wide,
-                **tile.options(),
-            )  # fmt: skip
-            sum_parts(parts, grad_depthwise)
+            depthwise_weight_gradient(hidden, x, depthwise, grad_depthwise, stride, padding, dilation)
     return results

@@ -11,7 +11,9 @@ Launch:   half types with C <= _FUSED_CHANNELS: one launch, grid (N * pixel tile
           kernel: with wide maps the nine-fold expansion costs more than the hidden map, as it does in float32, which
           has no exact tensor-core product
 Numerics: float32 accumulation; rounded to T where a product takes its operand. Deterministic
-Limits:   float32, float16, bfloat16; forward
+Backward: composed of single layers, both hidden maps computed again and kept in float32; see
+          _inverted_residual_backward.py
+Limits:   float32, float16, bfloat16
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ from ._common import (
     offsets,
     tile_position,
 )
+from ._inverted_residual_backward import backward
 from .separable_conv2d import launch_forward
+
+__all__ = ["backward", "forward"]
 
 # C up to which the expansion is cheap enough to be computed once a tap
 _FUSED_CHANNELS = 32
