@@ -61,7 +61,8 @@ def add_compiled(op: str, backend: str, *, dtypes: Sequence[torch.dtype] = KERNE
 
     def refuses(*args: Any) -> str | None:
         x = args[image]
-        if not torch._C._dispatch_has_kernel_for_dispatch_key(qualified, x.device.type.upper()):
+        key = torch._C._dispatch_key_for_device(x.device.type)
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(qualified, key):
             return _loader.missing(backend) or f"has no {op} kernel for {x.device.type} tensors"
         if x.dtype not in dtypes:
             return f"dtype {x.dtype} is not one of {[str(d) for d in dtypes]}"
@@ -81,16 +82,24 @@ def _triton_unavailable(device_type: str) -> str | None:
 
 
 def add_triton(
-    op: str, kernel: str, function: str = "forward", *, dtypes: Sequence[torch.dtype] = KERNEL_DTYPES, image: int = 0
+    op: str,
+    kernel: str,
+    function: str = "forward",
+    *,
+    dtypes: Sequence[torch.dtype] = KERNEL_DTYPES,
+    image: int = 0,
+    dtype: int | None = None,
 ) -> None:
     """Register `function` of liteseg_kernels.triton.<kernel>, imported when first used: triton is optional, and
-    TRITON_INTERPRET has to be set before triton is imported."""
+    TRITON_INTERPRET has to be set before triton is imported. The dtype of the argument numbered `image` decides, or
+    the argument `dtype` where one names the result's."""
 
     def refuses(*args: Any) -> str | None:
         x = args[image]
+        kind = x.dtype if dtype is None else args[dtype]
         reason = _triton_unavailable(x.device.type)
-        if reason is None and x.dtype not in dtypes:
-            reason = f"dtype {x.dtype} is not one of {[str(d) for d in dtypes]}"
+        if reason is None and kind not in dtypes:
+            reason = f"dtype {kind} is not one of {[str(d) for d in dtypes]}"
         return reason
 
     def run(*args: Any) -> Any:
