@@ -62,3 +62,7 @@ for _name, _signature in SCHEMAS.items():
     for _library in _compiled:
         _library.define(_name + _signature.replace("SymInt", "int"))
 _compiled[0].define("isa() -> str")
+# a whole network (plan.py): labels at `size`, or logits where it is empty; seconds of each layer; columns of a panel
+_compiled[0].define("run_plan(Tensor x, Tensor packed, Tensor program, int[] size) -> Tensor")
+_compiled[0].define("time_plan(Tensor x, Tensor packed, Tensor program, int[] size) -> Tensor")
+_compiled[0].define("panel() -> int")

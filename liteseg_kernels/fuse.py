@@ -8,6 +8,7 @@ from typing import TypeVar
 from torch import nn
 
 from .nn import FusedModule
+from .plan import PlannedModule
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -23,11 +24,15 @@ def fuse(model: Model) -> Model:
     """An eval copy of `model` with every module of this library folded: same call, same `state_dict`, faster.
 
     Modules that are not this library's are copied as they are. The copy keeps what it folded: load a `state_dict` into
-    it and it folds again, but after writing to its parameters in place call `fuse` on the model again.
+    it and it folds again, but after writing to its parameters in place call `fuse` on the model again. Whole networks
+    (`PlannedModule`) run from one plan on the CPU, without calling their modules; hooks on those do not fire then.
     """
     fused = copy.deepcopy(model).eval()
     for module in _outermost(fused):
         module.fuse_()
+    for network in fused.modules():
+        if isinstance(network, PlannedModule):
+            network.plan_()
     return fused
 
 
@@ -39,4 +44,6 @@ def to_reference(model: Model) -> Model:
             if module.fused:
                 module.train().eval()
             module.reference = True
+        elif isinstance(module, PlannedModule):
+            module.drop_plan()
     return plain

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as tf
 
 from . import functional as lf
+from .plan import Program, Unplannable
 
 __all__ = [
     "ConvNormAct",
@@ -48,6 +49,10 @@ def _activation_module(name: str | None, negative_slope: float) -> nn.Module:
     if name == "leaky_relu":
         return nn.LeakyReLU(negative_slope)
     raise ValueError(f"activation: expected None, 'relu', 'relu6' or 'leaky_relu', got {name!r}")
+
+
+def _geometry(conv: Any) -> dict[str, Any]:
+    return {name: getattr(conv, name) for name in ("stride", "padding", "dilation", "groups")}
 
 
 def _normalise(norm: nn.Module | None, x: Tensor) -> Tensor:
@@ -165,10 +170,15 @@ class ConvNormAct(FusedModule):
         )
         self.norm = nn.BatchNorm2d(out_channels, momentum=momentum) if norm else None
         self.activation = _activation_module(activation, negative_slope)
+        self._activation_name = activation
 
     def _fold(self) -> Weights:
         weight, bias = _fold_norm(self.conv.weight, self.conv.bias, self.norm)
         return {"weight": weight, "bias": bias}
+
+    def lower(self, program: Program, x: int) -> int:
+        """Add this module to a plan (`plan.Program`)."""
+        return program.convolution(x, **self.folded(), **_geometry(self.conv), activation=self._activation_name)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.fused:
@@ -221,6 +231,12 @@ class SeparableConv2d(FusedModule):
         weight, bias = _fold_norm(self.pointwise.weight, self.pointwise.bias, self.norm)
         return {"depthwise_weight": self.depthwise.weight, "pointwise_weight": weight, "bias": bias}
 
+    def lower(self, program: Program, x: int) -> int:
+        """Add this module to a plan (`plan.Program`)."""
+        geometry = _geometry(self.depthwise)
+        del geometry["groups"]
+        return program.separable(x, **self.folded(), **geometry, activation=self._activation_args["activation"])
+
     def forward(self, x: Tensor) -> Tensor:
         if self.training or self.reference:
             return self.activation(_normalise(self.norm, self.pointwise(self.depthwise(x))))
@@ -259,6 +275,13 @@ class InvertedResidual(FusedModule):
                 weight, bias = _fold_norm(part.conv.weight, part.conv.bias, part.norm)
                 weights |= {f"{name}_weight": weight, f"{name}_bias": bias}
         return weights
+
+    def lower(self, program: Program, x: int) -> int:
+        """Add this module to a plan (`plan.Program`)."""
+        conv: Any = self.depthwise.conv
+        return program.inverted_residual(
+            x, self.folded(), stride=conv.stride, dilation=conv.dilation, residual=self.residual
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training or self.reference:
@@ -411,7 +434,8 @@ class DASPP(FusedModule):
         dtype = self.pool.conv.weight.dtype
         return {name: None if weight is None else weight.to(dtype) for name, weight in weights.items()}
 
-    def _run_folded(self, x: Tensor) -> Tensor:
+    def _arguments(self) -> dict[str, Any]:
+        """The folded weights as functional.daspp takes them."""
         w = self.folded()
         branches = {
             name: [
@@ -420,20 +444,24 @@ class DASPP(FusedModule):
             ]
             for name, count in (("atrous", len(self.atrous)), ("deep", len(self.deep)))
         }
-        return lf.daspp(
-            x,
-            branches["atrous"],
-            (w["pool_weight"], w["pool_bias"]),
-            (w["project_weight"], w["project_bias"]),
-            rates=self.rates,
-            deep=branches["deep"],
-            direct_weight=w["direct_weight"],
-            point=None if len(self.deep) else (w["point_weight"], w["point_bias"]),
-        )
+        return {
+            **branches,
+            "pool": (w["pool_weight"], w["pool_bias"]),
+            "project": (w["project_weight"], w["project_bias"]),
+            "rates": self.rates,
+            "direct_weight": w["direct_weight"],
+            "point": None if len(self.deep) else (w["point_weight"], w["point_bias"]),
+        }
+
+    def lower(self, program: Program, x: int) -> int:
+        """Add this module to a plan (`plan.Program`)."""
+        if not self.separable:
+            raise Unplannable("dense convolutions in the pyramid")
+        return program.daspp(x, **self._arguments())
 
     def forward(self, x: Tensor) -> Tensor:
         if self.fused:
-            return self._run_folded(x)
+            return lf.daspp(x, **self._arguments())
         branches = [self.point(x)]
         for i, atrous in enumerate(self.atrous):
             branch = atrous(x)
@@ -453,6 +481,10 @@ class UpsampleConcat(FusedModule):
     def __init__(self, align_corners: bool = True) -> None:
         super().__init__()
         self.align_corners = align_corners
+
+    def lower(self, program: Program, x: int, skip: int) -> int:
+        """Add this module to a plan (`plan.Program`)."""
+        return program.upsample(x, skip, concat=True, align_corners=self.align_corners)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         if self.reference:

@@ -128,8 +128,8 @@ void branch_slice(const PyramidArgs& g, const PyramidBranch& branch, const Slice
     }
   }
   float* a = at_offset<float>(scratch, s.a);
-  const DepthwiseRow geometry{slice.count, g.w,     kTaps,      kTaps, 1, branch.rate, branch.rate,
-                              slice.ldx,   nullptr, cpu::kNone, 0.0f};
+  const DepthwiseRow geometry{slice.count, g.w,       kTaps,   kTaps,      1,   branch.rate,
+                              branch.rate, slice.ldx, nullptr, cpu::kNone, 0.0f};
   for (int64_t p0 = 0; p0 < pixels; p0 += s.tile) {
     const int64_t p1 = min_i(pixels, p0 + s.tile);
     depthwise_tile(slice.x, g, geometry, taps_weight, p0, p1, a, slice.count);

@@ -176,8 +176,8 @@ void run(const StemArgs& g, int64_t begin, int64_t end, char* scratch) {
   const Scratch s(g);
   Rows source(g, s, scratch);
   float* a = at_offset<float>(scratch, s.a);
-  const DepthwiseRow geometry{g.hidden, g.ow + 2, kTaps, kTaps, 1, 0, 1, s.ldh, g.depthwise_bias,
-                              g.depthwise_activation, 0.0f};
+  const DepthwiseRow geometry{
+      g.hidden, g.ow + 2, kTaps, kTaps, 1, 0, 1, s.ldh, g.depthwise_bias, g.depthwise_activation, 0.0f};
   for (int64_t row = begin; row < end; ++row) {
     const int64_t n = row / g.oh;
     const int64_t oy = row - n * g.oh;

@@ -100,4 +100,9 @@ LITESEG_INLINE bool near_sources(const cpu::AxisView& x, int64_t ox) {
   return x.i1[ox + Vec::width - 1] - x.i0[ox] < Vec::width;
 }
 
+// how much of input i output o takes
+LITESEG_INLINE float share(const cpu::AxisView& axis, int64_t i, int64_t o) {
+  return (axis.i0[o] == i ? axis.w0[o] : 0.0f) + (axis.i1[o] == i ? axis.w1[o] : 0.0f);
+}
+
 }  // namespace liteseg::LITESEG_ISA

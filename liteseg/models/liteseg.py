@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import liteseg_kernels as lk
 from liteseg.models.encoders import ENCODERS
 from liteseg_kernels.nn import DASPP, ConvNormAct, SeparableConv2d, UpsampleConcat
+from liteseg_kernels.plan import PlannedModule, Program, Unplannable
 
 MIN_SIZE = 32
 # channels of the low-level feature inside the decoder, where the backbone's own are too many
@@ -96,7 +97,7 @@ class ModelConfig:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
 
-class LiteSeg(nn.Module):
+class LiteSeg(PlannedModule):
     """LiteSeg: float [N, 3, H, W], normalised RGB -> logits [N, num_classes, H, W].
 
     Any H and W of at least 32. A plain module: trainable at any batch size (1 included, see :class:`DASPP`), and its
@@ -149,12 +150,31 @@ class LiteSeg(nn.Module):
                 f"LiteSeg: x: expected height and width of at least {MIN_SIZE}, got {x.shape[2]}x{x.shape[3]}"
             )
 
+    def lower(self, program: Program, x: int) -> int:
+        """Describe the network up to its low-resolution logits for a plan (:class:`PlannedModule`)."""
+        encoder = getattr(self.backbone, "lower", None)
+        if encoder is None:
+            raise Unplannable(f"the backbone {self.config.backbone}")
+        low_level, encoded = encoder(program, x)
+        y = program.run(self.daspp, "daspp", encoded)
+        if self.upsample_concat is None:
+            y = program.upsample(y, low_level, concat=False)
+        else:
+            skip = low_level if self.reduce is None else program.run(self.reduce, "reduce", low_level)
+            y = program.run(self.upsample_concat, "upsample_concat", y, skip)
+        for index, convolution in enumerate(self.decoder):
+            y = program.run(convolution, f"decoder.{index}", y)
+        return program.convolution(y, self.classifier.weight, self.classifier.bias)
+
     def low_resolution_logits(self, x: torch.Tensor) -> torch.Tensor:
         """Logits before the last upsampling: [N, 3, H, W] -> [N, num_classes, h, w], (h, w) the low-level feature's.
 
         With ``lk.UpsampleArgmax`` or ``lk.UpsampleCrossEntropyLoss`` the full-size logits need never exist.
         """
         self._check_input(x)
+        plan = self.plan_for(x)
+        if plan is not None:
+            return plan.logits(x)
         low_level, encoded = self.backbone(x)
         y = self.daspp(encoded)
         if self.upsample_concat is None:
@@ -162,6 +182,14 @@ class LiteSeg(nn.Module):
         else:
             y = self.upsample_concat(y, low_level if self.reduce is None else self.reduce(low_level))
         return self.classifier(self.decoder(y))
+
+    def labels(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Class of every pixel: [N, 3, H, W] -> uint8 [N, *size], the arg max of the logits resized to ``size``."""
+        self._check_input(x)
+        plan = self.plan_for(x)
+        if plan is not None and self.config.num_classes <= 256:
+            return plan.labels(x, size)
+        return lk.functional.upsample_argmax(self.low_resolution_logits(x), size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits = self.low_resolution_logits(x)

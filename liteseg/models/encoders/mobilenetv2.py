@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from liteseg_kernels.nn import ConvNormAct, InvertedResidual
+from liteseg_kernels.plan import Program
 
 # (expansion, output channels, blocks, stride of the first block)
 _STAGES = (
@@ -67,6 +68,15 @@ class MobileNetV2(nn.Module):
             if isinstance(module, nn.Conv2d):
                 fan = math.prod(module.kernel_size) * module.out_channels
                 nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan))
+
+    def lower(self, program: Program, x: int) -> tuple[int, int]:
+        """Add the encoder to a plan; the values of the low-level and the encoded feature."""
+        x = low_level = program.run(self.stem, "stem", x)
+        for index, block in enumerate(self.blocks):
+            x = program.run(block, f"blocks.{index}", x)
+            if index == _LOW_LEVEL_BLOCK:
+                low_level = x
+        return low_level, program.run(self.last, "last", x)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = self.stem(x)

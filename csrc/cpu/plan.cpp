@@ -1,0 +1,545 @@
+// Registration of liteseg_cpu::run_plan: a whole network from one program and one tensor of packed weights.
+//
+// The program is a flat list of layers that liteseg_kernels/plan.py writes, so the op keeps no state: its arguments can
+// be copied, pickled and used by several threads at once. Everything that depends on the input's size (shapes, the
+// arena's layout, the split over threads) is worked out at each call, which takes microseconds.
+#include <chrono>
+#include <functional>
+#include <memory>
+
+#include "cpu/arena.h"
+#include "cpu/geometry.h"
+#include "cpu/inverted_residual.h"
+#include "cpu/isa.h"
+#include "cpu/pack_table.h"
+#include "cpu/plan_daspp.h"
+#include "cpu/plan_decoder.h"
+#include "cpu/plan_stem.h"
+#include "cpu/resample.h"
+#include "cpu/tensors.h"
+#include "cpu/upsample_argmax.h"
+
+namespace liteseg::cpu {
+namespace {
+
+constexpr const char* kOp = "run_plan";
+constexpr int64_t kVersion = 1;
+
+enum Kind : int64_t { kStem = 1, kInvertedResidual = 2, kPyramid = 3, kDecoder = 4 };
+
+// a feature map [N, h, w, c] in the arena
+struct Map {
+  int64_t c = 0, h = 0, w = 0;
+  int64_t offset = -1;  // floats into the arena
+  int64_t last_use = -1;
+
+  int64_t floats(int64_t n) const {
+    return n * c * h * w;
+  }
+};
+
+// part of the work between two barriers
+struct Phase {
+  int64_t layer;
+  int64_t items;
+  int64_t work;  // multiply-adds of one item
+  int64_t scratch_bytes;
+  std::function<void(int64_t begin, int64_t end, char* scratch)> run;
+};
+
+class Program {
+ public:
+  Program(const Tensor& program, const Tensor& packed)
+      : words_(static_cast<const int64_t*>(read_of(program))),
+        size_(program.numel()),
+        weights_(static_cast<const float*>(read_of(packed))),
+        floats_(packed.numel()) {}
+
+  int64_t word() {
+    LITESEG_CHECK(at_ < size_, kOp, "program", "a whole program", text("one that ends at word ", at_));
+    return words_[at_++];
+  }
+  int64_t word(const char* what, int64_t least, int64_t most) {
+    const int64_t value = word();
+    LITESEG_CHECK(value >= least && value <= most, kOp, "program", text(what, " in ", least, "..", most), value);
+    return value;
+  }
+  int64_t channels() {
+    return word("a number of channels", 1, int64_t{1} << 20);
+  }
+  int activation() {
+    return static_cast<int>(word("an activation", kNone, kRelu6));
+  }
+  bool flag() {
+    return word("a flag", 0, 1) != 0;
+  }
+  // offset of a packed weight of `count` floats
+  const float* weight(int64_t count) {
+    const int64_t offset = word("an offset", 0, floats_);
+    LITESEG_CHECK(count <= floats_ - offset, kOp, "packed", text("at least ", offset + count, " floats"), floats_);
+    return weights_ + offset;
+  }
+  bool done() const {
+    return at_ == size_;
+  }
+
+ private:
+  const int64_t* words_;
+  int64_t size_;
+  const float* weights_;
+  int64_t floats_;
+  int64_t at_ = 0;
+};
+
+int64_t div_up(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+int64_t round_up(int64_t a, int64_t b) {
+  return div_up(a, b) * b;
+}
+
+// Builds the phases of one call. Layers are described before the arena exists: pointers are set by `place`.
+class Run {
+ public:
+  Run(const Tensor& x, const Tensor& packed, const Tensor& program, const std::vector<int64_t>& size)
+      : x_(x), n_(x.size(0)), code_(program, packed), panel_(LITESEG_CHOOSE(pack_table).panel) {
+    LITESEG_CHECK(code_.word() == kVersion, kOp, "program", text("version ", kVersion), "another one");
+    const int64_t panel = code_.word();
+    LITESEG_CHECK(panel == panel_, kOp, "program", text("weights packed for panels of ", panel_), panel);
+    const int64_t layers = code_.word("a number of layers", 1, 1000);
+    maps_.push_back({x.size(1), x.size(2), x.size(3), -1, -1});
+    for (int64_t i = 0; i < layers; ++i) {
+      layer();
+    }
+    LITESEG_CHECK(code_.done(), kOp, "program", text("no words after ", layers, " layers"), "some");
+    head(size);
+  }
+
+  Tensor execute(std::vector<double>* seconds) {
+    if (out_.numel() == 0) {
+      return out_;
+    }
+    char* memory = arena(allocate() * static_cast<int64_t>(sizeof(float)));
+    base_ = reinterpret_cast<float*>(memory);
+    for (const auto& place : places_) {
+      place();
+    }
+    if (seconds != nullptr) {
+      seconds->assign(static_cast<size_t>(layers_), 0.0);
+    }
+    for (const Phase& phase : phases_) {
+      const auto start = std::chrono::steady_clock::now();
+      parallel(phase.items, phase.work, [&](int64_t begin, int64_t end) {
+        phase.run(begin, end, thread_buffer(Slot::kScratch, phase.scratch_bytes));
+      });
+      if (seconds != nullptr) {
+        const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
+        (*seconds)[static_cast<size_t>(phase.layer)] += spent.count();
+      }
+    }
+    return out_;
+  }
+
+ private:
+  // memory that one layer, or all from `layer` to a value's last use, keeps
+  struct Block {
+    int64_t floats, first, last;
+    int64_t* offset;
+  };
+
+  int64_t panels(int64_t columns) const {
+    return round_up(columns, panel_);
+  }
+  const float* matrix(int64_t columns, int64_t rows) {
+    return code_.weight(panels(columns) * rows);
+  }
+  const float* bias(int64_t columns) {
+    return code_.weight(panels(columns));
+  }
+
+  size_t source() {
+    const size_t id = static_cast<size_t>(code_.word("a map", 0, static_cast<int64_t>(maps_.size()) - 1));
+    maps_[id].last_use = layers_;
+    return id;
+  }
+  // a map other than the network's input, which has strides of its own
+  size_t inner_source(int64_t c) {
+    const size_t id = source();
+    LITESEG_CHECK(id > 0 && maps_[id].c == c, kOp, "program", text("a map of ", c, " channels"), maps_[id].c);
+    return id;
+  }
+  void add_map(int64_t c, int64_t h, int64_t w) {
+    maps_.push_back({c, h, w, -1, layers_});
+  }
+  float* at(size_t map) const {
+    return base_ + maps_[map].offset;
+  }
+  float* at(const std::shared_ptr<int64_t>& offset) const {
+    return base_ + *offset;
+  }
+  std::shared_ptr<int64_t> temporary(int64_t floats) {
+    auto offset = std::make_shared<int64_t>(-1);
+    temporaries_.push_back({floats, layers_, layers_, offset.get()});
+    return offset;
+  }
+  void phase(int64_t items, int64_t work, int64_t scratch_bytes, std::function<void(int64_t, int64_t, char*)> run) {
+    phases_.push_back({layers_, items, work, scratch_bytes, std::move(run)});
+  }
+
+  void layer() {
+    switch (code_.word()) {
+      case kStem:
+        stem();
+        break;
+      case kInvertedResidual:
+        inverted_residual();
+        break;
+      case kPyramid:
+        pyramid();
+        break;
+      case kDecoder:
+        decoder();
+        break;
+      default:
+        LITESEG_CHECK(false, kOp, "program", "a known layer", "another one");
+    }
+    ++layers_;
+  }
+
+  void stem() {
+    auto g = std::make_shared<StemArgs>();
+    const size_t from = source();
+    LITESEG_CHECK(from == 0, kOp, "program", "a stem that reads the input", from);
+    g->c = maps_[0].c;
+    LITESEG_CHECK(code_.channels() == g->c, kOp, "x", "the plan's number of channels", g->c);
+    g->hidden = code_.channels();
+    g->co = code_.channels();
+    g->stride = code_.word("a stride", 1, 8);
+    g->conv_activation = code_.activation();
+    g->depthwise_activation = code_.activation();
+    g->conv = matrix(g->hidden, 9 * g->c);
+    g->conv_bias = bias(g->hidden);
+    g->depthwise = code_.weight(9 * g->hidden);
+    g->depthwise_bias = bias(g->hidden);
+    g->project = matrix(g->co, g->hidden);
+    g->project_bias = bias(g->co);
+    g->n = n_;
+    g->h = maps_[0].h;
+    g->w = maps_[0].w;
+    g->oh = output_size(kOp, "x", g->h, 3, g->stride, 1, 1);
+    g->ow = output_size(kOp, "x", g->w, 3, g->stride, 1, 1);
+    g->x = static_cast<const float*>(read_of(x_));
+    g->xs = strides_of(x_);
+    add_map(g->co, g->oh, g->ow);
+    const size_t to = maps_.size() - 1;
+    places_.push_back([this, g, to] { g->out = at(to); });
+    const StemTable& table = LITESEG_CHOOSE(stem_table);
+    phase(n_ * g->oh, g->ow * g->hidden * (9 * g->c + 9 + g->co), table.scratch_bytes(*g),
+          [g, &table](int64_t begin, int64_t end, char* scratch) { table.run(*g, begin, end, scratch); });
+  }
+
+  void inverted_residual() {
+    auto g = std::make_shared<InvertedResidualArgs>();
+    const size_t from = source();
+    const Map map = maps_[from];
+    g->c = code_.channels();
+    LITESEG_CHECK(from > 0 && map.c == g->c, kOp, "program", text("a map of ", g->c, " channels"), map.c);
+    const bool expands = code_.flag();
+    g->hidden = code_.channels();
+    LITESEG_CHECK(expands || g->hidden == g->c, kOp, "program", text(g->c, " hidden channels"), g->hidden);
+    g->co = code_.channels();
+    g->sh = g->sw = code_.word("a stride", 1, 8);
+    g->dh = g->dw = g->ph = g->pw = code_.word("a dilation", 1, 1 << 16);
+    g->activation = code_.activation();
+    g->residual = code_.flag();
+    if (expands) {
+      g->expand = matrix(g->hidden, g->c);
+      g->expand_bias = bias(g->hidden);
+    }
+    g->depthwise = code_.weight(9 * g->hidden);
+    g->depthwise_bias = bias(g->hidden);
+    g->project = matrix(g->co, g->hidden);
+    g->project_bias = bias(g->co);
+    g->kh = g->kw = 3;
+    g->n = n_;
+    g->h = map.h;
+    g->w = map.w;
+    g->oh = output_size(kOp, "x", g->h, 3, g->sh, g->ph, g->dh);
+    g->ow = output_size(kOp, "x", g->w, 3, g->sw, g->pw, g->dw);
+    LITESEG_CHECK(!g->residual || (g->co == g->c && g->oh == g->h && g->ow == g->w), kOp, "program",
+                  "a residual of the output's shape", "another");
+    g->xs = {g->h * g->w * g->c, 1, g->w * g->c, g->c};
+    g->os = {g->oh * g->ow * g->co, 1, g->ow * g->co, g->co};
+    const int64_t plane = g->oh * g->ow;
+    g->tile = tile_pixels(g->hidden, n_ * plane, 48);
+    add_map(g->co, g->oh, g->ow);
+    const size_t to = maps_.size() - 1;
+    places_.push_back([this, g, from, to] {
+      g->x = at(from);
+      g->out = at(to);
+    });
+    const InvertedResidualTable& table = LITESEG_CHOOSE(inverted_residual_table);
+    phase(n_ * div_up(plane, g->tile), g->tile * g->hidden * ((expands ? g->c * g->sh * g->sw : 0) + 9 + g->co),
+          table.scratch_bytes(*g),
+          [g, &table](int64_t begin, int64_t end, char* scratch) { table.run[kFloat](*g, begin, end, scratch); });
+  }
+
+  void pyramid() {
+    auto g = std::make_shared<PyramidArgs>();
+    const size_t from = source();
+    const Map map = maps_[from];
+    g->c = code_.channels();
+    LITESEG_CHECK(from > 0 && map.c == g->c, kOp, "program", text("a map of ", g->c, " channels"), map.c);
+    const bool has_last = code_.flag();
+    g->channels = code_.channels();
+    LITESEG_CHECK(has_last || g->channels == g->c, kOp, "program", text(g->c, " channels"), g->channels);
+    g->filters = code_.channels();
+    g->last_activation = code_.activation();
+    if (has_last) {
+      g->last = matrix(g->channels, g->c);
+      g->last_bias = bias(g->channels);
+    }
+    g->count = code_.word("a number of branches", 1, kMaxBranches);
+    const int64_t f = g->filters;
+    for (int64_t i = 0; i < g->count; ++i) {
+      PyramidBranch& branch = g->branches[i];
+      branch = {};
+      branch.rate = code_.word("a rate", 0, 1 << 16);
+      const bool projected = code_.flag();
+      const bool deep = code_.flag();
+      LITESEG_CHECK(projected || (i == 0 && !deep && g->count > 1), kOp, "program", "branches with a projection",
+                    "none");
+      branch.activation = code_.activation();
+      branch.pointwise = matrix(f, g->channels);
+      branch.bias = bias(f);
+      if (branch.rate > 0) {
+        branch.depthwise = code_.weight(9 * g->channels);
+      }
+      if (projected) {
+        branch.project = matrix(f, f);
+      }
+      if (deep) {
+        branch.deep_depthwise = code_.weight(9 * f);
+        branch.deep_pointwise = matrix(f, f);
+        branch.deep_bias = bias(f);
+      }
+    }
+    g->pool = matrix(f, g->channels);
+    g->pool_bias = bias(f);
+    g->pool_project = matrix(f, f);
+    g->project_bias = bias(f);
+    g->n = n_;
+    g->h = map.h;
+    g->w = map.w;
+    const int64_t pixels = g->h * g->w;
+    // fixed by the channels, not by the threads: the order of the sums must not depend on those
+    constexpr int64_t most_groups = 4;
+    g->group_channels = round_up(div_up(g->channels, most_groups), 32);
+    g->groups = div_up(g->channels, g->group_channels);
+    g->tile = std::min<int64_t>(48, pixels);
+    const auto partial = temporary(n_ * g->groups * g->count * pixels * f);
+    const auto reduced = temporary(n_ * g->count * pixels * f);
+    const auto pool_partial = temporary(n_ * g->groups * panels(f));
+    const auto start = temporary(n_ * panels(f));
+    add_map(f, g->h, g->w);
+    const size_t to = maps_.size() - 1;
+    places_.push_back([this, g, from, to, partial, reduced, pool_partial, start] {
+      g->x = at(from);
+      g->out = at(to);
+      g->partial = at(partial);
+      g->reduced = at(reduced);
+      g->pool_partial = at(pool_partial);
+      g->start = at(start);
+    });
+    const PyramidTable& table = LITESEG_CHOOSE(pyramid_table);
+    const int64_t scratch = table.scratch_bytes(*g);
+    phase(n_ * g->groups, pixels * g->group_channels * (g->count * f + (has_last ? g->c : 0)), scratch,
+          [g, &table](int64_t begin, int64_t end, char* memory) { table.sum(*g, begin, end, memory); });
+    phase(n_ * (g->count + 1), 16 * g->groups * pixels * f, scratch,
+          [g, &table](int64_t begin, int64_t end, char* memory) { table.reduce(*g, begin, end, memory); });
+    phase(n_ * div_up(pixels, g->tile), 2 * g->tile * g->count * f * f, scratch,
+          [g, &table](int64_t begin, int64_t end, char* memory) { table.project(*g, begin, end, memory); });
+  }
+
+  void decoder() {
+    auto g = std::make_shared<DecoderArgs>();
+    const size_t from = source();
+    const Map map = maps_[from];
+    g->c1 = code_.channels();
+    LITESEG_CHECK(from > 0 && map.c == g->c1, kOp, "program", text("a map of ", g->c1, " channels"), map.c);
+    const bool has_skip = code_.flag();
+    // without a skip connection the map still tells the size
+    const size_t skip = source();
+    const Map like = maps_[skip];
+    LITESEG_CHECK(skip > 0, kOp, "program", "a skip connection from inside the network", "its input");
+    g->c2 = has_skip ? like.c : 0;
+    g->f1 = code_.channels();
+    g->f2 = code_.channels();
+    g->k = code_.channels();
+    g->activation1 = code_.activation();
+    g->activation2 = code_.activation();
+    const int64_t c = g->c1 + g->c2;
+    constexpr int64_t widest = 16;  // vectors of any instruction set divide it
+    g->depthwise1 = code_.weight(9 * round_up(c, widest));
+    g->pointwise1 = matrix(g->f1, c);
+    g->bias1 = bias(g->f1);
+    g->depthwise2 = code_.weight(9 * round_up(g->f1, widest));
+    g->pointwise2 = matrix(g->f2, g->f1);
+    g->bias2 = bias(g->f2);
+    g->classifier = matrix(g->k, g->f2);
+    g->classifier_bias = bias(g->k);
+    g->n = n_;
+    g->h = map.h;
+    g->w = map.w;
+    g->oh = like.h;
+    g->ow = like.w;
+    const auto ys = std::make_shared<Axis>(g->h, g->oh, true);
+    const auto xs = std::make_shared<Axis>(g->w, g->ow, true);
+    g->ys = ys->view();
+    g->xs = xs->view();
+    axes_.push_back(ys);
+    axes_.push_back(xs);
+    add_map(g->k, g->oh, g->ow);
+    const size_t to = maps_.size() - 1;
+    places_.push_back([this, g, from, skip, to, has_skip] {
+      g->x = at(from);
+      g->skip = has_skip ? at(skip) : nullptr;
+      g->out = at(to);
+      g->os = {g->oh * g->ow * g->k, 1, g->ow * g->k, g->k};
+      if (logits_ && to + 1 == maps_.size()) {
+        g->out = static_cast<float*>(data_of(out_));
+        g->os = dense_strides(out_);
+      }
+    });
+    const DecoderTable& table = LITESEG_CHOOSE(decoder_table);
+    phase(n_ * g->oh, g->ow * ((c + g->f1) * 9 + c * g->f1 + g->f1 * g->f2 + g->f2 * g->k), table.scratch_bytes(*g),
+          [g, &table](int64_t begin, int64_t end, char* scratch) { table.run(*g, begin, end, scratch); });
+  }
+
+  // the network's output: logits as they are, or labels at the size asked for
+  void head(const std::vector<int64_t>& size) {
+    const Map& last = maps_.back();
+    logits_ = size.empty();
+    if (logits_) {
+      out_ = empty_dense({n_, last.c, last.h, last.w}, ScalarType::Float, is_channels_last(x_));
+      return;
+    }
+    LITESEG_CHECK(size.size() == 2 && size[0] > 0 && size[1] > 0, kOp, "size", "none or two numbers of at least 1",
+                  size.size());
+    LITESEG_CHECK(last.c <= 256, kOp, "program", "1 to 256 classes", last.c);
+    out_ = empty_dense({n_, size[0], size[1]}, ScalarType::Byte, false);
+    const auto ys = std::make_shared<Axis>(last.h, size[0], true);
+    const auto xs = std::make_shared<Axis>(last.w, size[1], true);
+    axes_.push_back(ys);
+    axes_.push_back(xs);
+    auto g = std::make_shared<UpsampleArgmaxArgs>();
+    g->k = last.c;
+    g->h = last.h;
+    g->w = last.w;
+    g->oh = size[0];
+    g->ow = size[1];
+    g->ls = {last.h * last.w * last.c, 1, last.w * last.c, last.c};
+    g->y = ys->view();
+    g->x = xs->view();
+    g->out = static_cast<uint8_t*>(data_of(out_));
+    const size_t from = maps_.size() - 1;
+    maps_[from].last_use = layers_;
+    places_.push_back([this, g, from] { g->logits = at(from); });
+    const UpsampleArgmaxTable& table = LITESEG_CHOOSE(upsample_argmax_table);
+    phase(n_ * g->oh, g->k * (g->ow + g->w), table.scratch_bytes(*g),
+          [g, &table](int64_t begin, int64_t end, char* scratch) { table.run[kFloat](*g, begin, end, scratch); });
+    ++layers_;
+  }
+
+  // Offsets of all maps: each takes the lowest gap between those that live at the same time. Returns the floats needed.
+  int64_t allocate() {
+    std::vector<Block> blocks;
+    // map i + 1 is written by layer i
+    for (size_t i = 1; i < maps_.size(); ++i) {
+      if (logits_ && i + 1 == maps_.size()) {
+        break;
+      }
+      blocks.push_back({maps_[i].floats(n_), static_cast<int64_t>(i) - 1, maps_[i].last_use, &maps_[i].offset});
+    }
+    blocks.insert(blocks.end(), temporaries_.begin(), temporaries_.end());
+    int64_t total = 0;
+    for (size_t i = 0; i < blocks.size(); ++i) {
+      Block& block = blocks[i];
+      // 64 bytes, and room for a whole vector that starts at the last float
+      block.floats = round_up(block.floats, 16) + 16;
+      int64_t offset = 0;
+      for (bool moved = true; moved;) {
+        moved = false;
+        for (size_t j = 0; j < i; ++j) {
+          const Block& other = blocks[j];
+          const bool alive = block.first <= other.last && other.first <= block.last;
+          if (alive && offset < *other.offset + other.floats && *other.offset < offset + block.floats) {
+            offset = *other.offset + other.floats;
+            moved = true;
+          }
+        }
+      }
+      *block.offset = offset;
+      total = std::max(total, offset + block.floats);
+    }
+    return total;
+  }
+
+  const Tensor& x_;
+  int64_t n_;
+  Program code_;
+  int64_t panel_;
+  int64_t layers_ = 0;
+  bool logits_ = true;
+  Tensor out_;
+  float* base_ = nullptr;
+  std::vector<Map> maps_;
+  std::vector<Block> temporaries_;
+  std::vector<std::function<void()>> places_;
+  std::vector<Phase> phases_;
+  std::vector<std::shared_ptr<Axis>> axes_;
+};
+
+void check(const Tensor& x, const Tensor& packed, const Tensor& program) {
+  check_4d(kOp, "x", x);
+  LITESEG_CHECK(x.scalar_type() == ScalarType::Float, kOp, "x", "float32", dtype_text(x.scalar_type()));
+  LITESEG_CHECK(x.size(1) > 0 && x.size(2) > 0 && x.size(3) > 0, kOp, "x", "a channel and a pixel", shape_text(x));
+  LITESEG_CHECK(packed.dim() == 1 && packed.stride(0) == 1 && packed.scalar_type() == ScalarType::Float, kOp, "packed",
+                "a dense float32 vector", shape_text(packed));
+  LITESEG_CHECK(program.dim() == 1 && program.stride(0) == 1 && program.scalar_type() == ScalarType::Long, kOp,
+                "program", "a dense int64 vector", shape_text(program));
+}
+
+Tensor run_plan(Tensor x, Tensor packed, Tensor program, std::vector<int64_t> size) {
+  check(x, packed, program);
+  return Run(x, packed, program, size).execute(nullptr);
+}
+
+// seconds of each layer, and of the labels where a size is given
+Tensor time_plan(Tensor x, Tensor packed, Tensor program, std::vector<int64_t> size) {
+  check(x, packed, program);
+  std::vector<double> seconds;
+  Run(x, packed, program, size).execute(&seconds);
+  const std::vector<int64_t> shape = {static_cast<int64_t>(seconds.size())};
+  Tensor out = torch::stable::empty({shape.data(), shape.size()}, ScalarType::Double, std::nullopt,
+                                    torch::stable::Device(torch::headeronly::DeviceType::CPU));
+  std::copy(seconds.begin(), seconds.end(), static_cast<double*>(data_of(out)));
+  return out;
+}
+
+int64_t panel() {
+  return LITESEG_CHOOSE(pack_table).panel;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(liteseg_cpu, CPU, m) {
+  m.impl("run_plan", TORCH_BOX(&run_plan));
+  m.impl("time_plan", TORCH_BOX(&time_plan));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(liteseg_cpu, CompositeExplicitAutograd, m) {
+  m.impl("panel", TORCH_BOX(&panel));
+}
+
+}  // namespace liteseg::cpu

@@ -1,0 +1,746 @@
+"""Runs a whole fused network on the CPU from one program and one tensor of packed weights.
+
+A network describes itself once: its modules call the methods of `Program` in the order of their work (`lower`). `Plan`
+turns that into the few layers that the compiled op `liteseg_cpu::run_plan` knows, each of which does the work of
+several modules in one pass, and packs the weights. Shapes stay open: one plan serves any input size.
+
+The op takes float32 only, and everything else (other dtypes, gradients, another backend asked for, tracing) runs module
+by module as before: see `PlannedModule.plan_for`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from . import _dispatch, _loader
+
+__all__ = ["LayerReport", "Plan", "PlanReport", "PlannedModule", "Program", "Unplannable"]
+
+_VERSION = 1
+_STEM, _INVERTED_RESIDUAL, _PYRAMID, _DECODER = 1, 2, 3, 4
+_ACTIVATIONS: tuple[str | None, ...] = (None, "relu", "relu6")
+_MOST_BRANCHES = 8
+# floats, the widest vector of any instruction set; also 64 bytes
+_VECTOR = 16
+
+Shape = tuple[int, int, int]  # channels, height, width
+
+
+class Unplannable(Exception):
+    """A network that no plan covers; its text says which part."""
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def _activation(name: str | None) -> int:
+    if name not in _ACTIVATIONS:
+        raise Unplannable(f"activation {name!r}")
+    return _ACTIVATIONS.index(name)
+
+
+def _convolved(size: int, stride: int, dilation: int = 1) -> int:
+    """Length of one side after a 3x3 convolution with padding = dilation."""
+    return (size - 1) // stride + 1
+
+
+class _Writer:
+    """Collects the words of a program and the packed weights they point to."""
+
+    def __init__(self, panel: int) -> None:
+        self.panel = panel
+        self.words: list[int] = []
+        self._pieces: list[Tensor] = []
+        self._floats = 0
+
+    def add(self, *words: int) -> None:
+        self.words += [int(word) for word in words]
+
+    def _weight(self, values: Tensor) -> None:
+        flat = values.reshape(-1).float()
+        self.add(self._floats)
+        room = _round_up(flat.numel(), _VECTOR)
+        self._pieces.append(nn.functional.pad(flat, (0, room - flat.numel())))
+        self._floats += room
+
+    def matrix(self, weight: Tensor) -> None:
+        """[N, K, ...] as panels [N / panel][K][panel]; several trailing dimensions count with channels innermost."""
+        rows = weight.movedim(1, -1).flatten(1)
+        rows = nn.functional.pad(rows, (0, 0, 0, _round_up(rows.shape[0], self.panel) - rows.shape[0]))
+        self._weight(rows.unflatten(0, (-1, self.panel)).transpose(1, 2))
+
+    def bias(self, bias: Tensor | None, channels: int) -> None:
+        padded = torch.zeros(_round_up(channels, self.panel))
+        if bias is not None:
+            padded[:channels] = bias
+        self._weight(padded)
+
+    def depthwise(self, weight: Tensor, channels: int | None = None) -> None:
+        """[C, 1, 3, 3] as [9][C], with zeros up to `channels`."""
+        taps = weight.flatten(1).t()
+        self._weight(nn.functional.pad(taps, (0, (channels or taps.shape[1]) - taps.shape[1])))
+
+    def packed(self) -> Tensor:
+        return torch.cat(self._pieces) if self._pieces else torch.zeros(0)
+
+
+@dataclass(eq=False)
+class _Node:
+    """What one call of a `Program` method asked for."""
+
+    kind: str
+    name: str
+    inputs: tuple[int, ...]
+    channels: int
+    options: dict[str, Any]
+    weights: dict[str, Any]
+
+
+@dataclass(eq=False)
+class _Layer:
+    """One layer of the compiled program."""
+
+    names: list[str]
+    inputs: tuple[int, ...]
+    strategy = ""
+
+    def write(self, out: _Writer, inputs: Sequence[int]) -> None:
+        raise NotImplementedError
+
+    def shape(self, inputs: Sequence[Shape]) -> Shape:
+        raise NotImplementedError
+
+    def macs(self, inputs: Sequence[Shape]) -> int:
+        """Multiply-adds for one image."""
+        raise NotImplementedError
+
+    def weights(self) -> list[Tensor]:
+        raise NotImplementedError
+
+
+@dataclass(eq=False)
+class _Stem(_Layer):
+    conv: _Node
+    block: _Node
+    strategy = "dense rows in a ring, then depthwise and projection"
+
+    def write(self, out: _Writer, inputs: Sequence[int]) -> None:
+        conv, block = self.conv, self.block
+        hidden, channels = conv.weights["weight"].shape[:2]
+        out.add(_STEM, inputs[0], channels, hidden, block.channels, conv.options["stride"])
+        out.add(_activation(conv.options["activation"]), _activation(block.options["activation"]))
+        out.matrix(conv.weights["weight"])
+        out.bias(conv.weights["bias"], hidden)
+        out.depthwise(block.weights["depthwise_weight"])
+        out.bias(block.weights["depthwise_bias"], hidden)
+        out.matrix(block.weights["project_weight"])
+        out.bias(block.weights["project_bias"], block.channels)
+
+    def shape(self, inputs: Sequence[Shape]) -> Shape:
+        (_, height, width), stride = inputs[0], self.conv.options["stride"]
+        return self.block.channels, _convolved(height, stride), _convolved(width, stride)
+
+    def macs(self, inputs: Sequence[Shape]) -> int:
+        channels, height, width = self.shape(inputs)
+        return height * width * self.conv.channels * (9 * inputs[0][0] + 9 + channels)
+
+    def weights(self) -> list[Tensor]:
+        return _tensors(self.conv.weights, self.block.weights)
+
+
+@dataclass(eq=False)
+class _InvertedResidual(_Layer):
+    block: _Node
+    strategy = "expanded rows in a ring"
+
+    def write(self, out: _Writer, inputs: Sequence[int]) -> None:
+        block, weights = self.block, self.block.weights
+        expands = weights["expand_weight"] is not None
+        hidden, channels = weights["depthwise_weight"].shape[0], block.options["in_channels"]
+        out.add(_INVERTED_RESIDUAL, inputs[0], channels, expands, hidden, block.channels)
+        out.add(block.options["stride"], block.options["dilation"], _activation(block.options["activation"]))
+        out.add(block.options["residual"])
+        if expands:
+            out.matrix(weights["expand_weight"])
+            out.bias(weights["expand_bias"], hidden)
+        out.depthwise(weights["depthwise_weight"])
+        out.bias(weights["depthwise_bias"], hidden)
+        out.matrix(weights["project_weight"])
+        out.bias(weights["project_bias"], block.channels)
+
+    def shape(self, inputs: Sequence[Shape]) -> Shape:
+        (_, height, width), stride = inputs[0], self.block.options["stride"]
+        return self.block.channels, _convolved(height, stride), _convolved(width, stride)
+
+    def macs(self, inputs: Sequence[Shape]) -> int:
+        channels, height, width = inputs[0]
+        hidden = self.block.weights["depthwise_weight"].shape[0]
+        out_channels, out_height, out_width = self.shape(inputs)
+        expand = 0 if self.block.weights["expand_weight"] is None else height * width * channels * hidden
+        return expand + out_height * out_width * hidden * (9 + out_channels)
+
+    def weights(self) -> list[Tensor]:
+        return _tensors(self.block.weights)
+
+
+@dataclass(eq=False)
+class _Pyramid(_Layer):
+    last: _Node | None
+    pyramid: _Node
+    strategy = "input channels split over the threads, wide map by slices"
+
+    def write(self, out: _Writer, inputs: Sequence[int]) -> None:
+        weights, options = self.pyramid.weights, self.pyramid.options
+        filters, channels = self.pyramid.channels, options["in_channels"]
+        if self.last is None:
+            out.add(_PYRAMID, inputs[0], channels, False, channels, filters, 0)
+        else:
+            last = self.last.weights["weight"]
+            out.add(_PYRAMID, inputs[0], last.shape[1], True, channels, filters)
+            out.add(_activation(self.last.options["activation"]))
+            out.matrix(last)
+            out.bias(self.last.weights["bias"], channels)
+        direct, point, deep = weights["direct_weight"], weights["point"], weights["deep"]
+        # the projection reads the 1x1 branch (where it is one of its own), the atrous branches and the pooled one
+        slices = weights["project"][0].split(filters, 1)
+        branches: list[tuple[int, Any, Any]] = []
+        if direct is not None:
+            branches.append((0, (None, direct, None), None))
+        if point is not None:
+            branches.append((0, (None, *point), None))
+        for index, (rate, atrous) in enumerate(zip(options["rates"], weights["atrous"], strict=True)):
+            branches.append((rate, atrous, deep[index] if deep else None))
+        out.add(len(branches))
+        used = 0
+        for index, (rate, (depthwise, pointwise, bias), second) in enumerate(branches):
+            projected = not (index == 0 and direct is not None)
+            out.add(rate, projected, second is not None)
+            out.add(_activation("relu" if projected and second is None else None))
+            out.matrix(pointwise)
+            out.bias(bias, filters)
+            if rate:
+                out.depthwise(depthwise)
+            if projected:
+                out.matrix(slices[used])
+                used += 1
+            if second is not None:
+                out.depthwise(second[0])
+                out.matrix(second[1])
+                out.bias(second[2], filters)
+        out.matrix(weights["pool"][0])
+        out.bias(weights["pool"][1], filters)
+        out.matrix(slices[used])
+        out.bias(weights["project"][1], filters)
+
+    def shape(self, inputs: Sequence[Shape]) -> Shape:
+        return self.pyramid.channels, *inputs[0][1:]
+
+    def macs(self, inputs: Sequence[Shape]) -> int:
+        weights, filters, channels = self.pyramid.weights, self.pyramid.channels, self.pyramid.options["in_channels"]
+        rates = len(self.pyramid.options["rates"])
+        direct = sum(weights[name] is not None for name in ("direct_weight", "point"))
+        each = channels * filters * (direct + rates) + 9 * channels * rates
+        each += rates * filters * (filters + (9 + filters if weights["deep"] else 0))
+        each += filters * filters if weights["point"] is not None else 0
+        if self.last is not None:
+            each += inputs[0][0] * channels
+        return inputs[0][1] * inputs[0][2] * each + filters * (channels + filters)
+
+    def weights(self) -> list[Tensor]:
+        return _tensors(self.pyramid.weights, {} if self.last is None else self.last.weights)
+
+
+@dataclass(eq=False)
+class _Decoder(_Layer):
+    upsample: _Node
+    first: _Node
+    second: _Node
+    classifier: _Node
+    strategy = "resized and convolved rows in two rings"
+
+    def _channels(self) -> tuple[int, int]:
+        total = self.first.weights["depthwise_weight"].shape[0]
+        return self.upsample.options["in_channels"], total
+
+    def write(self, out: _Writer, inputs: Sequence[int]) -> None:
+        first, second = self.first, self.second
+        channels, total = self._channels()
+        out.add(_DECODER, inputs[0], channels, self.upsample.options["concat"], inputs[1])
+        out.add(first.channels, second.channels, self.classifier.channels)
+        out.add(_activation(first.options["activation"]), _activation(second.options["activation"]))
+        for node, width in ((first, total), (second, first.channels)):
+            out.depthwise(node.weights["depthwise_weight"], _round_up(width, _VECTOR))
+            out.matrix(node.weights["pointwise_weight"])
+            out.bias(node.weights["bias"], node.channels)
+        out.matrix(self.classifier.weights["weight"])
+        out.bias(self.classifier.weights["bias"], self.classifier.channels)
+
+    def shape(self, inputs: Sequence[Shape]) -> Shape:
+        return self.classifier.channels, *inputs[1][1:]
+
+    def macs(self, inputs: Sequence[Shape]) -> int:
+        classes, height, width = self.shape(inputs)
+        (_, total), middle, last = self._channels(), self.first.channels, self.second.channels
+        return height * width * (9 * (total + middle) + total * middle + middle * last + last * classes)
+
+    def weights(self) -> list[Tensor]:
+        return _tensors(*(node.weights for node in (self.first, self.second, self.classifier)))
+
+
+def _tensors(*groups: dict[str, Any]) -> list[Tensor]:
+    found: list[Tensor] = []
+
+    def collect(value: Any) -> None:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                collect(item)
+
+    for group in groups:
+        collect(list(group.values()))
+    return found
+
+
+class Program:
+    """The network as its modules tell it. Values are numbers: 0 is the network's input."""
+
+    def __init__(self, in_channels: int) -> None:
+        self._channels = [in_channels]
+        self._nodes: list[_Node] = []
+        self._scope: list[str] = []
+
+    def channels(self, value: int) -> int:
+        return self._channels[value]
+
+    def run(self, module: nn.Module, name: str, *inputs: int) -> int:
+        """The value that `module.lower` gives for `inputs`; `name` is what reports call it."""
+        lower = getattr(module, "lower", None)
+        if lower is None:
+            raise Unplannable(f"{name}: {type(module).__name__} has no lower()")
+        self._scope.append(name)
+        value = lower(self, *inputs)
+        self._scope.pop()
+        return value
+
+    def _add(self, kind: str, inputs: tuple[int, ...], channels: int, options: Any, weights: Any) -> int:
+        options["in_channels"] = self._channels[inputs[0]]
+        name = ".".join(self._scope) or kind
+        self._nodes.append(_Node(kind, name, inputs, channels, options, weights))
+        self._channels.append(channels)
+        return len(self._channels) - 1
+
+    def convolution(
+        self,
+        x: int,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        stride: Sequence[int] = (1, 1),
+        padding: Sequence[int] = (0, 0),
+        dilation: Sequence[int] = (1, 1),
+        groups: int = 1,
+        activation: str | None = None,
+    ) -> int:
+        """conv2d with [C', C / groups, k, k] and an activation."""
+        options = {
+            "stride": _one(stride),
+            "padding": _one(padding),
+            "dilation": _one(dilation),
+            "kernel": _one(weight.shape[2:]),
+            "groups": groups,
+            "activation": activation,
+        }
+        return self._add("convolution", (x,), weight.shape[0], options, {"weight": weight, "bias": bias})
+
+    def separable(
+        self,
+        x: int,
+        depthwise_weight: Tensor,
+        pointwise_weight: Tensor,
+        bias: Tensor | None,
+        *,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        activation: str | None,
+    ) -> int:
+        """As functional.separable_conv2d."""
+        options = {
+            "stride": _one(stride),
+            "padding": _one(padding),
+            "dilation": _one(dilation),
+            "kernel": _one(depthwise_weight.shape[2:]),
+            "activation": activation,
+        }
+        weights = {"depthwise_weight": depthwise_weight, "pointwise_weight": pointwise_weight, "bias": bias}
+        return self._add("separable", (x,), pointwise_weight.shape[0], options, weights)
+
+    def inverted_residual(
+        self,
+        x: int,
+        weights: dict[str, Tensor | None],
+        *,
+        stride: Sequence[int],
+        dilation: Sequence[int],
+        residual: bool,
+        activation: str = "relu6",
+    ) -> int:
+        """As functional.inverted_residual, `weights` by the names of its arguments."""
+        project = weights["project_weight"]
+        assert project is not None
+        options = {
+            "stride": _one(stride),
+            "dilation": _one(dilation),
+            "residual": residual,
+            "activation": activation,
+            "kernel": _one(weights["depthwise_weight"].shape[2:]),  # type: ignore[union-attr]
+        }
+        return self._add("inverted_residual", (x,), project.shape[0], options, dict(weights))
+
+    def daspp(
+        self,
+        x: int,
+        atrous: Sequence[tuple[Tensor, ...]],
+        pool: tuple[Tensor, Tensor],
+        project: tuple[Tensor, Tensor],
+        *,
+        rates: Sequence[int],
+        deep: Sequence[tuple[Tensor, ...]],
+        direct_weight: Tensor | None,
+        point: tuple[Tensor, Tensor] | None,
+    ) -> int:
+        """As functional.daspp."""
+        weights = {
+            "direct_weight": direct_weight,
+            "point": point,
+            "atrous": list(atrous),
+            "deep": list(deep),
+            "pool": pool,
+            "project": project,
+        }
+        return self._add("daspp", (x,), project[0].shape[0], {"rates": tuple(rates)}, weights)
+
+    def upsample(self, x: int, like: int, *, concat: bool, align_corners: bool = True) -> int:
+        """x resized bilinearly to the size of `like`; with `concat`, followed by `like` along the channels."""
+        options = {"concat": concat, "align_corners": align_corners}
+        channels = self._channels[x] + (self._channels[like] if concat else 0)
+        return self._add("upsample", (x, like), channels, options, {})
+
+    def _users(self) -> dict[int, list[_Node]]:
+        users: dict[int, list[_Node]] = {}
+        for node in self._nodes:
+            for value in node.inputs:
+                users.setdefault(value, []).append(node)
+        return users
+
+    def layers(self) -> tuple[list[_Layer], list[int]]:
+        """The network as layers of the compiled op, and the value each one makes."""
+        users = self._users()
+
+        def only(value: int, kind: str) -> _Node | None:
+            """The node of `kind` that alone reads `value`."""
+            found = users.get(value, [])
+            return found[0] if len(found) == 1 and found[0].kind == kind else None
+
+        layers: list[_Layer] = []
+        values: list[int] = []
+        done: set[int] = set()
+        for index, node in enumerate(self._nodes):
+            value = index + 1
+            if value in done:
+                continue
+            layer: _Layer | None = None
+            options = node.options
+            if node.kind == "inverted_residual" and options["kernel"] == 3:
+                layer = _InvertedResidual([node.name], node.inputs, node)
+            elif node.kind == "daspp":
+                layer = _Pyramid([node.name], node.inputs, None, node)
+            elif node.kind == "convolution" and options["groups"] == 1:
+                block, pyramid = only(value, "inverted_residual"), only(value, "daspp")
+                if block is not None and node.inputs == (0,) and _is_stem(node, block):
+                    layer = _Stem([node.name, block.name], node.inputs, node, block)
+                    value = self._nodes.index(block) + 1
+                elif pyramid is not None and options["kernel"] == 1 and options["stride"] == 1:
+                    layer = _Pyramid([node.name, pyramid.name], node.inputs, node, pyramid)
+                    value = self._nodes.index(pyramid) + 1
+            elif node.kind == "upsample" and options["align_corners"]:
+                first = only(value, "separable")
+                second = None if first is None else only(self._nodes.index(first) + 1, "separable")
+                head = None if second is None else only(self._nodes.index(second) + 1, "convolution")
+                if first and second and head and _is_decoder(first, second, head):
+                    names = [node.name, first.name, second.name, head.name]
+                    layer = _Decoder(names, node.inputs, node, first, second, head)
+                    value = self._nodes.index(head) + 1
+            if layer is None:
+                raise Unplannable(f"{node.name}: no layer of the plan covers this {node.kind}")
+            done.update(range(index + 1, value + 1))
+            layers.append(layer)
+            values.append(value)
+        return layers, values
+
+
+def _one(pair: Sequence[int]) -> int:
+    if len(set(pair)) != 1:
+        raise Unplannable(f"different values for height and width: {tuple(pair)}")
+    return int(pair[0])
+
+
+def _same3(node: _Node, stride: int = 1) -> bool:
+    """A 3x3 convolution that keeps its input's size."""
+    wanted = {"kernel": 3, "stride": stride, "padding": 1, "dilation": 1}
+    return all(node.options[name] == value for name, value in wanted.items())
+
+
+def _is_stem(conv: _Node, block: _Node) -> bool:
+    plain = block.weights["expand_weight"] is None and not block.options["residual"]
+    same = all(block.options[name] == value for name, value in {"kernel": 3, "stride": 1, "dilation": 1}.items())
+    return plain and same and _same3(conv, conv.options["stride"])
+
+
+def _is_decoder(first: _Node, second: _Node, head: _Node) -> bool:
+    pointwise = head.options["kernel"] == 1 and head.options["stride"] == 1 and head.options["groups"] == 1
+    return _same3(first) and _same3(second) and pointwise and head.options["activation"] is None
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer of a plan for one input size and one image.
+
+    Attributes:
+        name: the modules it replaces.
+        strategy: how the kernel goes about it.
+        shape: (channels, height, width) of its result.
+        macs: multiply-adds.
+        bytes: read and written at least: its inputs, its result and its weights once each, in float32.
+        seconds: measured, or None.
+    """
+
+    name: str
+    strategy: str
+    shape: Shape
+    macs: int
+    bytes: int
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """What `plan()` of a fused network says; prints as a table."""
+
+    size: tuple[int, int]
+    layers: tuple[LayerReport, ...]
+    threads: int | None = None
+
+    @property
+    def macs(self) -> int:
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def bytes(self) -> int:
+        return sum(layer.bytes for layer in self.layers)
+
+    def __str__(self) -> str:
+        timed = self.threads is not None
+        rows = [("layer", "strategy", "result", "MMAC", "MB", *(("ms", "GMAC/s") if timed else ()))]
+        for layer in self.layers:
+            row = [layer.name, layer.strategy, "x".join(map(str, layer.shape))]
+            row += [f"{layer.macs / 1e6:.1f}", f"{layer.bytes / 1e6:.2f}"]
+            if layer.seconds is not None:
+                row += [f"{layer.seconds * 1e3:.3f}", f"{layer.macs / max(layer.seconds, 1e-9) / 1e9:.1f}"]
+            rows.append(tuple(row))
+        total = ["total", "", "", f"{self.macs / 1e6:.1f}", f"{self.bytes / 1e6:.2f}"]
+        if timed:
+            seconds = sum(layer.seconds or 0.0 for layer in self.layers)
+            total += [f"{seconds * 1e3:.3f}", f"{self.macs / max(seconds, 1e-9) / 1e9:.1f}"]
+        rows.append(tuple(total))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = [
+            "  ".join(
+                cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in rows
+        ]
+        title = f"{self.size[0]}x{self.size[1]}, batch 1" + (f", {self.threads} threads" if timed else "")
+        return "\n".join([title, *(line.rstrip() for line in lines)])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A compiled program and its packed weights. Holds no state: any number of threads may call it at once."""
+
+    packed: Tensor
+    program: Tensor
+    in_channels: int
+    layers: tuple[_Layer, ...] = field(repr=False)
+    inputs: tuple[tuple[int, ...], ...] = field(repr=False)
+
+    @classmethod
+    def compile(cls, program: Program) -> Plan:
+        """Raises Unplannable where a part of the network has no layer."""
+        layers, values = program.layers()
+        number = {0: 0} | {value: index + 1 for index, value in enumerate(values)}
+        panel = torch.ops.liteseg_cpu.panel()
+        out = _Writer(panel)
+        out.add(_VERSION, panel, len(layers))
+        inputs = []
+        for layer in layers:
+            inputs.append(tuple(number[value] for value in layer.inputs))
+            layer.write(out, inputs[-1])
+        return cls(
+            out.packed(), torch.tensor(out.words, dtype=torch.int64), program.channels(0), tuple(layers), tuple(inputs)
+        )
+
+    def logits(self, x: Tensor) -> Tensor:
+        """float32 [N, C, H, W] -> the last layer's output, float32 [N, K, h, w] in x's memory format."""
+        return torch.ops.liteseg_cpu.run_plan(x, self.packed, self.program, [])
+
+    def labels(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        """float32 [N, C, H, W] -> uint8 [N, *size]: arg max of the logits resized bilinearly to `size`."""
+        return torch.ops.liteseg_cpu.run_plan(x, self.packed, self.program, list(size))
+
+    def report(self, size: tuple[int, int], *, profile: bool = False, rounds: int = 20) -> PlanReport:
+        """Layers with shapes, multiply-adds and bytes for one image of `size`; with `profile`, also the least time of
+        each over `rounds` runs on random input, measured between the barriers of whole runs."""
+        seconds: list[float] | None = None
+        if profile:
+            x = torch.randn(1, self.in_channels, *size).contiguous(memory_format=torch.channels_last)
+            times = [torch.ops.liteseg_cpu.time_plan(x, self.packed, self.program, list(size)) for _ in range(rounds)]
+            seconds = torch.stack(times).amin(0).tolist()
+        shapes: list[Shape] = [(self.in_channels, *size)]
+        reports = []
+        for index, (layer, inputs) in enumerate(zip(self.layers, self.inputs, strict=True)):
+            given = [shapes[i] for i in inputs]
+            shapes.append(layer.shape(given))
+            floats = sum(math.prod(s) for s in (*given, shapes[-1])) + sum(w.numel() for w in layer.weights())
+            reports.append(
+                LayerReport(
+                    " + ".join(layer.names),
+                    layer.strategy,
+                    shapes[-1],
+                    layer.macs(given),
+                    4 * floats,
+                    None if seconds is None else seconds[index],
+                )
+            )
+        classes, height, width = shapes[-1]
+        reports.append(
+            LayerReport(
+                "labels",
+                "resized logits in registers",
+                (1, *size),
+                2 * classes * size[0] * (size[1] + width),
+                4 * classes * height * width + size[0] * size[1],
+                None if seconds is None else seconds[-1],
+            )
+        )
+        return PlanReport(size, tuple(reports), torch.get_num_threads() if profile else None)
+
+
+Self = TypeVar("Self", bound="PlannedModule")
+
+
+class PlannedModule(nn.Module):
+    """Base of networks that `fuse` runs from one plan. Subclasses define `lower` and ask `plan_for` in their forward.
+
+    The plan is made from the folded weights when it is first needed, is no part of the `state_dict`, and is made again
+    after anything that may change them: loading a `state_dict`, `.to()`, copying and unpickling. Going back to training
+    drops it for good.
+    """
+
+    in_channels = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._planned = False
+        self._plan: Plan | str | None = None
+        self.register_load_state_dict_post_hook(_forget)
+
+    def lower(self, program: Program, x: int) -> int:
+        """Describe the network from its input `x` to its last value."""
+        raise NotImplementedError
+
+    def plan_(self) -> None:
+        """Run from a plan from now on, where one covers the network and the input."""
+        self._planned = True
+        self._plan = None
+
+    def _made(self) -> Plan | str:
+        """The plan, or why there is none."""
+        made = self._plan
+        if made is None:
+            missing = _loader.missing("cpu")
+            if missing is not None:
+                return missing
+            tensors = (*self.parameters(), *self.buffers())
+            if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in tensors if t.is_floating_point()):
+                return "the weights are not all float32 on the CPU"
+            program = Program(self.in_channels)
+            try:
+                with torch.no_grad(), torch.inference_mode(False):
+                    self.lower(program, 0)
+                    made = Plan.compile(program)
+            except Unplannable as reason:
+                made = str(reason)
+            # two threads may make it at once: both get the same, and one is kept
+            self._plan = made
+        return made
+
+    def plan_for(self, x: Tensor) -> Plan | None:
+        """The plan that takes x, or None: then the modules run one by one."""
+        if not self._planned or self.training or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return None
+        if (
+            type(x) is not Tensor
+            or x.device.type != "cpu"
+            or x.dtype != torch.float32
+            or torch.is_autocast_enabled("cpu")
+        ):
+            return None
+        if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters())):
+            return None
+        if _dispatch.selection().name not in ("auto", "cpu"):
+            return None
+        made = self._made()
+        return made if isinstance(made, Plan) else None
+
+    def plan(self, size: tuple[int, int] = (360, 640), *, profile: bool = False) -> PlanReport:
+        """The plan of a fused network for images of `size` (height, width): layers, strategies, multiply-adds, bytes.
+
+        `profile=True` runs it and adds the time of each layer. Raises ValueError for a network without a plan.
+        """
+        made = self._made() if self._planned else "it was not fused"
+        if isinstance(made, str):
+            raise ValueError(f"plan: expected a network that runs from a plan, got one that does not: {made}")
+        return made.report(size, profile=profile)
+
+    def drop_plan(self) -> None:
+        """Run module by module from now on."""
+        self._planned = False
+        self._plan = None
+
+    def train(self: Self, mode: bool = True) -> Self:
+        if mode:
+            self.drop_plan()
+        super().train(mode)
+        return self
+
+    def _apply(self: Self, *args: Any, **kwargs: Any) -> Self:
+        self._plan = None
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # packed for this machine's instruction set
+        return self.__dict__ | {"_plan": None}
+
+
+def _forget(module: nn.Module, incompatible_keys: object) -> None:
+    assert isinstance(module, PlannedModule)
+    module._plan = None
