@@ -146,11 +146,6 @@ struct BackwardScratch {
   }
 };
 
-// how much of input i output o takes
-LITESEG_INLINE float share(const cpu::AxisView& axis, int64_t i, int64_t o) {
-  return (axis.i0[o] == i ? axis.w0[o] : 0.0f) + (axis.i1[o] == i ? axis.w1[o] : 0.0f);
-}
-
 template <typename T, typename Rows>
 void gather_rows(const UpsampleConcatBackwardArgs& g, int64_t begin, int64_t end, Rows source, float* columns,
                  float* sums) {

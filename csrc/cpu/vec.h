@@ -183,6 +183,10 @@ LITESEG_INLINE Vec minimum(Vec a, Vec b) {
 LITESEG_INLINE Vec where_greater(Vec a, Vec b, Vec x, Vec y) {
   return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ), y.v, x.v)};
 }
+// a * 2^n for whole n
+LITESEG_INLINE Vec scale_by_power(Vec a, Vec n) {
+  return {_mm512_scalef_ps(a.v, n.v)};
+}
 using Index = __m512i;
 LITESEG_INLINE Index load_index(const int32_t* p, int32_t base) {
   return _mm512_sub_epi32(_mm512_loadu_si512(p), _mm512_set1_epi32(base));
@@ -302,6 +306,11 @@ LITESEG_INLINE Vec minimum(Vec a, Vec b) {
 LITESEG_INLINE Vec where_greater(Vec a, Vec b, Vec x, Vec y) {
   return {_mm256_blendv_ps(y.v, x.v, _mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ))};
 }
+// a * 2^n for whole n from -126 to 127
+LITESEG_INLINE Vec scale_by_power(Vec a, Vec n) {
+  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
+  return {_mm256_mul_ps(a.v, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)))};
+}
 using Index = __m256i;
 LITESEG_INLINE Index load_index(const int32_t* p, int32_t base) {
   return _mm256_sub_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), _mm256_set1_epi32(base));
@@ -401,6 +410,16 @@ LITESEG_INLINE Vec minimum(Vec a, Vec b) {
 LITESEG_INLINE Vec where_greater(Vec a, Vec b, Vec x, Vec y) {
   return select(a.v > b.v, x, y);
 }
+// a * 2^n for whole n from -126 to 127
+LITESEG_INLINE Vec scale_by_power(Vec a, Vec n) {
+  Vec scaled;
+  for (int i = 0; i < 4; ++i) {
+    // NaN has no integer value; it comes back through a
+    const int32_t exponent = n.v[i] == n.v[i] ? static_cast<int32_t>(n.v[i]) : 0;
+    scaled.v[i] = a.v[i] * from_bits(static_cast<uint32_t>(exponent + 127) << 23);
+  }
+  return scaled;
+}
 typedef int4 Index;
 LITESEG_INLINE Index load_index(const int32_t* p, int32_t base) {
   return int4{p[0] - base, p[1] - base, p[2] - base, p[3] - base};
@@ -438,6 +457,25 @@ LITESEG_INLINE void store_partial(T* p, Vec a, int64_t n) {
   } else {
     store_n(p, a, n);
   }
+}
+
+// e^x for x <= 0 (or NaN), within 2 ulp; below -87, where the result would be subnormal, it stays at e^-87
+LITESEG_INLINE Vec exp_negative(Vec x) {
+  x = maximum(set1(-87.0f), x);
+  // adding 1.5 * 2^23 rounds to a whole number
+  const Vec magic = set1(12582912.0f);
+  const Vec n = sub(fma(x, set1(1.44269504f), magic), magic);
+  // ln 2 in two parts, the first of few bits
+  Vec r = fma(n, set1(-0.693359375f), x);
+  r = fma(n, set1(2.12194440e-4f), r);
+  // minimax polynomial of (e^r - 1 - r) / r^2 on |r| <= ln 2 / 2
+  Vec p = set1(1.9875691500e-4f);
+  p = fma(p, r, set1(1.3981999507e-3f));
+  p = fma(p, r, set1(8.3334519073e-3f));
+  p = fma(p, r, set1(4.1665795894e-2f));
+  p = fma(p, r, set1(1.6666665459e-1f));
+  p = fma(p, r, set1(5.0000001201e-1f));
+  return scale_by_power(add(fma(p, mul(r, r), r), set1(1.0f)), n);
 }
 
 // the operand order of maximum and minimum lets NaN through, as torch does

@@ -1,0 +1,1 @@
+#include "upsample_cross_entropy_impl.h"
