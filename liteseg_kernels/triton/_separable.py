@@ -30,12 +30,14 @@ _CONFIGS = {
     ("pointwise", "half", 32): Tile(8, 8, 32, 32, 4, 1),
     ("pointwise", "single", 128): Tile(4, 8, 16, 128, 8, 1),
     ("pointwise", "single", 32): Tile(4, 8, 16, 32, 4, 1),
-    ("input", "half", 64): Tile(4, 8, 1, 64, 4, 1),
-    ("input", "single", 64): Tile(4, 8, 1, 64, 4, 1),
-    ("depthwise", "half", 32): Tile(4, 8, 4, 32, 4, 1),
-    ("depthwise", "single", 32): Tile(4, 8, 4, 32, 4, 1),
-    ("elementwise", "half", 64): Tile(4, 8, 1, 64, 4, 1),
-    ("elementwise", "single", 64): Tile(4, 8, 1, 64, 4, 1),
+    ("input", "half", 64): Tile(8, 8, 1, 64, 8, 1),
+    ("input", "single", 64): Tile(8, 8, 1, 64, 8, 1),
+    ("depthwise", "half", 32): Tile(8, 8, 4, 32, 8, 1),
+    ("depthwise", "single", 32): Tile(8, 8, 4, 32, 8, 1),
+    ("finish", "half", 64): Tile(4, 8, 1, 64, 4, 1),
+    ("finish", "single", 64): Tile(4, 8, 1, 64, 4, 1),
+    ("elementwise", "half", 64): Tile(8, 8, 1, 64, 8, 1),
+    ("elementwise", "single", 64): Tile(8, 8, 1, 64, 8, 1),
 }
 
 

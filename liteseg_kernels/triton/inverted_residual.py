@@ -6,10 +6,10 @@ Shapes:   x [N, C, H, W], expand [M, C, 1, 1] or none, depthwise [M, 1, KH, KW],
 Traffic:  one launch: minimum (N*C*H*W + N*CO*HO*WO) * sizeof(T) and the weights; two launches write and read the
           hidden map N*M*H*W besides; eager moves 4*N*M*H*W + 4*N*M*HO*WO elements more
 Bound:    one launch: products (the expansion is computed once a tap); two: memory; not measured on a GPU yet
-Launch:   half types with C <= _FUSED_CHANNELS: one launch, grid (N * pixel tiles, CO blocks), _CONFIGS keyed on the CO
-          block. Else two: the pointwise expansion, then depthwise + activation + project, both separable_conv2d's
-          kernel: with wide maps the nine-fold expansion costs more than the hidden map, as it does in float32, which
-          has no exact tensor-core product
+Launch:   half types with C <= _FUSED_CHANNELS: one launch, grid (N * pixel tiles, CO blocks), _CONFIGS keyed on
+          (dtype class, CO block). Else two: the pointwise expansion, then depthwise + activation + project, both
+          separable_conv2d's kernel: with wide maps the nine-fold expansion costs more than the hidden map, as it does
+          in float32, which has no exact tensor-core product
 Numerics: float32 accumulation; rounded to T where a product takes its operand. Deterministic
 Backward: composed of single layers, both hidden maps computed again and kept in float32; see
           _inverted_residual_backward.py
@@ -36,6 +36,7 @@ from ._common import (
     needs_wide_index,
     offsets,
     tile_position,
+    width_class,
 )
 from ._inverted_residual_backward import backward
 from .separable_conv2d import launch_forward
@@ -45,11 +46,12 @@ __all__ = ["backward", "forward"]
 # C up to which the expansion is cheap enough to be computed once a tap
 _FUSED_CHANNELS = 32
 
-# CO block -> tile; `inner` is the block of hidden channels. Registers: benchmarks/results/aot.csv; not timed yet.
+# (dtype class, CO block) -> tile; `inner` is the block of hidden channels. Registers: benchmarks/results/aot.csv; not
+# timed yet.
 _CONFIGS = {
-    16: Tile(8, 8, 32, 16, 4, 1),
-    32: Tile(8, 8, 32, 32, 4, 1),
-    64: Tile(8, 8, 32, 64, 4, 1),
+    ("half", 16): Tile(8, 8, 32, 16, 4, 1),
+    ("half", 32): Tile(8, 8, 32, 32, 4, 1),
+    ("half", 64): Tile(8, 8, 32, 64, 4, 1),
 }
 
 
@@ -168,7 +170,7 @@ def forward(
         return out
     biases = (b if b is None else b.contiguous() for b in (expand_bias, depthwise_bias, project_bias))
     expand_bias, depthwise_bias, project_bias = biases
-    tile = _CONFIGS[block(o, max(_CONFIGS))]
+    tile = _CONFIGS[width_class(x.dtype), block(o, 64)]
     with guard(x):
         inverted_residual_fwd_kernel[
             n * triton.cdiv(ho, tile.height) * triton.cdiv(wo, tile.width), triton.cdiv(o, tile.outer)

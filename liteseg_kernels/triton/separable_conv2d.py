@@ -207,7 +207,7 @@ def launch_forward(
             **tile.options(),
         )  # fmt: skip
         if splits > 1:
-            tile = config("elementwise", x.dtype, o)
+            tile = config("finish", x.dtype, o)
             separable_conv2d_finish_kernel[
                 n * triton.cdiv(ho, tile.height) * triton.cdiv(wo, tile.width), triton.cdiv(o, tile.outer)
             ](

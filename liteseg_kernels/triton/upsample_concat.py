@@ -39,10 +39,10 @@ from ._common import (
 
 # (pass, memory format) -> tile. Registers: benchmarks/results/aot.csv; not timed yet.
 _CONFIGS = {
-    ("forward", torch.channels_last): Tile(4, 8, 1, 64, 4, 1),
-    ("forward", torch.contiguous_format): Tile(4, 64, 1, 4, 4, 1),
-    ("backward", torch.channels_last): Tile(4, 8, 1, 64, 4, 1),
-    ("backward", torch.contiguous_format): Tile(4, 64, 1, 4, 4, 1),
+    ("forward", torch.channels_last): Tile(8, 8, 1, 64, 8, 1),
+    ("forward", torch.contiguous_format): Tile(8, 64, 1, 4, 8, 1),
+    ("backward", torch.channels_last): Tile(8, 8, 1, 64, 8, 1),
+    ("backward", torch.contiguous_format): Tile(8, 64, 1, 4, 8, 1),
 }
 
 

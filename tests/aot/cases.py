@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 # kernel -> the module of liteseg_kernels.triton that holds its launch table
-TABLES = {"separable_conv2d": "_separable"}
+TABLES = {
+    "separable_conv2d": "_separable",
+    "inverted_residual": "inverted_residual",
+    "upsample_argmax": "upsample_argmax",
+    "upsample_concat": "upsample_concat",
+    "upsample_cross_entropy": "upsample_cross_entropy",
+}
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -29,6 +35,10 @@ def _map(dtype: torch.dtype, *shape: int, channels_last: bool = True) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
 
 
+def _vector(dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
 def _separable(c: int, o: int, height: int, width: int, k: int = 3, dilation: int = 1, **options: Any) -> Case:
     nchw = options.pop("nchw", False)
     activation = options.pop("activation", 0)
@@ -37,9 +47,8 @@ def _separable(c: int, o: int, height: int, width: int, k: int = 3, dilation: in
     def call(dtype: torch.dtype) -> None:
         ops = importlib.import_module("liteseg_kernels.triton.separable_conv2d")
         x = _map(dtype, 1, c, height, width, channels_last=not nchw)
-        depthwise = torch.empty(c, 1, k, k, dtype=dtype, device="meta")
-        pointwise = torch.empty(o, c, 1, 1, dtype=dtype, device="meta")
-        bias = None if training else torch.empty(o, dtype=dtype, device="meta")
+        depthwise, pointwise = _vector(dtype, c, 1, k, k), _vector(dtype, o, c, 1, 1)
+        bias = None if training else _vector(dtype, o)
         padding = [dilation * (k - 1) // 2] * 2
         geometry = ([1, 1], padding, [dilation] * 2, activation, 0.1)
         out = ops.forward(x, depthwise, pointwise, bias, None, *geometry)
@@ -49,6 +58,54 @@ def _separable(c: int, o: int, height: int, width: int, k: int = 3, dilation: in
     layout = "nchw" if nchw else "nhwc"
     passes = "training" if training else "inference"
     return Case("separable_conv2d", f"{c}->{o} k{k} d{dilation} act{activation} {layout} {passes}", call)
+
+
+def _inverted_residual(c: int, ratio: int, o: int, height: int, width: int, stride: int = 1) -> Case:
+    def call(dtype: torch.dtype) -> None:
+        ops = importlib.import_module("liteseg_kernels.triton.inverted_residual")
+        m = c * ratio
+        expand = (_vector(dtype, m, c, 1, 1), _vector(dtype, m)) if ratio > 1 else (None, None)
+        ops.forward(
+            *(_map(dtype, 1, c, height, width), *expand, _vector(dtype, m, 1, 3, 3), _vector(dtype, m)),
+            *(_vector(dtype, o, m, 1, 1), _vector(dtype, o), [stride] * 2, [1, 1], 2, 0.0, stride == 1 and c == o),
+        )
+
+    return Case("inverted_residual", f"{c}->{c * ratio}->{o} stride {stride}", call)
+
+
+def _upsample_argmax(channels_last: bool, align_corners: bool) -> Case:
+    def call(dtype: torch.dtype) -> None:
+        ops = importlib.import_module("liteseg_kernels.triton.upsample_argmax")
+        ops.forward(_map(dtype, 1, 19, 256, 512, channels_last=channels_last), (1024, 2048), align_corners)
+
+    return Case("upsample_argmax", f"19 {'nhwc' if channels_last else 'nchw'} align_corners={align_corners}", call)
+
+
+def _upsample_concat(c1: int, c2: int, channels_last: bool) -> Case:
+    def call(dtype: torch.dtype) -> None:
+        ops = importlib.import_module("liteseg_kernels.triton.upsample_concat")
+        x = _map(dtype, 1, c1, 32, 64, channels_last=channels_last)
+        out = ops.forward(x, _map(dtype, 1, c2, 256, 512, channels_last=channels_last), True)
+        ops.backward(torch.empty_like(out), (32, 64), c1, True)
+
+    return Case("upsample_concat", f"{c1}+{c2} {'nhwc' if channels_last else 'nchw'}", call)
+
+
+def _upsample_cross_entropy(options: tuple[Any, ...], channels_last: bool) -> Case:
+    weighted, smoothing = options
+
+    def call(dtype: torch.dtype) -> None:
+        ops = importlib.import_module("liteseg_kernels.triton.upsample_cross_entropy")
+        logits = _map(dtype, 8, 19, 128, 256, channels_last=channels_last)
+        target = _vector(torch.int64, 8, 512, 1024)
+        weight = _vector(dtype, 19) if weighted else None
+        arguments = (logits, target, weight, 255, smoothing, True)
+        ops.forward(*arguments)
+        ops.loss_map(*arguments)
+        ops.backward(_vector(torch.float32, 8), *arguments)
+
+    layout = "nhwc" if channels_last else "nchw"
+    return Case("upsample_cross_entropy", f"19 {layout} weighted={weighted} smoothing={smoothing}", call)
 
 
 def cases() -> Iterator[Case]:
@@ -62,3 +119,15 @@ def cases() -> Iterator[Case]:
     yield _separable(128, 32, 256, 512, k=1)
     yield _separable(32, 16, 512, 1024, activation=2, training=False)
     yield _separable(16, 16, 512, 1024)
+    yield _inverted_residual(32, 1, 16, 512, 1024)
+    yield _inverted_residual(16, 6, 24, 512, 1024, stride=2)
+    yield _inverted_residual(24, 6, 24, 256, 512)
+    yield _inverted_residual(32, 6, 64, 128, 256, stride=2)
+    yield _inverted_residual(8, 6, 8, 512, 1024)
+    yield _inverted_residual(160, 6, 320, 32, 64)
+    yield _upsample_argmax(True, True)
+    yield _upsample_argmax(False, False)
+    yield _upsample_concat(96, 24, True)
+    yield _upsample_concat(96, 24, False)
+    yield _upsample_cross_entropy((False, 0.0), True)
+    yield _upsample_cross_entropy((True, 0.1), False)

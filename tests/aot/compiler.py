@@ -21,6 +21,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+# products that the tensor cores can do: not those of exact float32
+_TENSOR_PRODUCT = re.compile(r"tt\.dot .*(?:inputPrecision = tf32|xb?f16>)")
 # tensor-core instructions: mma.sync, wgmma, tcgen05
 _MATRIX = re.compile(r"\b(?:[HIQ]MMA|[HIQ]GMMA|UTC\w*MMA)\b")
 
@@ -40,7 +42,7 @@ class Resources:
     stack: int
     local_accesses: int
     shared: int
-    is_product: bool
+    tensor_product: bool
     matrix_instructions: int
     wide_loads: int
     loads: int
@@ -55,8 +57,7 @@ class Resources:
             found.append(f"{self.registers} registers, more than {most}")
         if self.shared > 113 * 1024:
             found.append(f"{self.shared} bytes of shared memory, more than 113 KB")
-        # exact float32 products have no tensor-core instruction
-        if self.is_product and self.dtype != "float32" and not self.matrix_instructions:
+        if self.tensor_product and not self.matrix_instructions:
             found.append("a matrix product without a tensor-core instruction")
         return found
 
@@ -99,7 +100,7 @@ def _resources(compiled: Any, **identity: Any) -> Resources:
         stack=int(usage["STACK"]),
         local_accesses=len(re.findall(r"\b(?:LDL|STL)\b", code)),
         shared=compiled.metadata.shared,
-        is_product="tt.dot" in compiled.asm["ttir"],
+        tensor_product=bool(_TENSOR_PRODUCT.search(compiled.asm["ttir"])),
         matrix_instructions=len(_MATRIX.findall(code)),
         wide_loads=len(re.findall(r"\b(?:LDG|LDGSTS)\.E\.(?:\w+\.)*128", code)),
         loads=len(re.findall(r"\b(?:LDG|LDGSTS)\b", code)),

@@ -16,9 +16,12 @@ from typing import Any
 
 # before triton is imported: this process compiles
 os.environ.pop("TRITON_INTERPRET", None)
+# triton 3.10 changes the default
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 import torch  # noqa: E402
 
+from liteseg_kernels.triton._common import width_class  # noqa: E402
 from tests.aot.cases import DTYPES, TABLES, cases  # noqa: E402
 from tests.aot.compiler import COLUMNS, Resources, record  # noqa: E402
 
@@ -50,7 +53,13 @@ def compile_all(targets: list[int], kernels: list[str], dtypes: list[torch.dtype
             for case in cases():
                 if case.kernel in kernels:
                     rows += record(target, case.name, dtype, lambda case=case, dtype=dtype: case.call(dtype), seen)
-    missed = [f"{kernel}: no case reaches row {key}" for kernel, t in tables.items() for key in set(t) - t.taken]
+    other_classes = {"half", "single"} - {width_class(dtype) for dtype in dtypes}
+    missed = [
+        f"{kernel}: no case reaches row {key}"
+        for kernel, table in tables.items()
+        for key in set(table) - table.taken
+        if not (isinstance(key, tuple) and other_classes & set(key))
+    ]
     return rows, sorted(missed)
 
 
@@ -79,11 +88,10 @@ def main(arguments: list[str] | None = None) -> int:
         for row in rows
         for fault in row.faults()
     ]
-    # a subset of the dtypes cannot reach every row
-    faults += [] if options.dtype else missed
+    faults += missed
     for fault in faults:
         print(fault, file=sys.stderr)
-    print(f"{len(rows)} kernels compiled, {len(faults)} over the limits: {options.output}")
+    print(f"{len(rows)} kernels compiled, {len(faults)} faults: {options.output}")
     return 1 if faults else 0
 
 

@@ -80,7 +80,7 @@ def case(
 CASES = [
     case("one pixel", 1, 3, 1, 1, 5),
     case("kernel larger than the map", 2, 5, 2, 1, 4, 5, activation="relu"),
-    case("odd sizes, one channel", 2, 1, 7, 9, 3, activation="relu6"),
+    case("odd sizes, one channel", 2, 1, 7, 11, 3, activation="relu6"),
     case("31 channels, stride 2", 1, 31, 9, 11, 24, stride=2, activation="leaky_relu", negative_slope=0.1),
     case("dilation beyond the map", 1, 24, 6, 5, 7, dilation=9, padding=9),
     case("no padding, no bias", 2, 8, 7, 6, 9, padding=0, bias=False),
