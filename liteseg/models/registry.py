@@ -50,11 +50,12 @@ def _suggest(given: Any, allowed: tuple[str, ...] | list[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def _check_name(name: Any) -> None:
+def _check_name(name: Any) -> str:
     if not isinstance(name, str) or name not in _PRESETS:
         raise ValueError(
             f"create_model: name: expected one of {', '.join(_PRESETS)}, got {name!r}{_suggest(name, list(_PRESETS))}"
         )
+    return name
 
 
 def _config_for_file(
@@ -110,7 +111,7 @@ def create_model(
     Raises:
         ValueError: unknown name or switch, a value that is not allowed, or one that contradicts `weights`.
     """
-    if name is not None or weights is None:
+    if name is not None:
         _check_name(name)
     for switch in switches:
         if switch not in _SWITCHES:
@@ -121,7 +122,8 @@ def create_model(
             )
     given = {key: value for key, value in {"num_classes": num_classes, **switches}.items() if value is not None}
     if weights is None:
-        model = LiteSeg(ModelConfig(**{"name": name, **_PRESETS[name], **given}))
+        known = _check_name(name)
+        model = LiteSeg(ModelConfig(**{"name": known, **_PRESETS[known], **given}))
     else:
         backbone = _PRESETS[name]["backbone"] if name else _DEFAULT_BACKBONE
         path = resolve_weights(weights, backbone)

@@ -6,8 +6,11 @@ import copy
 import io
 import logging
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -225,6 +228,20 @@ class BaseModelTester:
             model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
 
 
+@contextmanager
+def no_trace_log() -> Iterator[None]:
+    """Keep pytest, which listens to every log, from making torch write out each step of a compilation."""
+    log = logging.getLogger("torch.__trace")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with mock.patch.object(log, "handlers", []):
+            yield
+    finally:
+        log.setLevel(level)
+
+
+@no_trace_log()
 @torch.no_grad()
 def check_compile(model: nn.Module, backend: str) -> None:
     """One graph, equal results, and no second compilation at other sizes."""
@@ -248,11 +265,6 @@ class RegistryModelTester(BaseModelTester):
     # a map of one pixel is special to torch.export, so the smallest size it allows is beyond the output stride
     smallest_export = 33
 
-    @pytest.fixture(autouse=True)
-    def no_trace_log(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        # pytest listens to every log, which makes torch write out each step of a compilation
-        monkeypatch.setattr(logging.getLogger("torch.__trace"), "handlers", [])
-
     @pytest.mark.slow
     def test_compile(self, model: LiteSeg) -> None:
         check_compile(model, "aot_eager")
@@ -262,6 +274,7 @@ class RegistryModelTester(BaseModelTester):
         check_compile(liteseg.fuse(model), "aot_eager")
 
     @pytest.mark.slow
+    @no_trace_log()
     @torch.no_grad()
     def test_export(self, model: LiteSeg) -> None:
         height, width = (torch.export.Dim(name, min=self.smallest_export, max=4096) for name in ("height", "width"))
