@@ -27,7 +27,7 @@ __all__ = [
     "upsample_cross_entropy",
 ]
 
-_REDUCTIONS = ("mean", "sum", "sum_per_image", "none")
+REDUCTIONS = ("mean", "sum", "sum_per_image", "none")
 
 
 def _separable_conv2d(
@@ -347,8 +347,8 @@ def _upsample_cross_entropy(
 ) -> tuple[Any, ...]:
     op = "upsample_cross_entropy"
     tensors(op, ("weight",), logits=logits, target=target, weight=weight)
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"{op}: reduction: expected one of {_REDUCTIONS}, got {reduction!r}")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"{op}: reduction: expected one of {REDUCTIONS}, got {reduction!r}")
     return (
         *(logits, target, weight, integer(op, "ignore_index", ignore_index)),
         *(number(op, "label_smoothing", label_smoothing), flag(op, "align_corners", align_corners)),

@@ -315,6 +315,13 @@ class ShuffleUnit(FusedModule):
         super().__init__()
         if combine not in ("add", "concat"):
             raise ValueError(f"ShuffleUnit: combine: expected 'add' or 'concat', got {combine!r}")
+        if combine == "add" and stride != 1:
+            raise ValueError(f"ShuffleUnit: stride: expected 1 with combine='add', got {stride}")
+        if combine == "add" and in_channels != out_channels:
+            raise ValueError(
+                f"ShuffleUnit: in_channels: expected {out_channels}, as many as out_channels, with combine='add', "
+                f"got {in_channels}"
+            )
         bottleneck = out_channels // 4
         branch = out_channels - in_channels if combine == "concat" else out_channels
         self.groups, self.stride, self.combine = groups, stride, combine
@@ -377,6 +384,8 @@ class DASPP(FusedModule):
         short_residual: bool = True,
     ) -> None:
         super().__init__()
+        if not rates or min(rates) < 1:
+            raise ValueError(f"DASPP: rates: expected one or more rates of at least 1, got {tuple(rates)}")
         block = SeparableConv2d if separable else ConvNormAct
         branch_activation = None if deeper else "relu"
         self.rates = tuple(rates)
@@ -467,6 +476,9 @@ class DASPP(FusedModule):
             branch = atrous(x)
             branches.append(self.deep[i](branch) if len(self.deep) else branch)
         pooled = self.pool(x.mean((2, 3), keepdim=True)).expand(-1, -1, x.size(2), x.size(3))
+        if x.is_contiguous(memory_format=torch.channels_last):
+            # an expanded map has no memory format, and one such map makes cat's output NCHW
+            pooled = pooled.contiguous(memory_format=torch.channels_last)
         return self.project(torch.cat((*((x,) if self.short_residual else ()), *branches, pooled), 1))
 
 
@@ -536,6 +548,8 @@ class UpsampleCrossEntropyLoss(nn.Module):
         align_corners: bool = True,
     ) -> None:
         super().__init__()
+        if reduction not in lf.REDUCTIONS:
+            raise ValueError(f"UpsampleCrossEntropyLoss: reduction: expected one of {lf.REDUCTIONS}, got {reduction!r}")
         self.ignore_index, self.reduction = ignore_index, reduction
         self.label_smoothing, self.align_corners = label_smoothing, align_corners
         self.register_buffer("weight", weight)
