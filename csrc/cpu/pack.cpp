@@ -30,14 +30,22 @@ float* PackedWeights::take(int64_t floats) {
   return start;
 }
 
+const float* PackedWeights::panels(const Tensor& weight, int n_dim, int k_dim) {
+  const int64_t n = weight.size(n_dim);
+  const int64_t k = weight.size(k_dim);
+  float* out = take(pointwise_floats(n, k));
+  const PackTable& table = LITESEG_CHOOSE(pack_table);
+  const DType dtype = dtype_of("liteseg_cpu", "weight", weight);
+  table.pack[dtype](read_of(weight), weight.stride(n_dim), weight.stride(k_dim), n, k, out);
+  return out;
+}
+
 const float* PackedWeights::pointwise(const Tensor& weight) {
-  const int64_t n = weight.size(0);
-  const int64_t k = weight.size(1);
-  float* panels = take(pointwise_floats(n, k));
-  LITESEG_CHOOSE(pack_table)
-      .pack[dtype_of("liteseg_cpu", "weight", weight)](read_of(weight), weight.stride(0), weight.stride(1), n, k,
-                                                       panels);
-  return panels;
+  return panels(weight, 0, 1);
+}
+
+const float* PackedWeights::pointwise_transposed(const Tensor& weight) {
+  return panels(weight, 1, 0);
 }
 
 const float* PackedWeights::bias(const std::optional<Tensor>& bias, int64_t channels) {
@@ -50,14 +58,14 @@ const float* PackedWeights::bias(const std::optional<Tensor>& bias, int64_t chan
   return out;
 }
 
-const float* PackedWeights::depthwise(const Tensor& weight) {
+const float* PackedWeights::depthwise(const Tensor& weight, bool flipped) {
   const int64_t c = weight.size(0);
   const int64_t taps = weight.size(2) * weight.size(3);
   const std::vector<float> values = to_floats(weight);
   float* out = take(taps * c);
   for (int64_t i = 0; i < c; ++i) {
     for (int64_t t = 0; t < taps; ++t) {
-      out[t * c + i] = values[i * taps + t];
+      out[(flipped ? taps - 1 - t : t) * c + i] = values[i * taps + t];
     }
   }
   return out;

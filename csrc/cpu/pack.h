@@ -14,10 +14,12 @@ class PackedWeights {
   explicit PackedWeights(int64_t floats);
 
   const float* pointwise(const Tensor& weight);                            // [Co, C, 1, 1] -> panels
+  const float* pointwise_transposed(const Tensor& weight);                 // [Co, C, 1, 1] -> panels of [C, Co]
   const float* bias(const std::optional<Tensor>& bias, int64_t channels);  // zeros up to whole panels
-  const float* depthwise(const Tensor& weight);                            // [C, 1, kh, kw] -> [kh * kw][C]
+  const float* depthwise(const Tensor& weight, bool flipped = false);      // [C, 1, kh, kw] -> [kh * kw][C]
 
  private:
+  const float* panels(const Tensor& weight, int n_dim, int k_dim);
   float* take(int64_t floats);
 
   float* next_;

@@ -1,0 +1,1 @@
+#include "separable_conv2d_backward_impl.h"
