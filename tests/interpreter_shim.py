@@ -176,7 +176,8 @@ def install() -> None:
 
     def _init_args_hst(self: Any, args: Any, kwargs: Any) -> Any:
         host_args, host_kwargs = init_args(self, args, kwargs)
-        tensors = [a for a in (*host_args, *host_kwargs.values()) if isinstance(a, torch.Tensor)]
+        groups = (a if isinstance(a, tuple) else (a,) for a in (*host_args, *host_kwargs.values()))
+        tensors = [a for group in groups for a in group if isinstance(a, torch.Tensor)]
         _regions[:] = [region for region in map(_region, tensors) if region is not None]
         return host_args, host_kwargs
 

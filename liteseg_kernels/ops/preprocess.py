@@ -52,3 +52,4 @@ def _fake(
 
 
 _register.define(OP, check, _fake, reference.forward)
+_register.add_triton(OP, OP, dtype=4)
