@@ -1,61 +1,172 @@
-"""Named shapes of the microbenchmarks, each that of a layer of LiteSeg (see the encoders and the head)."""
+"""The op calls that the networks make, read off the networks themselves: nothing here is typed by hand.
+
+Each network runs folded on meta tensors, from the uint8 picture to the label map, while a dispatch mode writes down
+every op of this library with the shapes of its arguments.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import liteseg
+import liteseg_kernels as lk
+from liteseg.predict import segment
+
+from .day import NETWORKS
+
+# arguments with one entry an image; the others are weights
+MAPS = ("x", "skip", "residual", "image", "logits", "target")
+CLASSES = 19
 
 
-@dataclass(frozen=True)
-class SeparableShape:
-    """x [n, c, h, w] -> [n, out, h, w] by a k x k depthwise (dilated, same padding) and a pointwise convolution."""
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """Shape of a tensor argument. `dtype` is None for the floating dtype under test."""
 
-    n: int
-    c: int
-    h: int
-    w: int
-    out: int
-    k: int = 3
-    dilation: int = 1
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
 
 
-@dataclass(frozen=True)
-class InvertedShape:
-    """x [n, c, h, w] -> [n, out, h / stride, w / stride] through `hidden` channels."""
-
-    n: int
-    c: int
-    h: int
-    w: int
-    hidden: int
-    out: int
-    stride: int = 1
+def is_map(name: str, value: Any) -> bool:
+    """Whether an argument (a `Spec` or a tensor) has one entry an image. Some ops have a flag called residual."""
+    return name in MAPS and isinstance(value, (Spec, Tensor))
 
 
-@dataclass(frozen=True)
-class UpsampleShape:
-    """logits [n, k, h, w] -> labels [n, height, width]."""
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of an op: its arguments by name, tensors as `Spec`, lists as tuples."""
 
-    n: int
-    k: int
-    h: int
-    w: int
-    height: int
-    width: int
+    op: str
+    arguments: tuple[tuple[str, Any], ...]
+
+    def batch(self, n: int) -> Call:
+        """The same call with n images."""
+
+        def change(name: str, value: Any) -> Any:
+            return dataclasses.replace(value, shape=(n, *value.shape[1:])) if is_map(name, value) else value
+
+        return Call(self.op, tuple((name, change(name, value)) for name, value in self.arguments))
+
+    def geometry(self) -> tuple[Any, ...]:
+        """What is left without the sizes: calls with equal geometry take the same paths through a kernel."""
+
+        def without_sizes(value: Any) -> Any:
+            if isinstance(value, Spec):
+                return len(value.shape), value.shape[2:] if value.shape[2:] in ((1, 1), (3, 3), (5, 5)) else None
+            return tuple(map(without_sizes, value)) if isinstance(value, tuple) else value
+
+        sizes = ("size",)
+        return self.op, *((name, without_sizes(value)) for name, value in self.arguments if name not in sizes)
 
 
-# LiteSeg-MobileNetV2 on a 360 x 640 picture
-SEPARABLE = {
-    "daspp.atrous[rate 6], 360x640": SeparableShape(1, 1280, 12, 20, 96, dilation=6),
-    "decoder.0, 360x640": SeparableShape(1, 120, 90, 160, 96),
-    "decoder.1, 360x640": SeparableShape(1, 96, 90, 160, 96),
-}
-INVERTED = {
-    "features.2, 360x640": InvertedShape(1, 16, 180, 320, 96, 24, 2),
-    "features.3, 360x640": InvertedShape(1, 24, 90, 160, 144, 24),
-    "features.8, 360x640": InvertedShape(1, 64, 23, 40, 384, 64),
-    "features.15, 360x640": InvertedShape(1, 160, 12, 20, 960, 160),
-}
-UPSAMPLE = {
-    "output, 360x640": UpsampleShape(1, 19, 90, 160, 360, 640),
-    "output, 1024x2048": UpsampleShape(1, 19, 256, 512, 1024, 2048),
-}
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A call with the place it was made from; equal calls of one network are listed once, `count` says how many."""
+
+    network: str
+    layer: str
+    size: tuple[int, int]
+    call: Call
+    count: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.network.removeprefix('liteseg_')}/{self.layer} {self.size[0]}x{self.size[1]}"
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return Spec(tuple(value.shape), None if value.is_floating_point() else value.dtype)
+    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.place: list[str] = []
+        self.calls: list[tuple[str, Call]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.namespace == "liteseg":
+            names = [argument.name for argument in func._schema.arguments]
+            given = tuple(zip(names, map(_frozen, args), strict=True))
+            self.calls.append((self.place[-1] if self.place else "", Call(func._schema.name.split("::")[1], given)))
+        return func(*args, **(kwargs or {}))
+
+    def follow(self, model: nn.Module) -> None:
+        """Keep `place` the name of the innermost module that runs."""
+
+        def leave(*_: Any) -> None:
+            self.place.pop()
+
+        for name, module in model.named_modules():
+            module.register_forward_pre_hook(lambda *_, name=name: self.place.append(name))
+            module.register_forward_hook(leave)
+
+
+@functools.cache
+def _folded(network: str) -> nn.Module:
+    with torch.device("meta"):
+        return lk.fuse(liteseg.create_model(network, num_classes=CLASSES))
+
+
+def _layers(network: str, size: tuple[int, int], run: Callable[[nn.Module], None]) -> list[Layer]:
+    recorder = _Recorder()
+    # a copy, so that the hooks stay off the cached model
+    model = lk.fuse(_folded(network))
+    recorder.follow(model)
+    with recorder:
+        run(model)
+    found: dict[Call, Layer] = {}
+    for place, call in recorder.calls:
+        known = found.get(call)
+        layer = Layer(network, place or call.op, size, call)
+        found[call] = layer if known is None else dataclasses.replace(known, count=known.count + 1)
+    return list(found.values())
+
+
+@functools.cache
+def inference(network: str, size: tuple[int, int]) -> tuple[Layer, ...]:
+    """Calls from a uint8 picture of `size` to its labels, batch 1, in the order they are first made."""
+
+    def run(model: nn.Module) -> None:
+        with torch.inference_mode():
+            picture = torch.empty(1, *size, 3, dtype=torch.uint8, device="meta")
+            segment(model, lk.functional.preprocess(picture), size)
+
+    return tuple(_layers(network, size, run))
+
+
+@functools.cache
+def training(network: str, size: tuple[int, int]) -> tuple[Layer, ...]:
+    """Calls of a training step's forward pass (those that run in training mode), batch 1."""
+
+    def run(model: nn.Module) -> None:
+        model.train()
+        picture = torch.empty(1, 3, *size, device="meta")
+        label = torch.empty(1, *size, dtype=torch.uint8, device="meta")
+        lk.functional.upsample_cross_entropy(model.low_resolution_logits(picture), label)
+
+    return tuple(_layers(network, size, run))
+
+
+def one_of_each(
+    networks: tuple[str, ...] = NETWORKS, size: tuple[int, int] = (64, 96), *, geometry: bool = True
+) -> Iterator[Layer]:
+    """A small set that reaches every op: the first call of each geometry (or only of each op) over all networks."""
+    seen = set()
+    for network in networks:
+        for layer in (*inference(network, size), *training(network, size)):
+            key = layer.call.geometry() if geometry else layer.call.op
+            if key not in seen:
+                seen.add(key)
+                yield layer

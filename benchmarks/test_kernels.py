@@ -1,7 +1,8 @@
 """Microbenchmarks of the ops: `pytest benchmarks` (`--benchmark-json FILE` keeps the numbers).
 
-One row an op, shape and provider, grouped so that pytest-benchmark prints the providers of one shape side by side.
-Times are never asserted; that a provider gives the right result is.
+One layer of the networks for each op, one row a provider, grouped so that pytest-benchmark prints the providers of one
+layer side by side. Times are never asserted; that a provider gives the right result is. All shapes, dtypes and batch
+sizes are measured by `make gpu-day`.
 """
 
 from __future__ import annotations
@@ -10,39 +11,37 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from .registry import OPS, providers
+import liteseg_kernels as lk
+
+from .registry import PROVIDERS, cost, error, provide
+from .shapes import Layer, one_of_each
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-PROVIDERS = ("liteseg cpu", "liteseg triton", "liteseg cuda", "eager", "eager channels_last", "compiled")
+LAYERS = {layer.call.op: layer for layer in one_of_each(size=(360, 640), geometry=False)}
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.parametrize(("op", "shape"), [(op, shape) for op, (_, shapes) in OPS.items() for shape in shapes])
-def test_speed(benchmark: BenchmarkFixture, op: str, shape: str, provider: str) -> None:
-    build, shapes = OPS[op]
-    torch.manual_seed(0)
-    work = build(shapes[shape], torch.float32, DEVICE)
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+def test_speed(benchmark: BenchmarkFixture, layer: Layer, provider: str) -> None:
+    work, call = provide(provider, layer.call, torch.float32, DEVICE)
     with torch.inference_mode():
-        call = dict(providers(work, DEVICE)).get(provider)
-        if call is None:
-            pytest.skip(f"{provider} cannot run {op} here")
-        expected = work.torch(*work.arguments)
-        if expected.is_floating_point():
-            error = (call() - expected).norm() / expected.norm()
-            assert error < 1e-5, f"{provider}: relative error {error:.3g}"
-        else:
-            assert (call() == expected).float().mean() > 0.9999
+        try:
+            off = error(call(), work.exact())
+        except lk.BackendError as reason:
+            pytest.skip(str(reason))
+        assert off < (1e-5 if work.exact().is_floating_point() else 1e-4), f"{provider}: off by {off:.3g}"
 
         def timed() -> None:
             call()
             if DEVICE == "cuda":
                 torch.cuda.synchronize()
 
-        benchmark.group = f"{op}: {shape}"
+        counted = cost(layer.call, torch.float32)
+        benchmark.group = f"{layer.call.op}: {layer.name}"
         benchmark.extra_info |= {
             "provider": provider,
-            "bytes": work.bytes,
-            "macs": work.macs,
+            "bytes": counted.bytes,
+            "macs": counted.macs,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }

@@ -46,14 +46,15 @@ def _has_kernel(op: str, backend: str) -> bool:
 
 def worlds_of(op: str) -> list[str]:
     """Worlds in which some backend has a kernel for `op`."""
-    return [*(WORLD_OF[backend] for backend in _dispatch.BACKENDS if _has_kernel(op, backend)), "gpu"]
+    backends = [backend for backend in _dispatch.BACKENDS if _has_kernel(op, backend)]
+    return [*(WORLD_OF[b] for b in backends), "gpu", *(f"gpu-{b}" for b in backends if b in ("triton", "cuda"))]
 
 
 def parametrise(op: str, cases: Sequence[Case], *, also: str | None = None) -> Callable[[Any], Any]:
     """Parametrise a test over worlds with a kernel for `op` (and for `also`), and over the cases each can afford."""
     names = [w for w in worlds_of(op) if also is None or w in worlds_of(also)]
     rows = [
-        pytest.param(name, case, id=f"{name}-{case.name}", marks=[pytest.mark.gpu] if name == "gpu" else [])
+        pytest.param(name, case, id=f"{name}-{case.name}", marks=[pytest.mark.gpu] if name.startswith("gpu") else [])
         for name in names
         for case in cases
         if not (case.slow and name in ("interpreter", "emulator"))

@@ -1,0 +1,68 @@
+"""The first two sections of a GPU day: build the kernels offline, and see that everything loads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from .day import Day
+from .rows import ROOT, Row, Values, sources
+
+_LIBRARIES = ("_C", "_C_cuda")
+_PIP = ("-m", "pip", "install", "--disable-pip-version-check", "--no-index", "--no-build-isolation", "--no-deps")
+
+
+def build(day: Day) -> Iterator[Row]:
+    """Both libraries, as a user builds them; nothing is fetched."""
+    key = {"check": "build", "case": "pip install -e ."}
+    yield Row(key, lambda: _build(day), cost=20 if not day.dry else 1, limit=400, always=True)
+
+
+def _build(day: Day) -> Values:
+    built = day.logs / "built-sources.txt"
+    present = all((ROOT / f"liteseg_kernels/{name}.abi3.so").is_file() for name in _LIBRARIES)
+    if not day.dry and present and built.is_file() and built.read_text() == sources():
+        return {"detail": "up to date"}
+    variables = {**os.environ, "LITESEG_BUILD": "cuda"}
+    # a dry run stops when pip has the project's metadata: others may be using the libraries that are there
+    pip = [sys.executable, *_PIP, *(["--dry-run"] if day.dry else []), "-e", "."]
+    problems = []
+    # without an installation everything still works from the checkout's folder
+    for command in (pip, [sys.executable, "setup.py", "build_ext", "--inplace"]):
+        done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+        log = day.logs / f"build-{len(problems)}.txt"
+        log.write_text(done.stdout + done.stderr)
+        if done.returncode == 0:
+            if not day.dry:
+                built.write_text(sources())
+            return {"status": "failed" if problems else "ok", "detail": "; ".join(problems)}
+        last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+        problems.append(f"{' '.join(command[1:4])} failed with exit code {done.returncode} ({log.name}): {last}")
+        if day.dry:
+            break
+    raise RuntimeError("; ".join(problems))
+
+
+def info(day: Day) -> Iterator[Row]:
+    """What `python -m liteseg_kernels.info` says; both libraries and all backends must be usable."""
+    yield Row({"check": "info", "case": "libraries and backends"}, lambda: _info(day), cost=5, always=True)
+
+
+def _info(day: Day) -> Values:
+    done = subprocess.run(
+        [sys.executable, "-m", "liteseg_kernels.info"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    (day.logs / "info.txt").write_text(done.stdout + done.stderr)
+    print(done.stdout, flush=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"liteseg_kernels.info failed with exit code {done.returncode}, see info.txt")
+    from liteseg_kernels.info import collect
+
+    found = collect()
+    missing = {**found["libraries"], **found["backends"]}
+    problems = [f"{name}: {reason}" for name, reason in missing.items() if reason is not None]
+    if problems and not day.dry:
+        raise RuntimeError("; ".join(problems))
+    return {"detail": "; ".join(problems) or "all usable"}

@@ -1,0 +1,262 @@
+"""The summary page of a GPU day, made from its CSV files alone: `python -m benchmarks.report [FOLDER]`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from .rows import CHECK_KEY, SPEED_KEY, read
+
+Line = dict[str, str]
+# ops that do little arithmetic for their bytes: the target is a share of the copy rate
+MEMORY_BOUND = ("upsample_concat", "upsample_argmax", "preprocess")
+
+
+def latest(lines: Iterable[Line], key: Sequence[str]) -> list[Line]:
+    """The last line of each key, in the order in which the keys first appear."""
+    found: dict[tuple[str, ...], Line] = {}
+    for line in lines:
+        found[tuple(line[name] for name in key)] = line
+    return list(found.values())
+
+
+def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
+    body = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines]
+    return [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}", *(f"| {line} |" for line in body), ""]
+
+
+def _number(line: Line | None, column: str, form: str = ".4g") -> str:
+    return format(float(line[column]), form) if line is not None and line[column] else ""
+
+
+def _share(line: Line, column: str = "share of copy") -> str:
+    return f"{100 * float(line[column]):.0f} %" if line[column] else ""
+
+
+def _is_ours(line: Line) -> bool:
+    return line["provider"].startswith("liteseg")
+
+
+def _fastest(lines: Iterable[Line]) -> Line | None:
+    usable = [line for line in lines if line["status"] == "ok" and line["p50"]]
+    return min(usable, key=lambda line: float(line["p50"]), default=None)
+
+
+def _sections(folder: Path, device: str) -> list[str]:
+    lines = latest(read(folder / f"{device}-sections.csv"), ["section"])
+    header = ("section", "status", "ok", "failed", "skipped", "left", "seconds", "detail", "date")
+    return ["## Sections", "", *_table(header, ([line[name] for name in header] for line in lines))] if lines else []
+
+
+def _ceilings(folder: Path, device: str) -> list[str]:
+    lines = latest(read(folder / f"{device}-ceilings.csv"), SPEED_KEY)
+    if not lines:
+        return []
+    header = ("what", "dtype", "ms", "GB/s", "TFLOP/s")
+    cells = (
+        (f"{x['op']}, {x['shape']}", x["dtype"], _number(x, "p50"), _number(x, "GB/s"), _number(x, "TFLOP/s"))
+        for x in lines
+    )
+    return ["## Ceilings", "", *_table(header, cells)]
+
+
+def _checks(folder: Path, device: str) -> list[str]:
+    lines = latest(read(folder / f"{device}-checks.csv"), CHECK_KEY)
+    if not lines:
+        return []
+    counts: dict[tuple[str, str], dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for line in lines:
+        counts[line["check"], line["backend"]][line["status"]] += 1
+    cells = (
+        (check, backend, ", ".join(f"{count} {status}" for status, count in found.items()))
+        for (check, backend), found in counts.items()
+    )
+    text = ["## Checks", "", *_table(("check", "backend", "rows"), cells)]
+    bad = [line for line in lines if line["status"] not in ("ok", "skipped")]
+    return [*text, *_problems("Failed checks", bad, CHECK_KEY), *_skipped(lines)]
+
+
+def _skipped(lines: list[Line]) -> list[str]:
+    counts: dict[tuple[str, str], int] = defaultdict(int)
+    for line in lines:
+        if line["status"] == "skipped":
+            counts[line["check"], line["detail"]] += 1
+    if not counts:
+        return []
+    cells = ((check, str(count), detail) for (check, detail), count in counts.items())
+    return ["### Skipped", "", *_table(("check", "rows", "reason"), cells)]
+
+
+def _problems(title: str, lines: list[Line], key: Sequence[str]) -> list[str]:
+    if not lines:
+        return []
+    cells = ((", ".join(line[name] for name in key if line[name]), line["status"], line["detail"]) for line in lines)
+    return [f"### {title}", "", *_table(("row", "status", "detail"), cells)]
+
+
+def _bad_speed(lines: list[Line]) -> list[Line]:
+    bad = [line for line in lines if line["status"] not in ("ok", "skipped")]
+    return [{**line, "detail": line["detail"] or f"error {line['error']}"} for line in bad]
+
+
+def compare(lines: Iterable[Line]) -> list[tuple[Line, Line]]:
+    """(fastest of ours, fastest of PyTorch) wherever both were measured."""
+    groups: dict[tuple[str, ...], list[Line]] = defaultdict(list)
+    for line in lines:
+        groups[line["op"], line["mode"], line["shape"], line["dtype"]].append(line)
+    pairs = []
+    for group in groups.values():
+        ours = _fastest(line for line in group if _is_ours(line))
+        theirs = _fastest(line for line in group if not _is_ours(line))
+        if ours is not None and theirs is not None:
+            pairs.append((ours, theirs))
+    return pairs
+
+
+def _ratio(pair: tuple[Line, Line]) -> float:
+    return float(pair[1]["p50"]) / float(pair[0]["p50"])
+
+
+def _ops(folder: Path, device: str) -> list[str]:
+    lines = latest(read(folder / f"{device}-ops.csv"), SPEED_KEY)
+    if not lines:
+        return []
+    pairs = compare(lines)
+    text = [
+        "## Ops",
+        "",
+        "Median times with a cold L2 cache; PyTorch is the fastest of eager, channels_last and compiled.",
+        "",
+    ]
+    losses = sorted((pair for pair in pairs if _ratio(pair) < 1), key=_ratio)
+    met = sum(_ratio(pair) >= 1.5 for pair in pairs)
+    shares = [line for line in lines if _is_ours(line) and line["op"] in MEMORY_BOUND and "1024x2048" in line["shape"]]
+    near = sum(float(line["share of copy"] or 0) >= 0.8 for line in shares)
+    text += [
+        f"{len(pairs)} cases were measured on both sides: {met} at least 1.5 times as fast as PyTorch (the target), "
+        f"{len(losses)} slower. Memory-bound rows at 1024x2048 with at least 80 % of the copy rate: {near} of "
+        f"{len(shares)}.",
+        "",
+    ]
+    header = (
+        "op",
+        "mode",
+        "shape",
+        "dtype",
+        "ours",
+        "ms",
+        "PyTorch",
+        "ms",
+        "ratio",
+        "GB/s",
+        "of copy",
+        "MB",
+        "MB PyTorch",
+    )
+
+    def cells(pair: tuple[Line, Line]) -> list[str]:
+        a, b = pair
+        return [
+            *(a[name] for name in ("op", "mode", "shape", "dtype")),
+            *(a["provider"].removeprefix("liteseg "), _number(a, "p50"), b["provider"], _number(b, "p50")),
+            *(f"{_ratio(pair):.2f}", _number(a, "GB/s", ".0f"), _share(a)),
+            *(_number(a, "peak MB"), _number(b, "peak MB")),
+        ]
+
+    if losses:
+        text += ["### Losses", "", *_table(header, map(cells, losses))]
+    text += ["### All", "", *_table(header, map(cells, pairs))] if pairs else []
+    return [*text, *_problems("Ops that failed or gave wrong results", _bad_speed(lines), SPEED_KEY)]
+
+
+def _networks(folder: Path, device: str) -> list[str]:
+    lines = latest(read(folder / f"{device}-networks.csv"), SPEED_KEY)
+    if not lines:
+        return []
+    text = ["## Networks", ""]
+    for mode, title in (("labels", "uint8 picture to labels"), ("logits", "normalised input to full-size logits")):
+        chosen = [line for line in lines if line["mode"] == mode and line["status"] == "ok"]
+        if not chosen:
+            continue
+        best = {(p[1]["op"], p[1]["shape"], p[1]["dtype"]): float(p[1]["p50"]) for p in compare(chosen)}
+        header = ("network", "H x W", "dtype", "provider", "ms", "20 %", "80 %", "images/s", "over best PyTorch", "MB")
+        cells = []
+        for line in chosen:
+            reference = best.get((line["op"], line["shape"], line["dtype"]))
+            over = f"{reference / float(line['p50']):.2f}" if reference and _is_ours(line) else ""
+            cells.append(
+                [
+                    *(line[name] for name in ("op", "shape", "dtype", "provider")),
+                    *(_number(line, name) for name in ("p50", "p20", "p80", "images/s")),
+                    *(over, _number(line, "peak MB")),
+                ]
+            )
+        text += [f"### {title[0].upper()}{title[1:]}", "", *_table(header, cells)]
+    return [*text, *_problems("Networks that failed or gave wrong results", _bad_speed(lines), SPEED_KEY)]
+
+
+def _kernels(folder: Path, device: str) -> list[str]:
+    lines = latest(read(folder / f"{device}-profile.csv"), ("network", "provider", "kernel"))
+    groups: dict[tuple[str, str], list[Line]] = defaultdict(list)
+    for line in lines:
+        groups[line["network"], line["provider"]].append(line)
+    text = ["## Where the time goes", ""] if groups else []
+    for (network, provider), group in groups.items():
+        # kernels of former sources are no longer in the picture
+        group = [line for line in group if line["date"][:16] == max(x["date"] for x in group)[:16]][:12]
+        cells = ((line["kernel"], _number(line, "calls"), _number(line, "us"), _share(line, "share")) for line in group)
+        text += [f"### {network}, {provider}", "", *_table(("kernel", "calls", "us", "share"), cells)]
+    return text
+
+
+def _training(folder: Path, device: str) -> list[str]:
+    lines = latest(read(folder / f"{device}-training.csv"), SPEED_KEY)
+    if not lines:
+        return []
+    header = ("network", "H x W", "precision", "provider", "ms a step", "images/s", "peak MB", "loss")
+    cells = (
+        [
+            *(line[name] for name in ("op", "shape", "dtype", "provider")),
+            *(_number(line, name) for name in ("p50", "images/s", "peak MB")),
+            line["detail"],
+        ]
+        for line in lines
+        if line["status"] == "ok"
+    )
+    return ["## Training", "", *_table(header, cells), *_problems("Training that failed", _bad_speed(lines), SPEED_KEY)]
+
+
+def summary(folder: Path, device: str) -> str:
+    """The page for one device (its name as in the file names)."""
+    sections = read(folder / f"{device}-sections.csv")
+    last = sections[-1] if sections else {}
+    text = [f"# GPU day: {last.get('device', device)}", ""]
+    if last:
+        text += [
+            f"{last['device']}, driver {last['driver']}, torch {last['torch']}, triton {last['triton']}, commit "
+            f"{last['commit']} (sources {last['sources']}), {last['date']}. Made by `make gpu-day` from "
+            f"`{device}-*.csv`; rows of former sources stay until they are measured again.",
+            "",
+        ]
+    parts = (_sections, _checks, _ceilings, _networks, _ops, _kernels, _training)
+    for part in parts:
+        text += part(folder, device)
+    return "\n".join(text).rstrip() + "\n"
+
+
+def write(folder: Path, device: str) -> Path:
+    """Write `<device>-summary.md` beside the CSV files."""
+    path = folder / f"{device}-summary.md"
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(summary(folder, device))
+    os.replace(partial, path)
+    return path
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1] if len(sys.argv) > 1 else "benchmarks/results")
+    for found in sorted(place.glob("*-sections.csv")):
+        print(write(place, found.name.removesuffix("-sections.csv")))

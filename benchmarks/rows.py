@@ -1,0 +1,272 @@
+"""Rows of a GPU day: work that can be resumed, its CSV files, and where and on what it was measured.
+
+A CSV is the memory of a day: a row that is there for the same sources is not run again. Rows are only appended.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import functools
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+ENVIRONMENT_VARIABLE = "LITESEG_GPU_DAY_ENVIRONMENT"
+ENVIRONMENT = ("device", "driver", "torch", "triton", "commit", "sources", "date")
+# what was run, then what came out
+SPEED_KEY = ("op", "provider", "mode", "shape", "layout", "dtype")
+SPEED = (
+    *SPEED_KEY,
+    *(
+        "launch",
+        "p50",
+        "p20",
+        "p80",
+        "unit",
+        "GB/s",
+        "share of copy",
+        "TFLOP/s",
+        "images/s",
+        "peak MB",
+        "error",
+        "status",
+        "detail",
+    ),
+    *ENVIRONMENT,
+)
+CHECK_KEY = ("check", "case", "backend", "dtype")
+CHECK = (*CHECK_KEY, "status", "seconds", "detail", *ENVIRONMENT)
+KERNEL = ("network", "provider", "kernel", "calls", "us", "share", *ENVIRONMENT)
+SECTION = ("section", "status", "ok", "failed", "skipped", "left", "seconds", "detail", *ENVIRONMENT)
+
+Values = dict[str, Any]
+
+
+class Skip(Exception):
+    """A row that cannot run here; the text says why. Not a failure."""
+
+
+class DeviceFault(Exception):
+    """After this row every later call of the process would fail too; the row itself is recorded."""
+
+
+@dataclass
+class Row:
+    """One measurement or check.
+
+    Attributes:
+        key: values of the key columns.
+        run: gives the other columns; raises Skip where it cannot run, anything else where it fails.
+        rank: rows of lower rank run first.
+        cost: seconds it is expected to take; it is left for another call when there is less time.
+        limit: seconds after which it counts as hanging.
+        ours: whether the result depends on this project's kernels (else only on torch).
+        always: run again in every call.
+    """
+
+    key: dict[str, str]
+    run: Callable[[], Values]
+    rank: float = 0.0
+    cost: float = 2.0
+    limit: float = 60.0
+    ours: bool = True
+    always: bool = False
+
+    @property
+    def name(self) -> str:
+        return ", ".join(value for value in self.key.values() if value)
+
+
+@dataclass
+class Outcome:
+    """How a section went: number of rows by status, and what was left for lack of time."""
+
+    ok: int = 0
+    failed: int = 0
+    skipped: int = 0
+    left: list[str] = field(default_factory=list)
+
+
+def _digest(paths: Iterable[Path]) -> str:
+    state = hashlib.sha256()
+    for path in sorted(paths):
+        state.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return state.hexdigest()[:12]
+
+
+@functools.cache
+def sources() -> str:
+    """Digest of everything that decides what our kernels compute and how fast."""
+    folders = [(ROOT / "csrc", "*.*"), (ROOT / "liteseg_kernels", "*.py"), (ROOT / "liteseg", "*.py")]
+    files = [path for folder, pattern in folders for path in folder.rglob(pattern) if path.is_file()]
+    # written by the build
+    return _digest([ROOT / "setup.py", *(path for path in files if path.name != "_build_info.py")])
+
+
+def _output(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 and done.stdout.strip() else None
+
+
+def _commit() -> str:
+    """LITESEG_COMMIT where the checkout's history is not at hand, "+" after it when files were changed."""
+    named = os.environ.get("LITESEG_COMMIT")
+    if named:
+        return named
+    commit = _output("git", "rev-parse", "--short", "HEAD")
+    if commit is None:
+        return "unknown"
+    return commit + ("+" if _output("git", "status", "--porcelain", "--untracked-files=no") else "")
+
+
+@functools.cache
+def environment() -> dict[str, str]:
+    """Where and on what this process runs: from the parent process, which hands it on, or (importing torch) anew."""
+    if ENVIRONMENT_VARIABLE in os.environ:
+        return json.loads(os.environ[ENVIRONMENT_VARIABLE])
+    import torch
+
+    try:
+        import triton
+
+        version = triton.__version__
+    except ImportError:
+        version = "none"
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name(0)
+        shown = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        driver = shown.splitlines()[0] if shown else "unknown"
+    else:
+        device, driver = f"cpu {platform.machine()}", "none"
+    return {
+        "device": device,
+        "driver": driver,
+        "torch": torch.__version__,
+        "triton": version,
+        "commit": _commit(),
+        "sources": sources(),
+    }
+
+
+def slug(device: str) -> str:
+    """The device's name as part of a file name."""
+    return "-".join("".join(c if c.isalnum() else " " for c in device.lower()).split())
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def append(path: Path, columns: tuple[str, ...], values: Values) -> None:
+    """Add a line to a CSV, its environment filled in; a new file gets its header."""
+    line = {**environment(), "date": now(), **values}
+    unknown = set(line) - set(columns)
+    if unknown:
+        raise ValueError(f"append: values: expected columns of {path.name}, got {sorted(unknown)}")
+    new = not path.exists()
+    if not new:
+        with path.open(newline="") as file:
+            header = tuple(next(csv.reader(file), ()))
+        if header != columns:
+            raise ValueError(f"append: path: expected the columns {list(columns)} in {path}, got {list(header)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow({name: _text(line.get(name, "")) for name in columns})
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return " ".join(str(value).split())
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def known(path: Path, key: tuple[str, ...], since: str) -> dict[tuple[str, ...], str]:
+    """Status of the rows of `path` that hold for the sources (or, for PyTorch's own, the torch) at hand."""
+    here = environment()
+    found = {}
+    for line in read(path):
+        ours = not line.get("provider") or line["provider"].startswith("liteseg")
+        same = line["sources"] == here["sources"] if ours else line["torch"] == here["torch"]
+        if same and line["device"] == here["device"] and line["date"] >= since:
+            found[tuple(line[name] for name in key)] = line["status"]
+    return found
+
+
+@dataclass
+class Sheet:
+    """The CSV that a section writes to, and the marker that tells the parent process which row is running."""
+
+    path: Path
+    columns: tuple[str, ...]
+    key: tuple[str, ...]
+    marker: Path
+
+    def add(self, row_key: dict[str, str], values: Values) -> None:
+        append(self.path, self.columns, {**row_key, **values})
+
+
+def run_rows(rows: Iterable[Row], sheet: Sheet, deadline: float, since: str) -> Outcome:
+    """Run what is not known yet, best rank first, until `deadline` (seconds since the epoch)."""
+    ordered = sorted(rows, key=lambda row: row.rank)
+    done = known(sheet.path, sheet.key, since)
+    outcome = Outcome()
+    for row in ordered:
+        key = tuple(row.key.get(name, "") for name in sheet.key)
+        status = done.get(key)
+        if status is None or row.always:
+            if time.time() + row.cost > deadline:
+                outcome.left.append(row.name)
+                continue
+            status = run_row(row, sheet)
+        outcome.ok += status == "ok"
+        outcome.skipped += status == "skipped"
+        outcome.failed += status not in ("ok", "skipped")
+    return outcome
+
+
+def run_row(row: Row, sheet: Sheet) -> str:
+    sheet.marker.write_text(json.dumps({"key": row.key, "started": time.time(), "limit": row.limit}))
+    started = time.monotonic()
+    fatal = False
+    try:
+        values = {"status": "ok", **row.run()}
+    except Skip as reason:
+        values = {"status": "skipped", "detail": str(reason)}
+    except Exception as problem:
+        values = {"status": "failed", "detail": f"{type(problem).__name__}: {problem}"[:500]}
+        fatal = "CUDA error" in str(problem)
+    if "seconds" in sheet.columns:
+        values.setdefault("seconds", time.monotonic() - started)
+    shown = values.get("p50")
+    took = f"{shown:.4g} {values.get('unit', 'ms')}" if isinstance(shown, float) else values.get("detail", "")
+    print(f"{values['status']:<8}{row.name}: {took}", flush=True)
+    sheet.add(row.key, values)
+    sheet.marker.unlink()
+    if fatal:
+        raise DeviceFault(row.name)
+    return values["status"]

@@ -1,0 +1,114 @@
+"""Times and memory of calls on a GPU, with stand-ins on the CPU so that a dry run takes the same way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+QUANTILES = (0.2, 0.5, 0.8)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds a call: median and the 20 % and 80 % quantiles; the mean where every call was timed by itself."""
+
+    p20: float
+    p50: float
+    p80: float
+    mean: float = float("nan")
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def captured(call: Callable[[], Any], device: str, warmup: int = 3) -> tuple[Callable[[], None], Any]:
+    """(replay, result): `call` as a CUDA graph whose every replay writes `result` anew. On the CPU: a plain call, whose
+    result is copied to the same place."""
+    if device != "cuda":
+        result = call()
+
+        def replay() -> None:
+            again = call()
+            for old, new in zip(*(r if isinstance(r, (tuple, list)) else (r,) for r in (result, again)), strict=True):
+                old.copy_(new)
+
+        return replay, result
+    # warm-up and capture on streams of their own, as graphs need it; compilation and autotuning happen here
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(warmup):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = call()
+    return graph.replay, result
+
+
+def best_launch(call: Callable[[], Any], device: str) -> tuple[Callable[[], Any], str]:
+    """(call, how it is launched): as a CUDA graph where it can be captured ("graph"), else as it is ("stream").
+
+    Every provider gets the same treatment, so that kernels are compared, not the cost of launching them.
+    """
+    call()
+    synchronize(device)
+    try:
+        return captured(call, device)[0], "graph"
+    except RuntimeError:
+        # some error of a capture that was broken off may still wait to be told
+        try:
+            synchronize(device)
+        except RuntimeError:
+            synchronize(device)
+        return call, "stream"
+
+
+def quantiles(call: Callable[[], Any], device: str, milliseconds: int = 60) -> Times:
+    """Times of `call` with a cold L2 cache, by CUDA events over about `milliseconds` (at least one call)."""
+    if device == "cuda":
+        from triton.testing import do_bench
+
+        p20, p50, p80 = do_bench(call, warmup=milliseconds // 3, rep=milliseconds, quantiles=QUANTILES)
+        return Times(p20, p50, p80)
+    return wall(call, device, warmup=1, repeat=3)
+
+
+def wall(
+    call: Callable[[], Any], device: str, *, warmup: int, repeat: int, before: Callable[[], Any] | None = None
+) -> Times:
+    """Times of `call` on the host's clock, the device idle before and after each; `before` runs outside of them."""
+    taken = []
+    for index in range(warmup + repeat):
+        if before is not None:
+            before()
+        synchronize(device)
+        start = time.perf_counter()
+        call()
+        synchronize(device)
+        if index >= warmup:
+            taken.append(1e3 * (time.perf_counter() - start))
+    low, middle, high = np.quantile(taken, QUANTILES).tolist()
+    return Times(low, middle, high, sum(taken) / len(taken))
+
+
+def peak_mb(call: Callable[[], Any], device: str) -> float | None:
+    """Most memory (MB = 10^6 bytes) that `call` takes on top of what is there before, its result included."""
+    if device != "cuda":
+        call()
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    result = call()
+    torch.cuda.synchronize()
+    del result
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
