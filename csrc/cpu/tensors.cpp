@@ -42,7 +42,11 @@ void copy_floats(const Tensor& t, std::vector<float>& out) {
     for (int64_t d = 0; d < dims; ++d) {
       offset += index[d] * t.stride(d);
     }
-    value = scalar::widen(data[offset]);
+    if constexpr (sizeof(T) == sizeof(double)) {
+      value = static_cast<float>(data[offset]);
+    } else {
+      value = scalar::widen(data[offset]);
+    }
     for (int64_t d = dims - 1; d >= 0 && ++index[d] == t.size(d); --d) {
       index[d] = 0;
     }
@@ -58,6 +62,10 @@ char* thread_buffer(Slot slot, int64_t bytes) {
 
 std::vector<float> to_floats(const Tensor& t) {
   std::vector<float> out(static_cast<size_t>(t.numel()));
+  if (t.scalar_type() == ScalarType::Double) {
+    copy_floats<double>(t, out);
+    return out;
+  }
   switch (dtype_of("liteseg_cpu", "weight", t)) {
     case kHalf:
       copy_floats<f16>(t, out);

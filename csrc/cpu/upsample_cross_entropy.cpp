@@ -131,7 +131,6 @@ Tensor upsample_cross_entropy_backward(Tensor scale, Tensor logits, Tensor targe
                                        int64_t ignore_index, double label_smoothing, bool align_corners) {
   check(logits, target, weight);
   const int64_t n = logits.size(0);
-  LITESEG_CHECK(scale.scalar_type() == ScalarType::Float, kOp, "scale", "float32", dtype_text(scale.scalar_type()));
   LITESEG_CHECK(scale.dim() == 1 || scale.dim() == 3, kOp, "scale", "[N] or [N, H, W]", shape_text(scale));
   if (scale.dim() == 1) {
     check_shape(kOp, "scale", scale, {n});
@@ -142,10 +141,19 @@ Tensor upsample_cross_entropy_backward(Tensor scale, Tensor logits, Tensor targe
   UpsampleCrossEntropyArgs& g = call.args;
   Tensor grad_logits = empty_dense({n, g.k, g.h, g.w}, logits.scalar_type(), is_channels_last(logits));
   const Gather rows(call.y, g.h, g.oh);
-  g.scale = static_cast<const float*>(read_of(scale));
-  g.sn = scale.stride(0);
-  g.sh = scale.dim() == 3 ? scale.stride(1) : 0;
-  g.sw = scale.dim() == 3 ? scale.stride(2) : 0;
+  std::vector<float> converted;
+  if (scale.scalar_type() == ScalarType::Float) {
+    g.scale = static_cast<const float*>(read_of(scale));
+    g.sn = scale.stride(0);
+    g.sh = scale.dim() == 3 ? scale.stride(1) : 0;
+    g.sw = scale.dim() == 3 ? scale.stride(2) : 0;
+  } else {
+    converted = to_floats(scale);
+    g.scale = converted.data();
+    g.sn = scale.dim() == 3 ? g.oh * g.ow : 1;
+    g.sh = scale.dim() == 3 ? g.ow : 0;
+    g.sw = scale.dim() == 3 ? 1 : 0;
+  }
   g.gy = rows.view();
   g.longest = rows.longest();
   g.grad_logits = data_of(grad_logits);

@@ -99,4 +99,5 @@ _register.once_differentiable(f"{OP}_backward")
 for _op, _function, _image in ((OP, "forward", 0), (f"{OP}_backward", "backward", 1)):
     _register.add_compiled(_op, "cpu", image=_image)
     _register.add_triton(_op, OP, _function, image=_image)
+_register.add_compiled(MAP, "cpu")
 _register.add_triton(MAP, OP, "loss_map")
