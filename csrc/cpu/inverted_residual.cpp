@@ -87,7 +87,7 @@ Tensor inverted_residual(Tensor x, std::optional<Tensor> expand_weight, std::opt
   const int64_t scratch_bytes = table.scratch_bytes(g);
   const int64_t work = g.tile * g.hidden * ((expand_weight.has_value() ? g.c * g.sh * g.sw : 0) + g.kh * g.kw + g.co);
   parallel(g.n * ((plane + g.tile - 1) / g.tile), work, [&](int64_t begin, int64_t end) {
-    table.run[dtype](g, begin, end, thread_buffer(Slot::kScratch, scratch_bytes));
+    table.run[dtype](g, begin, end, thread_buffer(Slot::kScratch, scratch_bytes), true);
   });
   return out;
 }

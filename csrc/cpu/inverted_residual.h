@@ -26,8 +26,9 @@ struct InvertedResidualArgs {
 
 struct InvertedResidualTable {
   int64_t (*scratch_bytes)(const InvertedResidualArgs& args);
-  // tiles [begin, end); each image has ceil(Ho * Wo / tile) of them
-  void (*run[kNumDTypes])(const InvertedResidualArgs& args, int64_t begin, int64_t end, char* scratch);
+  // tiles [begin, end); each image has ceil(Ho * Wo / tile) of them. Unless `fresh`, `scratch` is as the same thread's
+  // last call with these arguments left it, and the rows it still holds are used again
+  void (*run[kNumDTypes])(const InvertedResidualArgs& args, int64_t begin, int64_t end, char* scratch, bool fresh);
 };
 
 }  // namespace liteseg::cpu

@@ -160,14 +160,16 @@ void run_tiles(const InvertedResidualArgs& g, int64_t begin, int64_t end, Rows s
 }
 
 template <typename T>
-void run(const InvertedResidualArgs& g, int64_t begin, int64_t end, char* scratch) {
+void run(const InvertedResidualArgs& g, int64_t begin, int64_t end, char* scratch, bool fresh) {
   const Scratch s(g);
   const Image image = image_of(g);
   int64_t* tags = at_offset<int64_t>(scratch, s.tags);
   float* ring = at_offset<float>(scratch, s.ring);
-  clear_tags(tags, s.slots);
+  if (fresh) {
+    clear_tags(tags, s.slots);
+  }
   if (g.expand != nullptr) {
-    for (int64_t r = 0; r < s.slots; ++r) {
+    for (int64_t r = 0; r < s.slots && fresh; ++r) {
       float* row = ring + r * s.ring_row(g);
       for (int64_t i = 0; i < s.pad * s.ldh; ++i) {
         row[i] = 0.0f;

@@ -3,8 +3,8 @@
 // The program is a flat list of layers that liteseg_kernels/plan.py writes, so the op keeps no state: its arguments can
 // be copied, pickled and used by several threads at once. Everything that depends on the input's size (shapes, the
 // arena's layout, the split over threads) is worked out at each call, which takes microseconds.
-#include <chrono>
 #include <functional>
+#include <limits>
 #include <memory>
 
 #include "cpu/arena.h"
@@ -16,6 +16,7 @@
 #include "cpu/plan_decoder.h"
 #include "cpu/plan_stem.h"
 #include "cpu/resample.h"
+#include "cpu/team.h"
 #include "cpu/tensors.h"
 #include "cpu/upsample_argmax.h"
 
@@ -36,15 +37,6 @@ struct Map {
   int64_t floats(int64_t n) const {
     return n * c * h * w;
   }
-};
-
-// part of the work between two barriers
-struct Phase {
-  int64_t layer;
-  int64_t items;
-  int64_t work;  // multiply-adds of one item
-  int64_t scratch_bytes;
-  std::function<void(int64_t begin, int64_t end, char* scratch)> run;
 };
 
 class Program {
@@ -98,7 +90,24 @@ int64_t round_up(int64_t a, int64_t b) {
   return div_up(a, b) * b;
 }
 
-// Builds the phases of one call. Layers are described before the arena exists: pointers are set by `place`.
+// Pixels worked on at a time, near `tile`, so that every thread gets the same number of tiles where there are few of
+// them. Results do not depend on it.
+int64_t balanced_tile(int64_t tile, int64_t images, int64_t plane) {
+  const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
+  constexpr int64_t step = 12;  // rows of a block of the widest product
+  int64_t best = tile;
+  int64_t least = std::numeric_limits<int64_t>::max();
+  for (int64_t t = tile * 3 / 2; t >= tile / 2 && t >= step; t -= step) {
+    const int64_t cost = div_up(images * div_up(plane, t), threads) * t;
+    if (cost < least) {
+      least = cost;
+      best = t;
+    }
+  }
+  return best;
+}
+
+// Builds the stages of one call. Layers are described before the arena exists: pointers are set by `place`.
 class Run {
  public:
   Run(const Tensor& x, const Tensor& packed, const Tensor& program, const std::vector<int64_t>& size)
@@ -124,17 +133,12 @@ class Run {
     for (const auto& place : places_) {
       place();
     }
+    std::vector<double> of_stages;
+    run_stages(stages_, seconds == nullptr ? nullptr : &of_stages);
     if (seconds != nullptr) {
       seconds->assign(static_cast<size_t>(layers_), 0.0);
-    }
-    for (const Phase& phase : phases_) {
-      const auto start = std::chrono::steady_clock::now();
-      parallel(phase.items, phase.work, [&](int64_t begin, int64_t end) {
-        phase.run(begin, end, thread_buffer(Slot::kScratch, phase.scratch_bytes));
-      });
-      if (seconds != nullptr) {
-        const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
-        (*seconds)[static_cast<size_t>(phase.layer)] += spent.count();
+      for (size_t i = 0; i < of_stages.size(); ++i) {
+        (*seconds)[static_cast<size_t>(layer_of_stage_[i])] += of_stages[i];
       }
     }
     return out_;
@@ -182,8 +186,9 @@ class Run {
     temporaries_.push_back({floats, layers_, layers_, offset.get()});
     return offset;
   }
-  void phase(int64_t items, int64_t work, int64_t scratch_bytes, std::function<void(int64_t, int64_t, char*)> run) {
-    phases_.push_back({layers_, items, work, scratch_bytes, std::move(run)});
+  void stage(int64_t items, int64_t scratch_bytes, std::function<void(int64_t, int64_t, char*, bool)> run) {
+    stages_.push_back({items, scratch_bytes, std::move(run)});
+    layer_of_stage_.push_back(layers_);
   }
 
   void layer() {
@@ -234,8 +239,9 @@ class Run {
     const size_t to = maps_.size() - 1;
     places_.push_back([this, g, to] { g->out = at(to); });
     const StemTable& table = LITESEG_CHOOSE(stem_table);
-    phase(n_ * g->oh, g->ow * g->hidden * (9 * g->c + 9 + g->co), table.scratch_bytes(*g),
-          [g, &table](int64_t begin, int64_t end, char* scratch) { table.run(*g, begin, end, scratch); });
+    stage(n_ * g->oh, table.scratch_bytes(*g), [g, &table](int64_t begin, int64_t end, char* scratch, bool fresh) {
+      table.run(*g, begin, end, scratch, fresh);
+    });
   }
 
   void inverted_residual() {
@@ -271,7 +277,7 @@ class Run {
     g->xs = {g->h * g->w * g->c, 1, g->w * g->c, g->c};
     g->os = {g->oh * g->ow * g->co, 1, g->ow * g->co, g->co};
     const int64_t plane = g->oh * g->ow;
-    g->tile = tile_pixels(g->hidden, n_ * plane, 48);
+    g->tile = balanced_tile(tile_pixels(g->hidden, n_ * plane, 48), n_, plane);
     add_map(g->co, g->oh, g->ow);
     const size_t to = maps_.size() - 1;
     places_.push_back([this, g, from, to] {
@@ -279,9 +285,10 @@ class Run {
       g->out = at(to);
     });
     const InvertedResidualTable& table = LITESEG_CHOOSE(inverted_residual_table);
-    phase(n_ * div_up(plane, g->tile), g->tile * g->hidden * ((expands ? g->c * g->sh * g->sw : 0) + 9 + g->co),
-          table.scratch_bytes(*g),
-          [g, &table](int64_t begin, int64_t end, char* scratch) { table.run[kFloat](*g, begin, end, scratch); });
+    stage(n_ * div_up(plane, g->tile), table.scratch_bytes(*g),
+          [g, &table](int64_t begin, int64_t end, char* scratch, bool fresh) {
+            table.run[kFloat](*g, begin, end, scratch, fresh);
+          });
   }
 
   void pyramid() {
@@ -336,7 +343,7 @@ class Run {
     constexpr int64_t most_groups = 4;
     g->group_channels = round_up(div_up(g->channels, most_groups), 32);
     g->groups = div_up(g->channels, g->group_channels);
-    g->tile = std::min<int64_t>(48, pixels);
+    g->tile = std::min(balanced_tile(48, n_, pixels), pixels);
     const auto partial = temporary(n_ * g->groups * g->count * pixels * f);
     const auto reduced = temporary(n_ * g->count * pixels * f);
     const auto pool_partial = temporary(n_ * g->groups * panels(f));
@@ -353,12 +360,12 @@ class Run {
     });
     const PyramidTable& table = LITESEG_CHOOSE(pyramid_table);
     const int64_t scratch = table.scratch_bytes(*g);
-    phase(n_ * g->groups, pixels * g->group_channels * (g->count * f + (has_last ? g->c : 0)), scratch,
-          [g, &table](int64_t begin, int64_t end, char* memory) { table.sum(*g, begin, end, memory); });
-    phase(n_ * (g->count + 1), 16 * g->groups * pixels * f, scratch,
-          [g, &table](int64_t begin, int64_t end, char* memory) { table.reduce(*g, begin, end, memory); });
-    phase(n_ * div_up(pixels, g->tile), 2 * g->tile * g->count * f * f, scratch,
-          [g, &table](int64_t begin, int64_t end, char* memory) { table.project(*g, begin, end, memory); });
+    stage(n_ * g->groups, scratch,
+          [g, &table](int64_t begin, int64_t end, char* memory, bool) { table.sum(*g, begin, end, memory); });
+    stage(n_ * (g->count + 1), scratch,
+          [g, &table](int64_t begin, int64_t end, char* memory, bool) { table.reduce(*g, begin, end, memory); });
+    stage(n_ * div_up(pixels, g->tile), scratch,
+          [g, &table](int64_t begin, int64_t end, char* memory, bool) { table.project(*g, begin, end, memory); });
   }
 
   void decoder() {
@@ -412,8 +419,9 @@ class Run {
       }
     });
     const DecoderTable& table = LITESEG_CHOOSE(decoder_table);
-    phase(n_ * g->oh, g->ow * ((c + g->f1) * 9 + c * g->f1 + g->f1 * g->f2 + g->f2 * g->k), table.scratch_bytes(*g),
-          [g, &table](int64_t begin, int64_t end, char* scratch) { table.run(*g, begin, end, scratch); });
+    stage(n_ * g->oh, table.scratch_bytes(*g), [g, &table](int64_t begin, int64_t end, char* scratch, bool fresh) {
+      table.run(*g, begin, end, scratch, fresh);
+    });
   }
 
   // the network's output: logits as they are, or labels at the size asked for
@@ -446,8 +454,8 @@ class Run {
     maps_[from].last_use = layers_;
     places_.push_back([this, g, from] { g->logits = at(from); });
     const UpsampleArgmaxTable& table = LITESEG_CHOOSE(upsample_argmax_table);
-    phase(n_ * g->oh, g->k * (g->ow + g->w), table.scratch_bytes(*g),
-          [g, &table](int64_t begin, int64_t end, char* scratch) { table.run[kFloat](*g, begin, end, scratch); });
+    stage(n_ * g->oh, table.scratch_bytes(*g),
+          [g, &table](int64_t begin, int64_t end, char* scratch, bool) { table.run[kFloat](*g, begin, end, scratch); });
     ++layers_;
   }
 
@@ -496,7 +504,8 @@ class Run {
   std::vector<Map> maps_;
   std::vector<Block> temporaries_;
   std::vector<std::function<void()>> places_;
-  std::vector<Phase> phases_;
+  std::vector<Stage> stages_;
+  std::vector<int64_t> layer_of_stage_;
   std::vector<std::shared_ptr<Axis>> axes_;
 };
 

@@ -26,8 +26,9 @@ struct DecoderArgs {
 
 struct DecoderTable {
   int64_t (*scratch_bytes)(const DecoderArgs& args);
-  // output rows [begin, end) of the flattened N x oh
-  void (*run)(const DecoderArgs& args, int64_t begin, int64_t end, char* scratch);
+  // output rows [begin, end) of the flattened N x oh. Unless `fresh`, `scratch` is as the same thread's last call left
+  // it
+  void (*run)(const DecoderArgs& args, int64_t begin, int64_t end, char* scratch, bool fresh);
 };
 
 }  // namespace liteseg::cpu

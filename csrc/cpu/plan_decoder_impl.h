@@ -29,7 +29,7 @@ struct Scratch {
   ScratchLayout layout;
   int64_t ld1, ld2, ld3;  // floats of a pixel of the concatenation and of the two convolutions' outputs
   int64_t tile;
-  int64_t blend, ring1, ring2, a, b, sums;
+  int64_t blend, ring1, ring2, a, b, sums, tags1, tags2;
 
   explicit Scratch(const DecoderArgs& g) {
     ld1 = whole_vectors(g.c1 + g.c2);
@@ -42,12 +42,22 @@ struct Scratch {
     a = layout.take<float>(tile * max_i(ld1, ld2));
     b = layout.take<float>(tile * ld3);
     sums = layout.take<float>(tile * finish_stride(g.k));
+    tags1 = layout.take<int64_t>(kTaps);
+    tags2 = layout.take<int64_t>(kTaps);
   }
 };
 
 class Rows {
  public:
-  Rows(const DecoderArgs& g, const Scratch& s, char* scratch) : g_(g), s_(s), scratch_(scratch) {
+  Rows(const DecoderArgs& g, const Scratch& s, char* scratch, bool fresh)
+      : g_(g),
+        s_(s),
+        scratch_(scratch),
+        tags1_(at_offset<int64_t>(scratch, s.tags1)),
+        tags2_(at_offset<int64_t>(scratch, s.tags2)) {
+    if (!fresh) {
+      return;
+    }
     clear_tags(tags1_, kTaps);
     clear_tags(tags2_, kTaps);
     float* rings[2] = {at_offset<float>(scratch, s.ring1), at_offset<float>(scratch, s.ring2)};
@@ -135,13 +145,13 @@ class Rows {
   const DecoderArgs& g_;
   const Scratch& s_;
   char* scratch_;
-  int64_t tags1_[kTaps];
-  int64_t tags2_[kTaps];
+  int64_t* tags1_;
+  int64_t* tags2_;
 };
 
-void run(const DecoderArgs& g, int64_t begin, int64_t end, char* scratch) {
+void run(const DecoderArgs& g, int64_t begin, int64_t end, char* scratch, bool fresh) {
   const Scratch s(g);
-  Rows source(g, s, scratch);
+  Rows source(g, s, scratch, fresh);
   const DepthwiseRow geometry{s.ld2, g.ow + 2, kTaps, kTaps, 1, 0, 1, s.ld2, nullptr, cpu::kNone, 0.0f};
   const Output<float> out{g.out, g.os, nullptr, {}, g.k, g.oh, g.ow, cpu::kNone, 0.0f};
   float* a = at_offset<float>(scratch, s.a);

@@ -23,8 +23,9 @@ struct StemArgs {
 
 struct StemTable {
   int64_t (*scratch_bytes)(const StemArgs& args);
-  // output rows [begin, end) of the flattened N x Ho
-  void (*run)(const StemArgs& args, int64_t begin, int64_t end, char* scratch);
+  // output rows [begin, end) of the flattened N x Ho. Unless `fresh`, `scratch` is as the same thread's last call left
+  // it
+  void (*run)(const StemArgs& args, int64_t begin, int64_t end, char* scratch, bool fresh);
 };
 
 }  // namespace liteseg::cpu

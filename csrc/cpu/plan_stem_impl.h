@@ -28,7 +28,7 @@ struct Scratch {
   int64_t input_row;  // floats of one copied row of x
   int64_t dense_row;
   int64_t tile;
-  int64_t a, input, dense;
+  int64_t a, input, dense, input_tags, dense_tags;
 
   explicit Scratch(const StemArgs& g) {
     ldh = div_up(g.hidden, Vec::width) * Vec::width;
@@ -39,6 +39,8 @@ struct Scratch {
     a = layout.take<float>(tile * ldh);
     input = layout.take<float>((kTaps + 1) * input_row);
     dense = layout.take<float>(kTaps * dense_row);
+    input_tags = layout.take<int64_t>(kTaps);
+    dense_tags = layout.take<int64_t>(kTaps);
   }
 };
 
@@ -113,12 +115,19 @@ void fill_zero(float* p, int64_t count) {
 
 class Rows {
  public:
-  Rows(const StemArgs& g, const Scratch& s, char* scratch)
-      : g_(g), s_(s), input_(at_offset<float>(scratch, s.input)), dense_(at_offset<float>(scratch, s.dense)) {
-    clear_tags(input_tags_, kTaps);
-    clear_tags(dense_tags_, kTaps);
-    fill_zero(input_, (kTaps + 1) * s.input_row);
-    fill_zero(dense_, kTaps * s.dense_row);
+  Rows(const StemArgs& g, const Scratch& s, char* scratch, bool fresh)
+      : g_(g),
+        s_(s),
+        input_(at_offset<float>(scratch, s.input)),
+        dense_(at_offset<float>(scratch, s.dense)),
+        input_tags_(at_offset<int64_t>(scratch, s.input_tags)),
+        dense_tags_(at_offset<int64_t>(scratch, s.dense_tags)) {
+    if (fresh) {
+      clear_tags(input_tags_, kTaps);
+      clear_tags(dense_tags_, kTaps);
+      fill_zero(input_, (kTaps + 1) * s.input_row);
+      fill_zero(dense_, kTaps * s.dense_row);
+    }
   }
   // row y of the dense map, its zero column first
   const float* dense(int64_t n, int64_t y) {
@@ -168,13 +177,13 @@ class Rows {
   const Scratch& s_;
   float* input_;
   float* dense_;
-  int64_t input_tags_[kTaps];
-  int64_t dense_tags_[kTaps];
+  int64_t* input_tags_;
+  int64_t* dense_tags_;
 };
 
-void run(const StemArgs& g, int64_t begin, int64_t end, char* scratch) {
+void run(const StemArgs& g, int64_t begin, int64_t end, char* scratch, bool fresh) {
   const Scratch s(g);
-  Rows source(g, s, scratch);
+  Rows source(g, s, scratch, fresh);
   float* a = at_offset<float>(scratch, s.a);
   const DepthwiseRow geometry{
       g.hidden, g.ow + 2, kTaps, kTaps, 1, 0, 1, s.ldh, g.depthwise_bias, g.depthwise_activation, 0.0f};
