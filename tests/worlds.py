@@ -3,6 +3,8 @@
 interpreter   Triton kernels on CPU tensors, in Triton's interpreter under `tests.interpreter_shim`
 emulator      CUDA kernels on CPU tensors, compiled against the emulation headers of tests/emulator
 gpu           whatever the library prefers on a CUDA device
+gpu-triton    Triton kernels on a CUDA device
+gpu-cuda      CUDA kernels on a CUDA device
 cpu           the compiled CPU kernels
 reference     plain PyTorch, in float64 too
 
@@ -77,8 +79,8 @@ def _interpreter_missing() -> str:
 def _gpu_missing() -> str:
     if not torch.cuda.is_available():
         return "no CUDA device"
-    if "triton" in sys.modules and _interpreted():
-        return "triton was imported with TRITON_INTERPRET=1 in this process"
+    if os.environ.get("TRITON_INTERPRET") == "1" or ("triton" in sys.modules and _interpreted()):
+        return "this process interprets Triton kernels: run the gpu tests alone, with -m gpu"
     return ""
 
 
@@ -94,6 +96,8 @@ WORLDS = {
     "interpreter": ("triton", "cpu", HALF_TOO, _interpreter_missing),
     "emulator": ("cuda", "cpu", HALF_TOO, _emulator_missing),
     "gpu": ("auto", "cuda", HALF_TOO, _gpu_missing),
+    "gpu-triton": ("triton", "cuda", HALF_TOO, _gpu_missing),
+    "gpu-cuda": ("cuda", "cuda", HALF_TOO, _gpu_missing),
     "cpu": ("cpu", "cpu", HALF_TOO, _cpu_missing),
     "reference": ("reference", "cpu", (*HALF_TOO, torch.float64), lambda: ""),
 }
