@@ -25,7 +25,7 @@ from .suite import (
 F = lk.functional
 
 
-def oracle(
+def before_activation(
     x: Tensor,
     atrous: Sequence[Sequence[Tensor]],
     pool: Sequence[Tensor],
@@ -51,7 +51,11 @@ def oracle(
         maps.append(tf.relu(branch))
     pooled = tf.relu(tf.conv2d(x.mean((2, 3), keepdim=True), *pool))
     maps.append(pooled.expand(-1, -1, *x.shape[2:]))
-    return tf.relu(tf.conv2d(torch.cat(maps, 1), torch.cat((*weights, project[0]), 1), project[1]))
+    return tf.conv2d(torch.cat(maps, 1), torch.cat((*weights, project[0]), 1), project[1])
+
+
+def oracle(**arguments: Any) -> Tensor:
+    return tf.relu(before_activation(**arguments))
 
 
 def tensors(
@@ -107,6 +111,7 @@ CASES = [
     case("plain alone", 1, 3, 5, 4, 4, (1, 2, 3, 4), deeper=False, direct=False),
     case("rates beyond the map, other output channels", 1, 5, 3, 4, 4, (9, 20), out=7),
     case("31 channels", 1, 31, 3, 3, 5, (2,)),
+    case("deeper at four rates", 1, 2, 3, 4, 2, (1, 2, 3, 4)),
     case("batch 0", 0, 4, 5, 6, 3, (3, 6)),
     case("LiteSeg's at 12 x 20", 1, 320, 12, 20, 96, (3, 6, 9), slow=True),
     case("ASPP, 31 x 33, batch 2", 2, 96, 31, 33, 24, (6, 12, 18), deeper=False, point=True, direct=False, slow=True),
@@ -121,7 +126,7 @@ def test_forward(world_name: str, case: Case) -> None:
 
 @parametrise("daspp", CASES, also="daspp_backward")
 def test_backward(world_name: str, case: Case) -> None:
-    check_backward(F.daspp, oracle, world_name, case, maps=("x",))
+    check_backward(F.daspp, oracle, world_name, case, maps=("x",), before_activation=before_activation)
 
 
 def _small(grad: bool = False, **options: bool) -> dict[str, Any]:
