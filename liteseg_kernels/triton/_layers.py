@@ -32,11 +32,10 @@ from ._common import (
     tile_position,
     width_class,
 )
-from ._separable import config as separable_config
 from ._separable import depthwise_tile, gradient_tile
 from ._separable_backward import split_sum
 
-# (pass, dtype class, least output channels of a group) -> tile. Registers: benchmarks/results/aot.csv; not timed yet.
+# (pass, dtype class, least channels written, of a group) -> tile. Registers: benchmarks/results/aot.csv; not timed yet.
 _CONFIGS = {
     ("product", "half", 16): Tile(8, 16, 32, 16, 4, 1),
     ("product", "half", 32): Tile(8, 8, 32, 32, 4, 1),
@@ -48,6 +47,8 @@ _CONFIGS = {
     ("weight", "half", 128): Tile(8, 8, 32, 128, 8, 1),
     ("weight", "single", 32): Tile(4, 8, 16, 32, 4, 1),
     ("weight", "single", 128): Tile(4, 8, 16, 128, 8, 1),
+    ("depthwise", "half", 64): Tile(4, 8, 1, 64, 4, 1),
+    ("depthwise", "single", 64): Tile(4, 8, 1, 64, 4, 1),
 }
 
 
@@ -335,7 +336,7 @@ def depthwise(
     n, c, h, w = x.shape
     ho, wo = out.shape[2:]
     kh, kw = weight.shape[2:]
-    tile = separable_config("input", x.dtype, c)
+    tile = config("depthwise", x.dtype, c)
     depthwise_kernel[
         n * triton.cdiv(ho, tile.height) * triton.cdiv(wo, tile.width), triton.cdiv(c, tile.outer)
     ](

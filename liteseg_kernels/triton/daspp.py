@@ -60,7 +60,7 @@ _CONFIGS = {
     ("first", "single", 32): Tile(4, 4, 16, 32, 4, 1),
     ("first", "single", 128): Tile(4, 4, 16, 128, 8, 1),
     ("project", "half", 32): Tile(4, 4, 16, 32, 4, 1),
-    ("project", "half", 128): Tile(4, 4, 16, 128, 8, 1),
+    ("project", "half", 128): Tile(4, 4, 16, 128, 4, 1),
     ("project", "single", 32): Tile(4, 4, 16, 32, 4, 1),
     ("project", "single", 128): Tile(4, 4, 16, 128, 8, 1),
     ("collect", "half", 32): Tile(4, 8, 1, 32, 4, 1),
@@ -98,15 +98,15 @@ def _first_layer(
 ):
     value = center
     if depthwise is not None:
-        value = center * tl.load(depthwise + c * 9 + 4, mask=c < C, other=0.0).to(tl.float32)[None, :]
-        for tap in tl.static_range(9):
-            if tap != 4:
-                oy = y + (tap // 3 - 1) * rate
-                ox = x + (tap % 3 - 1) * rate
-                inside = (oy >= 0) & (oy < H) & (ox >= 0) & (ox < W)
-                pointers = image + offsets(oy, ox, c, x_strides, WIDE)
-                v = tl.load(pointers, mask=inside[:, None] & (c < C)[None, :], other=0.0).to(tl.float32)
-                value += v * tl.load(depthwise + c * 9 + tap, mask=c < C, other=0.0).to(tl.float32)[None, :]
+        value = tl.zeros(center.shape, tl.float32)
+        # not unrolled: the taps of all branches at once would not fit the registers
+        for tap in range(9):
+            oy = y + (tap // 3 - 1) * rate
+            ox = x + (tap % 3 - 1) * rate
+            inside = (oy >= 0) & (oy < H) & (ox >= 0) & (ox < W)
+            pointers = image + offsets(oy, ox, c, x_strides, WIDE)
+            v = tl.load(pointers, mask=inside[:, None] & (c < C)[None, :], other=0.0).to(tl.float32)
+            value += v * tl.load(depthwise + c * 9 + tap, mask=c < C, other=0.0).to(tl.float32)[None, :]
     w = tl.load(weight + o[None, :] * C + c[:, None], mask=(c < C)[:, None] & (o < width)[None, :], other=0.0)
     return tl.dot(value.to(w.dtype), w, acc, input_precision=PRECISION)
 
@@ -153,8 +153,8 @@ def daspp_first_kernel(
         center = tl.load(pointers, mask=inside[:, None] & (c < C)[None, :], other=0.0).to(tl.float32)
         if sums is not None:
             if tl.program_id(1) == 0:
-                pointers = sums + (tile.to(tl.int64) * N + n) * C + c
-                tl.store(pointers, tl.sum(center, 0), mask=c < C)
+                row = sums + (tile.to(tl.int64) * N + n) * C
+                tl.store(row + c, tl.sum(center, 0), mask=c < C)
         updated = ()
         for slot in tl.static_range(SLOTS):
             acc = _first_layer(
@@ -177,10 +177,10 @@ def daspp_first_kernel(
 
 
 @triton.jit
-def _summed(parts, size, pointers, mask, SPLITS: tl.constexpr):
-    total = tl.load(parts + pointers, mask=mask, other=0.0)
+def _summed(parts, size, index, mask, SPLITS: tl.constexpr):
+    total = tl.load(parts + index, mask=mask, other=0.0)
     for part in tl.static_range(1, SPLITS):
-        total += tl.load(parts + part * size + pointers, mask=mask, other=0.0)
+        total += tl.load(parts + part * size + index, mask=mask, other=0.0)
     return total
 
 
@@ -307,15 +307,15 @@ def daspp_project_kernel(
     mask = inside[:, None] & (o < CO)[None, :]
     if direct is not None:
         size = tl.cast(N, tl.int64) * H * W * WIDTH
-        pointers = n * H * W * WIDTH + offsets(oy, ox, o, (0, 1, W * WIDTH, WIDTH), WIDE)
-        acc += _summed(direct, size, pointers, mask, SPLITS)
+        pixels = n * H * W * WIDTH + offsets(oy, ox, o, (0, 1, W * WIDTH, WIDTH), WIDE)
+        acc += _summed(direct, size, pixels, mask, SPLITS)
     # the pooled branch is the same at every pixel
     shift = tl.load(bias + o, mask=o < CO, other=0.0).to(tl.float32)
     for first in range(0, F, BLOCK_C):
         f = first + tl.arange(0, BLOCK_C)
         value = tl.load(pooled + n * F + f, mask=f < F, other=0.0)
-        pointers = rows[None, :] + MAPS * F + f[:, None]
-        w = tl.load(pointers, mask=(f < F)[:, None] & (o < CO)[None, :], other=0.0)
+        columns = rows[None, :] + MAPS * F + f[:, None]
+        w = tl.load(columns, mask=(f < F)[:, None] & (o < CO)[None, :], other=0.0)
         shift += tl.sum(w.to(tl.float32) * value[:, None], 0)
     acc = activate(acc + shift[None, :], 1, 0.0)
     pointers = out + n * o_strides[0] + offsets(oy, ox, o, o_strides, WIDE)

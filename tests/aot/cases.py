@@ -17,6 +17,10 @@ TABLES = {
     "upsample_argmax": "upsample_argmax",
     "upsample_concat": "upsample_concat",
     "upsample_cross_entropy": "upsample_cross_entropy",
+    "layers": "_layers",
+    "shuffle_unit": "shuffle_unit",
+    "daspp": "daspp",
+    "preprocess": "preprocess",
 }
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -108,6 +112,65 @@ def _upsample_cross_entropy(options: tuple[Any, ...], channels_last: bool) -> Ca
     return Case("upsample_cross_entropy", f"19 {layout} weighted={weighted} smoothing={smoothing}", call)
 
 
+def _inverted_residual_backward(c: int, ratio: int, o: int, height: int, width: int, stride: int = 1) -> Case:
+    def call(dtype: torch.dtype) -> None:
+        ops = importlib.import_module("liteseg_kernels.triton.inverted_residual")
+        m = c * ratio
+        expand = (_vector(dtype, m, c, 1, 1), _vector(dtype, m)) if ratio > 1 else (None, None)
+        ops.backward(
+            *(_map(dtype, 1, o, height // stride, width // stride), _map(dtype, 1, c, height, width), *expand),
+            *(_vector(dtype, m, 1, 3, 3), _vector(dtype, m), _vector(dtype, o, m, 1, 1), [stride] * 2, [1, 1], 2, 0.0),
+            *(stride == 1 and c == o, [True] * 7),
+        )
+
+    return Case("layers", f"inverted residual {c}->{c * ratio}->{o} stride {stride} training", call)
+
+
+def _shuffle_unit(c: int, b: int, d: int, height: int, width: int, first_groups: int = 8, stride: int = 1) -> Case:
+    def call(dtype: torch.dtype) -> None:
+        ops = importlib.import_module("liteseg_kernels.triton.shuffle_unit")
+        x, concat = _map(dtype, 1, c, height, width), stride > 1
+        weights = [
+            *(_vector(dtype, b, c // first_groups, 1, 1), _vector(dtype, b), _vector(dtype, b, 1, 3, 3)),
+            *(_vector(dtype, b), _vector(dtype, d, b // 8, 1, 1)),
+        ]
+        geometry = (8, [stride] * 2, [1, 1], concat)
+        out = ops.forward(x, *weights, _vector(dtype, d), *geometry)
+        ops.backward(torch.empty_like(out), x, *weights, out, *geometry, [True] * 7)
+
+    return Case("shuffle_unit", f"{c}->{b}->{d} stride {stride} training", call)
+
+
+def _daspp(c: int, filters: int, height: int, width: int, deeper: bool) -> Case:
+    def call(dtype: torch.dtype) -> None:
+        ops = importlib.import_module("liteseg_kernels.triton.daspp")
+        x, rates, branches = _map(dtype, 1, c, height, width), [3, 6, 9], 4 if deeper else 5
+
+        def separable(channels: int, count: int) -> list[list[Tensor]]:
+            shapes = ((channels, 1, 3, 3), (filters, channels, 1, 1), (filters,))
+            return [[_vector(dtype, *shape) for _ in range(count)] for shape in shapes]
+
+        point = (None, None) if deeper else (_vector(dtype, filters, c, 1, 1), _vector(dtype, filters))
+        weights = [
+            *(_vector(dtype, filters, c, 1, 1), *point, *separable(c, 3), *separable(filters, 3 if deeper else 0)),
+            *(_vector(dtype, filters, c, 1, 1), _vector(dtype, filters)),
+            _vector(dtype, filters, branches * filters, 1, 1),
+        ]
+        out = ops.forward(x, *weights, _vector(dtype, filters), rates)
+        ops.backward(torch.empty_like(out), x, *weights, out, rates)
+
+    return Case("daspp", f"{c}->{filters} {'deeper' if deeper else 'plain'} training", call)
+
+
+def _preprocess(channels_last: bool) -> Case:
+    def call(dtype: torch.dtype) -> None:
+        ops = importlib.import_module("liteseg_kernels.triton.preprocess")
+        image = _vector(torch.uint8, 1, 1024, 2048, 3)
+        ops.forward(image, (512, 1024), [0.5] * 3, [0.2] * 3, dtype, channels_last)
+
+    return Case("preprocess", f"3 {'nhwc' if channels_last else 'nchw'}", call)
+
+
 def cases() -> Iterator[Case]:
     """Every case; together they reach every row of every launch table."""
     yield _separable(120, 96, 256, 512, activation=1, training=False)
@@ -131,3 +194,15 @@ def cases() -> Iterator[Case]:
     yield _upsample_concat(96, 24, False)
     yield _upsample_cross_entropy((False, 0.0), True)
     yield _upsample_cross_entropy((True, 0.1), False)
+    yield _inverted_residual_backward(16, 6, 24, 512, 1024, stride=2)
+    yield _inverted_residual_backward(32, 1, 16, 512, 1024)
+    yield _inverted_residual_backward(96, 6, 96, 64, 128)
+    yield _shuffle_unit(24, 96, 360, 256, 512, first_groups=1, stride=2)
+    yield _shuffle_unit(384, 96, 384, 128, 256)
+    yield _shuffle_unit(1536, 384, 1536, 32, 64)
+    yield _shuffle_unit(128, 32, 128, 128, 256)
+    yield _daspp(1280, 96, 32, 64, True)
+    yield _daspp(1024, 96, 64, 128, False)
+    yield _daspp(320, 32, 32, 64, True)
+    yield _preprocess(True)
+    yield _preprocess(False)
