@@ -28,8 +28,14 @@ def _report(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     "arguments",
     [
         pytest.param(("--target", "90", "--dtype", "float16"), id="sm_90 float16"),
-        pytest.param(("--target", "90", "--dtype", "float32"), id="sm_90 float32"),
-        pytest.param(("--target", "80", "--dtype", "bfloat16", "--kernel", "inverted_residual"), id="sm_80 bfloat16"),
+        pytest.param(
+            ("--target", "90", "--dtype", "float32", "--kernel", "separable_conv2d"),
+            id="sm_90 float32 separable_conv2d",
+        ),
+        pytest.param(
+            ("--target", "80", "--dtype", "bfloat16", "--kernel", "inverted_residual"),
+            id="sm_80 bfloat16 inverted_residual",
+        ),
     ],
 )
 def test_every_configuration_compiles_within_the_limits(tmp_path: Path, arguments: tuple[str, ...]) -> None:
@@ -37,10 +43,11 @@ def test_every_configuration_compiles_within_the_limits(tmp_path: Path, argument
     done = _report(tmp_path, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = list(csv.DictReader((tmp_path / "aot.csv").open()))
-    assert {row["kernel"] for row in rows} >= {"inverted_residual_fwd_kernel"} or "float32" in arguments
+    assert len(rows) >= 5
     if "float16" in arguments:
-        forward = [row for row in rows if row["kernel"] == "separable_conv2d_fwd_kernel"]
-        assert any(int(row["wide_loads"]) for row in forward), "no 16-byte load is left in separable_conv2d"
+        # eight times as many loads, where the divisibility of channels and strides gets lost on its way to the compiler
+        for kernel in ("separable_conv2d_bwd_hidden_kernel", "upsample_concat_fwd_kernel"):
+            assert any(int(row["wide_loads"]) for row in rows if row["kernel"] == kernel), f"{kernel}: no 16-byte load"
 
 
 def test_limits_name_what_is_over_them() -> None:
