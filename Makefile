@@ -3,6 +3,7 @@
 #   make test    the whole test suite; PYTEST_ARGS="-k argmax --quick" for less
 #   make lint    every check of .pre-commit-config.yaml
 #   make bench   the benchmarks
+#   make gpu-day everything that needs a CUDA GPU, measured and checked; SECTIONS="build parity", GPU_DAY_ARGS=--dry-run
 #   make build   (re)build the compiled kernels only
 #   make clean   remove what the others made, .venv included
 
@@ -13,6 +14,8 @@ TRITON ?= 3.9.0
 VENV ?= .venv
 OUT ?= demo_out
 PYTEST_ARGS ?=
+SECTIONS ?=
+GPU_DAY_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -22,7 +25,10 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 SHOW_LIBRARIES = @$(BIN)/python -m liteseg_kernels.info | grep '^library'
 TORCH_STAMP := $(VENV)/stamp-torch-$(TORCH)
 
-.PHONY: demo test lint bench build clean
+# GPU machines bring a torch of their own, and often no way to fetch another
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+
+.PHONY: demo test lint bench gpu-day build clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/stamp-run
@@ -36,6 +42,9 @@ lint: $(VENV)/stamp-dev
 
 bench: $(VENV)/stamp-dev
 	$(BIN)/python -m pytest benchmarks $(PYTEST_ARGS)
+
+gpu-day:
+	$(GPU_PYTHON) -m benchmarks.gpu_day $(SECTIONS) $(GPU_DAY_ARGS)
 
 build: $(VENV)/stamp-run
 	$(BIN)/python setup.py build_ext --inplace

@@ -21,6 +21,7 @@ from torch import Tensor
 import liteseg
 import liteseg_kernels as lk
 from liteseg.predict import segment
+from liteseg_kernels import _dispatch
 
 from . import shapes
 from .day import Day
@@ -33,18 +34,21 @@ TRAINED = ("upsample_concat", "upsample_cross_entropy")
 
 
 # what Triton's interpreter runs in seconds at the sizes of a dry run
-INTERPRETED = ("preprocess", "upsample_concat", "upsample_argmax", "upsample_cross_entropy")
+INTERPRETED = ("preprocess", "upsample_concat", "upsample_argmax")
 
 
 def backends(day: Day, op: str | None = None) -> tuple[str, ...]:
-    """Triton and CUDA; in a dry run the CUDA kernels come from the emulator, where a compiler can build it, and Triton
-    runs what its interpreter is fast enough for."""
-    if not day.dry:
-        return "triton", "cuda"
-    from tests.emulator.build import load
+    """Triton and CUDA, those that have a kernel for `op`. In a dry run the CUDA kernels come from the emulator, where a
+    compiler can build it, and Triton runs what its interpreter is fast enough for."""
+    names = [name for name in ("triton", "cuda") if op is None or name in _dispatch._registry[op]]
+    if day.dry:
+        from tests.emulator.build import load
 
-    names = ("triton",) if op is None or op in INTERPRETED else ()
-    return (*names, "cuda") if load() is None else names
+        if op is not None and op not in INTERPRETED and "triton" in names:
+            names.remove("triton")
+        if load() is not None and "cuda" in names:
+            names.remove("cuda")
+    return tuple(names)
 
 
 def _layers(day: Day) -> Iterator[tuple[shapes.Layer, bool]]:

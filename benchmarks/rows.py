@@ -75,7 +75,7 @@ class Row:
     """
 
     key: dict[str, str]
-    run: Callable[[], Values]
+    run: Callable[[], Values] = field(repr=False)
     rank: float = 0.0
     cost: float = 2.0
     limit: float = 60.0
@@ -89,12 +89,13 @@ class Row:
 
 @dataclass
 class Outcome:
-    """How a section went: number of rows by status, and what was left for lack of time."""
+    """How a section went: number of rows by status, those left for lack of time among them, and the first of these."""
 
     ok: int = 0
     failed: int = 0
     skipped: int = 0
-    left: list[str] = field(default_factory=list)
+    left: int = 0
+    first_left: list[str] = field(default_factory=list)
 
 
 def _digest(paths: Iterable[Path]) -> str:
@@ -230,23 +231,38 @@ class Sheet:
         append(self.path, self.columns, {**row_key, **values})
 
 
-def run_rows(rows: Iterable[Row], sheet: Sheet, deadline: float, since: str) -> Outcome:
-    """Run what is not known yet, best rank first, until `deadline` (seconds since the epoch)."""
-    ordered = sorted(rows, key=lambda row: row.rank)
+def run_rows(
+    rows: Iterable[Row], sheet: Sheet, deadline: float, since: str, progress: Callable[[Outcome], None]
+) -> list[str]:
+    """Run what is not known yet, best rank first, until `deadline` (seconds since the epoch); the names of the rows
+    left over. `progress` is told the outcome so far, with everything still to come as left."""
     done = known(sheet.path, sheet.key, since)
     outcome = Outcome()
-    for row in ordered:
-        key = tuple(row.key.get(name, "") for name in sheet.key)
-        status = done.get(key)
-        if status is None or row.always:
-            if time.time() + row.cost > deadline:
-                outcome.left.append(row.name)
-                continue
-            status = run_row(row, sheet)
+
+    def count(status: str) -> None:
         outcome.ok += status == "ok"
         outcome.skipped += status == "skipped"
         outcome.failed += status not in ("ok", "skipped")
-    return outcome
+
+    open_rows = []
+    for row in sorted(rows, key=lambda row: row.rank):
+        status = done.get(tuple(row.key.get(name, "") for name in sheet.key))
+        if status is None or row.always:
+            open_rows.append(row)
+        else:
+            count(status)
+    left: list[str] = []
+    for index, row in enumerate(open_rows):
+        ahead = [other.name for other in open_rows[index : index + 3]]
+        outcome.left, outcome.first_left = len(left) + len(open_rows) - index, (left + ahead)[:3]
+        progress(outcome)
+        if time.time() + row.cost > deadline:
+            left.append(row.name)
+        else:
+            count(run_row(row, sheet))
+    outcome.left, outcome.first_left = len(left), left[:3]
+    progress(outcome)
+    return left
 
 
 def run_row(row: Row, sheet: Sheet) -> str:

@@ -104,20 +104,32 @@ def ops(day: Day) -> Iterator[Row]:
     size_rank = {size: (0.0 if size in (day.sizes[0], day.sizes[-1]) else 2.0) for size in day.sizes}
     batch_rank = dict(zip(day.batches, (0.0, 1.5, 3.0), strict=False))
     dtype_rank = dict(zip(day.dtypes, (0.0, 2.5, 3.5), strict=False))
-    ours = tuple(f"liteseg {backend}" for backend in backends(day))
     for size in day.sizes:
-        seen = set()
-        for network_rank, network in enumerate(day.networks):
-            for layer in (*shapes.inference(network, size), *shapes.training(network, size)):
-                if layer.call in seen:
-                    continue
-                seen.add(layer.call)
-                for batch in day.batches:
-                    for dtype in day.dtypes:
-                        rank = network_rank * 0.5 + size_rank[size] + batch_rank[batch] + dtype_rank[dtype]
-                        for provider in (*ours, EAGER, EAGER_LAST, COMPILED):
-                            for full in (False, True) if layer.call.op in TRAINED else (False,):
+        for network_rank, layer in _op_layers(day, size):
+            op = layer.call.op
+            ours = [f"liteseg {backend}" for backend in backends(day, op)]
+            # one compiled row is enough to see that the way is open
+            plain = (EAGER, EAGER_LAST, COMPILED) if not day.dry or op == "upsample_argmax" else (EAGER, EAGER_LAST)
+            for batch_place, batch in enumerate(day.batches):
+                for dtype_place, dtype in enumerate(day.dtypes):
+                    rank = network_rank * 0.5 + size_rank[size] + batch_rank[batch] + dtype_rank[dtype]
+                    for provider in (*ours, *plain):
+                        for full in (False, True) if op in TRAINED else (False,):
+                            if _tried(day, provider, batch_place, dtype_place):
                                 yield _op_row(day, layer, batch, dtype, provider, full, rank)
+
+
+def _op_layers(day: Day, size: tuple[int, int]) -> Iterator[tuple[int, shapes.Layer]]:
+    """(place of its network, layer) of all layers at a size, equal calls of several networks once."""
+    if day.dry:
+        yield from ((0, layer) for layer in shapes.one_of_each(day.networks, size, geometry=False))
+        return
+    seen = set()
+    for place, network in enumerate(day.networks):
+        for layer in (*shapes.inference(network, size), *shapes.training(network, size)):
+            if layer.call not in seen:
+                seen.add(layer.call)
+                yield place, layer
 
 
 def _op_row(
@@ -170,6 +182,12 @@ def _op(day: Day, call: shapes.Call, dtype: torch.dtype, provider: str, full: bo
 # --- networks
 
 
+def _tried(day: Day, provider: str, *off: int) -> bool:
+    """Whether a dry run takes a row: `off` are its positions on the axes of the grid, and one axis may be left. What
+    compiling costs is paid once."""
+    return not day.dry or sum(position > 0 for position in off) <= (0 if provider.startswith(COMPILED) else 1)
+
+
 def networks(day: Day) -> Iterator[Row]:
     """Whole networks, picture to labels and input to full-size logits; batch 1 by the paper's protocol."""
     ours = [provider for provider in OURS_NETWORK if not day.dry or provider == "liteseg auto"]
@@ -182,8 +200,10 @@ def networks(day: Day) -> Iterator[Row]:
                     for mode_rank, mode in enumerate(("labels", "logits")):
                         rank = network_rank + size_rank[size] + 1.5 * batch_rank + 2 * dtype_rank + 2.5 * mode_rank
                         for provider in (*graphed, *ours, EAGER, EAGER_LAST, COMPILED, f"{COMPILED} graph"):
+                            if not _tried(day, provider, network_rank, batch_rank, dtype_rank, mode_rank):
+                                continue
                             yield _network_row(day, network, size, batch, dtype, mode, provider, rank)
-    for provider in ("liteseg auto", EAGER_LAST, COMPILED):
+    for provider in ("liteseg auto", EAGER_LAST, *(() if day.dry else (COMPILED,))):
         for network in day.networks[:1]:
             for size in {day.sizes[0]: 0, day.sizes[-1]: 0}:
                 key = _network_key(network, provider, "profile", size, 1, day.dtype_name(day.dtypes[0]))
@@ -395,7 +415,7 @@ def training(day: Day) -> Iterator[Row]:
     """A training step: forward, loss, backward and SGD, under autocast; ours against eager and compiled PyTorch."""
     settings = [((352, 480), 8), ((512, 1024), 8), ((768, 768), 16)] if not day.dry else [((32, 48), 2)]
     precisions = [torch.bfloat16, torch.float16, torch.float32] if not day.dry else [torch.bfloat16]
-    for network_rank, network in enumerate(day.networks):
+    for network_rank, network in enumerate(day.networks[:1] if day.dry else day.networks):
         for setting_rank, (size, batch) in enumerate(settings):
             for precision_rank, dtype in enumerate(precisions):
                 for provider in ("liteseg auto", EAGER, EAGER_LAST, COMPILED):

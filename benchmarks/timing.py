@@ -61,14 +61,14 @@ def best_launch(call: Callable[[], Any], device: str) -> tuple[Callable[[], Any]
     """
     call()
     synchronize(device)
+    stream = torch.cuda.current_stream() if device == "cuda" else None
     try:
         return captured(call, device)[0], "graph"
     except RuntimeError:
-        # some error of a capture that was broken off may still wait to be told
-        try:
-            synchronize(device)
-        except RuntimeError:
-            synchronize(device)
+        if stream is not None:
+            # a capture that breaks off leaves its own stream in place
+            torch.cuda.set_stream(stream)
+        synchronize(device)
         return call, "stream"
 
 
