@@ -103,7 +103,7 @@ def case(
 
 CASES = [
     case("one pixel", 1, 3, 1, 1, 2, (3, 6, 9)),
-    case("one channel, one filter, one rate", 2, 1, 3, 4, 1, (2,)),
+    case("one channel, one rate", 2, 1, 3, 4, 3, (2,)),
     case("deeper with the input", 2, 4, 5, 6, 3, (1, 3)),
     case("deeper without the input", 1, 4, 4, 5, 3, (3, 6, 9), direct=False),
     case("deeper with a 1x1 branch", 1, 3, 4, 3, 2, (2, 3), point=True),
