@@ -77,6 +77,12 @@ def segment(model: nn.Module, x: torch.Tensor, size: tuple[int, int], *, flip: b
     Returns:
         uint8 [N, H, W] on x's device, the arg max of the logits interpolated to ``size``.
     """
+    plan_for = getattr(model, "plan_for", None)
+    # a method put on the model itself, a compiled one for example, is what its owner wants to run
+    if plan_for is not None and not flip and "low_resolution_logits" not in vars(model):
+        plan = plan_for(x)
+        if plan is not None and plan.classes <= 256:
+            return plan.labels(x, size)
     logits = _logits(model, x)
     if flip:
         logits = (logits + _logits(model, x.flip(-1)).flip(-1)) / 2

@@ -109,6 +109,7 @@ class _Layer:
 
     names: list[str]
     inputs: tuple[int, ...]
+    channels: int  # of its result
     strategy = ""
 
     def write(self, out: _Writer, inputs: Sequence[int]) -> None:
@@ -460,16 +461,16 @@ class Program:
             layer: _Layer | None = None
             options = node.options
             if node.kind == "inverted_residual" and options["kernel"] == 3:
-                layer = _InvertedResidual([node.name], node.inputs, node)
+                layer = _InvertedResidual([node.name], node.inputs, node.channels, node)
             elif node.kind == "daspp":
-                layer = _Pyramid([node.name], node.inputs, None, node)
+                layer = _Pyramid([node.name], node.inputs, node.channels, None, node)
             elif node.kind == "convolution" and options["groups"] == 1:
                 block, pyramid = only(value, "inverted_residual"), only(value, "daspp")
                 if block is not None and node.inputs == (0,) and _is_stem(node, block):
-                    layer = _Stem([node.name, block.name], node.inputs, node, block)
+                    layer = _Stem([node.name, block.name], node.inputs, block.channels, node, block)
                     value = self._nodes.index(block) + 1
                 elif pyramid is not None and options["kernel"] == 1 and options["stride"] == 1:
-                    layer = _Pyramid([node.name, pyramid.name], node.inputs, node, pyramid)
+                    layer = _Pyramid([node.name, pyramid.name], node.inputs, pyramid.channels, node, pyramid)
                     value = self._nodes.index(pyramid) + 1
             elif node.kind == "upsample" and options["align_corners"]:
                 first = only(value, "separable")
@@ -477,7 +478,7 @@ class Program:
                 head = None if second is None else only(self._nodes.index(second) + 1, "convolution")
                 if first and second and head and _is_decoder(first, second, head):
                     names = [node.name, first.name, second.name, head.name]
-                    layer = _Decoder(names, node.inputs, node, first, second, head)
+                    layer = _Decoder(names, node.inputs, head.channels, node, first, second, head)
                     value = self._nodes.index(head) + 1
             if layer is None:
                 raise Unplannable(f"{node.name}: no layer of the plan covers this {node.kind}")
@@ -598,12 +599,18 @@ class Plan:
             out.packed(), torch.tensor(out.words, dtype=torch.int64), program.channels(0), tuple(layers), tuple(inputs)
         )
 
+    @property
+    def classes(self) -> int:
+        """Channels of the last layer's output."""
+        return self.layers[-1].channels
+
     def logits(self, x: Tensor) -> Tensor:
         """float32 [N, C, H, W] -> the last layer's output, float32 [N, K, h, w] in x's memory format."""
         return torch.ops.liteseg_cpu.run_plan(x, self.packed, self.program, [])
 
     def labels(self, x: Tensor, size: Sequence[int]) -> Tensor:
-        """float32 [N, C, H, W] -> uint8 [N, *size]: arg max of the logits resized bilinearly to `size`."""
+        """float32 [N, C, H, W] -> uint8 [N, *size]: arg max of the logits resized bilinearly (corners aligned) to `size`.
+        At most 256 classes."""
         return torch.ops.liteseg_cpu.run_plan(x, self.packed, self.program, list(size))
 
     def report(self, size: tuple[int, int], *, profile: bool = False, rounds: int = 20) -> PlanReport:

@@ -6,6 +6,8 @@
 // tiled.
 #pragma once
 
+#include <type_traits>
+
 #include "copy.h"
 
 namespace liteseg::LITESEG_ISA {
@@ -70,17 +72,30 @@ void gemm_block(const float* a, int64_t lda, const float* b, int64_t k_count, co
     }
   }
   const Vec slope = set1(epilogue.slope);
+  // known: the activation at compile time, and no residual; without it each vector branches on both
+  const auto finish = [&](auto known) LITESEG_INLINE_LAMBDA {
+    constexpr int fixed = decltype(known)::value;
 #pragma GCC unroll 12
-  for (int m = 0; m < M; ++m) {
+    for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) {
-      const int64_t col = v * Vec::width;
-      Vec sum = acc[m][v];
-      if (epilogue.residual != nullptr) {
-        sum = add(sum, load_partial(epilogue.residual + m * epilogue.residual_stride + col, cols - col));
+      for (int v = 0; v < V; ++v) {
+        const int64_t col = v * Vec::width;
+        Vec sum = acc[m][v];
+        if (fixed < 0 && epilogue.residual != nullptr) {
+          sum = add(sum, load_partial(epilogue.residual + m * epilogue.residual_stride + col, cols - col));
+        }
+        store_partial(out + m * ldo + col, activate(sum, fixed < 0 ? epilogue.activation : fixed, slope), cols - col);
       }
-      store_partial(out + m * ldo + col, activate(sum, epilogue.activation, slope), cols - col);
     }
+  };
+  if (epilogue.residual == nullptr && epilogue.activation == cpu::kRelu6) {
+    finish(std::integral_constant<int, cpu::kRelu6>{});
+  } else if (epilogue.residual == nullptr && epilogue.activation == cpu::kRelu) {
+    finish(std::integral_constant<int, cpu::kRelu>{});
+  } else if (epilogue.residual == nullptr && epilogue.activation == cpu::kNone) {
+    finish(std::integral_constant<int, cpu::kNone>{});
+  } else {
+    finish(std::integral_constant<int, -1>{});
   }
 }
 

@@ -21,8 +21,10 @@ using cpu::DecoderArgs;
 
 constexpr int64_t kTaps = 3;
 
+// the packed depthwise weights have whole vectors of the widest instruction set
 int64_t whole_vectors(int64_t channels) {
-  return div_up(channels, Vec::width) * Vec::width;
+  constexpr int64_t widest = 16;
+  return div_up(channels, widest) * widest;
 }
 
 struct Scratch {

@@ -183,14 +183,6 @@ class LiteSeg(PlannedModule):
             y = self.upsample_concat(y, low_level if self.reduce is None else self.reduce(low_level))
         return self.classifier(self.decoder(y))
 
-    def labels(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """Class of every pixel: [N, 3, H, W] -> uint8 [N, *size], the arg max of the logits resized to ``size``."""
-        self._check_input(x)
-        plan = self.plan_for(x)
-        if plan is not None and self.config.num_classes <= 256:
-            return plan.labels(x, size)
-        return lk.functional.upsample_argmax(self.low_resolution_logits(x), size)
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits = self.low_resolution_logits(x)
         return F.interpolate(logits, size=x.shape[-2:], mode="bilinear", align_corners=True)

@@ -1,0 +1,554 @@
+"""Whole networks run from one packed plan: values, layouts, selection, threads, memory, life cycle and bad programs."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import liteseg
+import liteseg_kernels as lk
+from liteseg_kernels import _loader
+from liteseg_kernels.plan import Plan, PlannedModule, Program
+
+pytestmark = pytest.mark.skipif(_loader.missing("cpu") is not None, reason="the compiled CPU kernels are not loaded")
+
+STREET = Path(__file__).resolve().parent.parent / "data" / "street.jpg"
+SIZES = [(33, 47), (65, 97), (64, 96), (128, 32)]
+SWITCHES = {
+    "stride16": {"output_stride": 16},
+    "stride8": {"output_stride": 8},
+    "no_long_residual": {"long_residual": False},
+    "no_short_residual": {"short_residual": False},
+    "aspp": {"deeper": False},
+    "aspp_plain": {"deeper": False, "short_residual": False, "long_residual": False},
+    "rates": {"rates": (6, 12, 18, 24)},
+    "one_rate": {"rates": (2,)},
+    "filters": {"filters": 40},
+    "classes": {"num_classes": 2},
+}
+
+
+def network(backbone: str = "mobilenetv2", **switches: object) -> nn.Module:
+    """A network whose normalisation is not the identity."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    model = liteseg.create_model(f"liteseg_{backbone}", **{"num_classes": 11, **switches})
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low, high in (
+                (module.running_mean, -0.2, 0.2),
+                (module.running_var, 0.7, 1.3),
+                (module.weight, 0.7, 1.3),
+                (module.bias, -0.2, 0.2),
+            ):
+                tensor.data.uniform_(low, high, generator=generator)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return network()
+
+
+@pytest.fixture(scope="module")
+def fused(model: nn.Module) -> nn.Module:
+    return lk.fuse(model)
+
+
+@pytest.fixture(autouse=True)
+def inference() -> object:
+    threads = torch.get_num_threads()
+    # torch's float64 depthwise convolutions enter the pool once a channel
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        yield
+    torch.set_num_threads(threads)
+
+
+def picture(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def labels_of(fused: nn.Module, x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    return fused.plan_for(x).labels(x, size)
+
+
+def error(actual: torch.Tensor, exact: torch.Tensor) -> float:
+    return ((actual.double() - exact).norm() / exact.norm()).item()
+
+
+def assert_as_exact_as_torch(model: nn.Module, fused: nn.Module, x: torch.Tensor) -> None:
+    assert fused.plan_for(x) is not None
+    plain = lk.to_reference(model)
+    own = plain.low_resolution_logits(x)
+    exact = lk.to_reference(model).double().low_resolution_logits(x.double())
+    logits = fused.low_resolution_logits(x)
+    assert logits.shape == exact.shape and logits.dtype == torch.float32
+    assert error(logits, exact) <= 3 * error(own, exact)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize("batch", [1, 3])
+def test_logits(model: nn.Module, fused: nn.Module, size: tuple[int, int], batch: int) -> None:
+    assert_as_exact_as_torch(model, fused, picture(batch, 3, *size))
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_switches(name: str) -> None:
+    model = network(**SWITCHES[name])
+    assert_as_exact_as_torch(model, lk.fuse(model), picture(2, 3, 65, 97))
+
+
+def layouts(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    n, c, h, w = x.shape
+    wide = torch.full((n, c + 2, h + 3, w + 5), float("nan"))
+    wide[:, 1 : c + 1, 2 : h + 2, 3 : w + 3] = x
+    return {
+        "nchw": x,
+        "channels_last": x.contiguous(memory_format=torch.channels_last),
+        "slice": wide[:, 1 : c + 1, 2 : h + 2, 3 : w + 3],
+        "transposed": x.transpose(2, 3).contiguous().transpose(2, 3),
+        "flipped_batch": x.flip(0).contiguous().flip(0),
+    }
+
+
+@pytest.mark.parametrize("name", ["nchw", "channels_last", "slice", "transposed", "flipped_batch"])
+def test_layouts(fused: nn.Module, name: str) -> None:
+    x = picture(2, 3, 65, 97)
+    given = layouts(x)[name]
+    logits = fused.low_resolution_logits(given)
+    assert torch.equal(logits, fused.low_resolution_logits(x))
+    by_modules = with_modules(fused, given)
+    assert logits.stride() == by_modules.stride()
+
+
+def with_modules(fused: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The logits of the same weights module by module."""
+    copied = copy.deepcopy(fused)
+    copied.drop_plan()
+    assert copied.plan_for(x) is None
+    return copied.low_resolution_logits(x)
+
+
+def test_expanded_input(fused: nn.Module) -> None:
+    grey = picture(1, 1, 64, 96)
+    assert torch.equal(
+        fused.low_resolution_logits(grey.expand(2, 3, -1, -1)),
+        fused.low_resolution_logits(grey.expand(2, 3, -1, -1).contiguous()),
+    )
+
+
+def test_empty_batch(fused: nn.Module) -> None:
+    x = torch.zeros(0, 3, 64, 96)
+    assert fused.plan_for(x) is not None
+    assert fused(x).shape == (0, 11, 64, 96)
+    assert labels_of(fused, x, (64, 96)).shape == (0, 64, 96)
+
+
+def test_images_of_a_batch_are_independent(fused: nn.Module) -> None:
+    x = picture(3, 3, 65, 97)
+    together = fused.low_resolution_logits(x)
+    for i in range(3):
+        assert torch.equal(together[i : i + 1], fused.low_resolution_logits(x[i : i + 1]))
+
+
+@pytest.mark.parametrize("size", [(65, 97), (64, 64), (20, 30), (1, 1)])
+def test_labels(fused: nn.Module, size: tuple[int, int]) -> None:
+    x = picture(2, 3, 65, 97)
+    labels = labels_of(fused, x, size)
+    assert labels.dtype == torch.uint8 and labels.shape == (2, *size)
+    assert torch.equal(labels, lk.functional.upsample_argmax(fused.low_resolution_logits(x), size))
+
+
+def test_labels_of_a_street(model: nn.Module, fused: nn.Module) -> None:
+    pixels = np.asarray(Image.open(STREET).convert("RGB").resize((320, 192)))
+    labels = liteseg.predict(fused, pixels)
+    plain = liteseg.predict(lk.to_reference(model), pixels)
+    assert (labels == plain).mean() >= 0.9999
+
+
+def test_predict_runs_the_plan(fused: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = picture(1, 3, 65, 97)
+    labels = liteseg.predict(fused, x)
+    assert torch.equal(labels, labels_of(fused, x, (65, 97)))
+    calls = []
+    monkeypatch.setattr(Plan, "labels", lambda self, *args: calls.append(args) or labels)
+    liteseg.predict(fused, x)
+    assert len(calls) == 1
+    # a method of the model's own, as torch.compile gives it, comes first
+    other = copy.deepcopy(fused)
+    zeros = torch.zeros(1, 11, 4, 4)
+    other.low_resolution_logits = lambda x: zeros
+    assert (liteseg.predict(other, x) == 0).all() and len(calls) == 1
+
+
+def test_many_classes() -> None:
+    fused = lk.fuse(network(num_classes=300))
+    x = picture(1, 3, 33, 47)
+    assert fused.plan_for(x) is not None
+    assert fused(x).shape == (1, 300, 33, 47)
+    with pytest.raises(ValueError, match="at most 256 classes"):
+        liteseg.predict(fused, x)
+
+
+def test_not_a_number_reaches_every_logit(fused: nn.Module) -> None:
+    x = picture(1, 3, 64, 96)
+    x[0, 1, 30, 40] = float("nan")
+    # image pooling spreads it
+    assert fused.low_resolution_logits(x).isnan().all()
+
+
+def test_other_runs_do_not_leak_in(fused: nn.Module) -> None:
+    """The arena holds what former inputs left; nothing of it may count."""
+    x = picture(1, 3, 65, 97)
+    before = fused.low_resolution_logits(x)
+    fused.low_resolution_logits(torch.full((2, 3, 128, 160), float("nan")))
+    assert torch.equal(fused.low_resolution_logits(x), before)
+
+
+# selection
+
+
+def test_selection(fused: nn.Module) -> None:
+    x = picture(1, 3, 64, 96)
+    assert isinstance(fused.plan_for(x), Plan)
+    with lk.use_backend("cpu"):
+        assert fused.plan_for(x) is not None
+    for name in ("reference", "triton", "cuda"):
+        with lk.use_backend(name):
+            assert fused.plan_for(x) is None
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert fused.plan_for(x) is None
+    for dtype in (torch.float64, torch.float16, torch.bfloat16):
+        assert fused.plan_for(x.to(dtype)) is None
+    assert fused.plan_for(x.to("meta")) is None
+
+
+def test_gradients_run_by_modules(fused: nn.Module) -> None:
+    with torch.inference_mode(False), torch.enable_grad():
+        x = picture(1, 3, 64, 96)
+        assert fused.plan_for(x) is None
+        frozen = copy.deepcopy(fused).requires_grad_(False)
+        assert frozen.plan_for(x) is not None
+        x.requires_grad_()
+        assert frozen.plan_for(x) is None
+        frozen(x).sum().backward()
+        assert x.grad is not None and x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("switches", [{"separable": False}, {"backbone": "shufflenet"}, {"backbone": "darknet19"}])
+def test_uncovered_networks_run_by_modules(switches: dict) -> None:
+    model = network(**switches)
+    fused = lk.fuse(model)
+    x = picture(1, 3, 64, 96)
+    assert fused.plan_for(x) is None
+    with pytest.raises(ValueError, match="^plan: expected a network that runs from a plan"):
+        fused.plan()
+    torch.testing.assert_close(fused(x), lk.to_reference(model)(x), rtol=1e-3, atol=1e-3)
+
+
+def test_plain_models_have_no_plan(model: nn.Module) -> None:
+    assert model.plan_for(picture(1, 3, 64, 96)) is None
+    with pytest.raises(ValueError, match="not fused"):
+        model.plan()
+    assert lk.to_reference(lk.fuse(model)).plan_for(picture(1, 3, 64, 96)) is None
+
+
+def test_compiled_models_run_by_modules(fused: nn.Module) -> None:
+    seen = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    x = picture(1, 3, 64, 96)
+    with torch.inference_mode(False), torch.no_grad():
+        compiled = torch.compile(fused.low_resolution_logits, backend=backend, fullgraph=True)
+        torch.testing.assert_close(compiled(x), fused.low_resolution_logits(x), rtol=1e-3, atol=1e-4)
+    assert any("inverted_residual" in target for target in seen)
+    assert not any("run_plan" in target for target in seen)
+
+
+# threads, processes, memory
+
+
+def test_same_bits_on_any_number_of_threads(fused: nn.Module) -> None:
+    x = picture(2, 3, 97, 161)
+    results = []
+    # more threads than work, and more than most machines of a test run have
+    for threads in (1, 2, 3, 7, 16):
+        torch.set_num_threads(threads)
+        results.append((fused.low_resolution_logits(x), labels_of(fused, x, (97, 161))))
+    for logits, labels in results[1:]:
+        assert torch.equal(logits, results[0][0]) and torch.equal(labels, results[0][1])
+
+
+def test_two_threads_at_once(fused: nn.Module) -> None:
+    inputs = [picture(1, 3, 65, 97, seed=s) for s in range(2)] + [picture(1, 3, 128, 96)]
+    expected = [fused.low_resolution_logits(x) for x in inputs]
+    equal: list[bool] = []
+
+    def work(index: int) -> None:
+        with torch.inference_mode():
+            for _ in range(15):
+                equal.append(torch.equal(fused.low_resolution_logits(inputs[index]), expected[index]))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(equal) == 45 and all(equal)
+
+
+def test_inside_another_programs_load(fused: nn.Module) -> None:
+    x = picture(1, 3, 96, 160)
+    torch.set_num_threads(2)
+    expected = fused.low_resolution_logits(x)
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        for _ in range(20):
+            assert torch.equal(fused.low_resolution_logits(x), expected)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_forked_child(fused: nn.Module) -> None:
+    torch.set_num_threads(2)
+    x = picture(1, 3, 65, 97)
+    expected = fused.low_resolution_logits(x)
+    child = os.fork()
+    if child == 0:
+        # torch's own parallel code would wait for ever for the parent's threads
+        signal.alarm(30)
+        values = np.array_equal(fused.low_resolution_logits(x).numpy(), expected.numpy())
+        os._exit(0 if values else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="no /proc")
+def test_alternating_sizes_do_not_leak(fused: nn.Module) -> None:
+    inputs = [picture(1, 3, *size) for size in [(64, 96), (96, 64), (160, 224), (33, 47)]]
+    for x in inputs * 3:
+        labels_of(fused, x, x.shape[2:])
+    before = resident()
+    for i in range(200):
+        x = inputs[i % len(inputs)]
+        labels_of(fused, x, x.shape[2:])
+    assert resident() - before < 4 << 20
+
+
+_OTHER_ISA = """
+import sys, torch, liteseg_kernels as lk
+from tests.plan.test_plan import labels_of, network, picture
+torch.set_num_threads(2)
+assert torch.ops.liteseg_cpu.isa() == sys.argv[1]
+with torch.inference_mode():
+    fused, x = lk.fuse(network()), picture(2, 3, 65, 97)
+    assert fused.plan_for(x) is not None
+    torch.save((fused.low_resolution_logits(x), labels_of(fused, x, (65, 97))), sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512"])
+def test_instruction_sets(model: nn.Module, isa: str, tmp_path: Path) -> None:
+    order = ["scalar", "avx2", "avx512"]
+    if order.index(isa) > order.index(torch.ops.liteseg_cpu.isa()):
+        pytest.skip(f"this processor has no {isa}")
+    file = tmp_path / "logits.pt"
+    root = Path(__file__).resolve().parents[2]
+    env = os.environ | {"LITESEG_CPU_ISA": isa}
+    subprocess.run([sys.executable, "-c", _OTHER_ISA, isa, str(file)], check=True, env=env, cwd=root, timeout=120)
+    logits, labels = torch.load(file)
+    x = picture(2, 3, 65, 97)
+    plain = lk.to_reference(model)
+    exact = lk.to_reference(model).double().low_resolution_logits(x.double())
+    assert error(logits, exact) <= 3 * error(plain.low_resolution_logits(x), exact)
+    up = nn.functional.interpolate(exact, (65, 97), mode="bilinear", align_corners=True)
+    assert (labels == up.argmax(1)).double().mean() >= 0.9999
+
+
+# life cycle
+
+
+def test_copies(fused: nn.Module) -> None:
+    x = picture(1, 3, 65, 97)
+    expected = fused.low_resolution_logits(x)
+    file = io.BytesIO()
+    torch.save(fused, file)
+    file.seek(0)
+    for other in (copy.deepcopy(fused), torch.load(file, weights_only=False)):
+        assert other._plan is None
+        assert other.plan_for(x) is not None
+        assert torch.equal(other.low_resolution_logits(x), expected)
+
+
+def test_loading_weights_packs_again(model: nn.Module) -> None:
+    with torch.inference_mode(False):
+        fused = lk.fuse(model)
+        other = network()
+        for parameter in other.parameters():
+            parameter.data.mul_(0.9)
+        x = picture(1, 3, 65, 97)
+    before = fused.low_resolution_logits(x)
+    fused.load_state_dict(other.state_dict())
+    after = fused.low_resolution_logits(x)
+    assert not torch.allclose(after, before)
+    assert fused.plan_for(x) is not None
+    torch.testing.assert_close(after, lk.to_reference(other).low_resolution_logits(x), rtol=1e-3, atol=1e-4)
+
+
+def test_conversion(model: nn.Module) -> None:
+    with torch.inference_mode(False):
+        fused = lk.fuse(model)
+        x = picture(1, 3, 64, 96)
+        assert fused.plan_for(x) is not None or torch.is_grad_enabled()
+        fused.bfloat16()
+    assert fused.plan_for(x) is None
+    assert fused(x.bfloat16()).dtype == torch.bfloat16
+    fused.float()
+    rounded = fused.low_resolution_logits(x)
+    assert fused.plan_for(x) is not None
+    torch.testing.assert_close(rounded, with_modules(fused, x), rtol=1e-3, atol=1e-3)
+
+
+def test_state_dict_and_training(model: nn.Module) -> None:
+    with torch.inference_mode(False):
+        fused = lk.fuse(model)
+    assert list(fused.state_dict()) == list(model.state_dict())
+    x = picture(1, 3, 64, 96)
+    assert fused.plan_for(x) is not None
+    fused.train()
+    assert fused.plan_for(x) is None
+    fused.eval()
+    assert fused.plan_for(x) is None
+    torch.testing.assert_close(fused(x), lk.to_reference(model)(x), rtol=1e-3, atol=1e-3)
+
+
+# report
+
+
+def test_report(model: nn.Module, fused: nn.Module) -> None:
+    report = fused.plan((64, 96))
+    plain = liteseg.profile(model, (64, 96))
+    network_macs = sum(layer.macs for layer in report.layers if layer.name != "labels")
+    # one 1x1 convolution less: the linear branch of the pyramid and the short residual connection are one
+    assert 0.9 * plain.macs < network_macs < plain.macs
+    assert report.layers[0].name == "stem + blocks.0" and report.layers[0].shape == (16, 32, 48)
+    assert report.layers[-2].shape == (11, 16, 24)
+    assert all(layer.bytes > 0 and layer.seconds is None for layer in report.layers)
+    assert str(report).count("\n") == len(report.layers) + 2
+
+
+def test_profile(fused: nn.Module) -> None:
+    report = fused.plan((64, 96), profile=True)
+    assert report.threads == torch.get_num_threads()
+    assert all(layer.seconds is not None and layer.seconds > 0 for layer in report.layers)
+    assert "GMAC/s" in str(report)
+
+
+# a network that is not LiteSeg, and programs that are wrong
+
+
+class Small(PlannedModule):
+    """Two blocks, the first without expansion, and a decoder on top."""
+
+    in_channels = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = lk.ConvNormAct(4, 20, 3, stride=1, activation="relu")
+        self.first = lk.InvertedResidual(20, 12, 1, 1)
+        self.second = lk.InvertedResidual(12, 24, 2, 3)
+        self.join = lk.UpsampleConcat()
+        self.convolutions = nn.ModuleList([lk.SeparableConv2d(36, 17), lk.SeparableConv2d(17, 9, activation="relu6")])
+        self.classifier = nn.Conv2d(9, 3, 1)
+
+    def lower(self, program: Program, x: int) -> int:
+        low = program.run(self.first, "first", program.run(self.stem, "stem", x))
+        y = program.run(self.join, "join", program.run(self.second, "second", low), low)
+        for convolution in self.convolutions:
+            y = program.run(convolution, "convolution", y)
+        return program.convolution(y, self.classifier.weight, self.classifier.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        plan = self.plan_for(x)
+        if plan is not None:
+            return plan.logits(x)
+        low = self.first(self.stem(x))
+        y = self.join(self.second(low), low)
+        for convolution in self.convolutions:
+            y = convolution(y)
+        return self.classifier(y)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (5, 3), (17, 40)])
+def test_another_network(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    model = Small().eval()
+    fused = lk.fuse(model)
+    x = picture(2, 4, *size)
+    assert fused.plan_for(x) is not None
+    exact = lk.to_reference(model).double()(x.double())
+    assert error(fused(x), exact) < 2e-6
+
+
+def test_wrong_channels(fused: nn.Module) -> None:
+    plan = fused.plan_for(picture(1, 3, 64, 96))
+    with pytest.raises(RuntimeError, match="run_plan: x: expected the plan's number of channels"):
+        plan.logits(picture(1, 4, 64, 96))
+
+
+@pytest.mark.parametrize("place", ["version", "panel", "layers", "kind", "end", "more", "offset", "packed"])
+def test_wrong_programs(fused: nn.Module, place: str) -> None:
+    x = picture(1, 3, 64, 96)
+    plan = fused.plan_for(x)
+    words, packed = plan.program.tolist(), plan.packed
+    if place == "packed":
+        packed = packed[:1000].clone()
+    elif place == "end":
+        words = words[:-3]
+    elif place == "more":
+        words.append(1)
+    else:
+        index = {"version": 0, "panel": 1, "layers": 2, "kind": 3, "offset": 11}[place]
+        words[index] += 10**9
+    with pytest.raises(RuntimeError, match="^run_plan: (program|packed): expected"):
+        torch.ops.liteseg_cpu.run_plan(x, packed, torch.tensor(words), [])
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_damaged_programs_never_crash(fused: nn.Module, seed: int) -> None:
+    """Any word may be wrong: the op refuses it, or runs within its memory."""
+    x = picture(1, 3, 33, 47)
+    plan = fused.plan_for(x)
+    generator = torch.Generator().manual_seed(seed)
+    words = plan.program.clone()
+    for _ in range(3):
+        index = torch.randint(len(words), (1,), generator=generator)
+        words[index] = torch.randint(-2, 400, (1,), generator=generator)
+    try:
+        torch.ops.liteseg_cpu.run_plan(x, plan.packed, words, [])
+    except RuntimeError as refusal:
+        assert str(refusal).startswith("run_plan: ")
