@@ -609,7 +609,7 @@ class Plan:
         return torch.ops.liteseg_cpu.run_plan(x, self.packed, self.program, [])
 
     def labels(self, x: Tensor, size: Sequence[int]) -> Tensor:
-        """float32 [N, C, H, W] -> uint8 [N, *size]: arg max of the logits resized bilinearly (corners aligned) to `size`.
+        """float32 [N, C, H, W] -> uint8 [N, *size]: arg max of logits resized to `size` (bilinear, aligned corners).
         At most 256 classes."""
         return torch.ops.liteseg_cpu.run_plan(x, self.packed, self.program, list(size))
 
