@@ -22,7 +22,7 @@ from . import shapes
 from .checks import TRAINED, backends
 from .day import DTYPE_NAMES, Day
 from .registry import COMPILED, EAGER, EAGER_LAST, cost, error, provide
-from .rows import KERNEL, Row, Skip, Values, append, environment, read, slug
+from .rows import KERNEL, Row, Skip, Values, append, environment, now, read, slug
 from .timing import Times, best_launch, captured, peak_mb, quantiles, synchronize, wall
 
 # a wrong kernel's time means nothing: relative error against float32 on the same inputs
@@ -193,14 +193,16 @@ def networks(day: Day) -> Iterator[Row]:
     ours = [provider for provider in OURS_NETWORK if not day.dry or provider == "liteseg auto"]
     graphed = [f"{provider} graph" for provider in ours]
     size_rank = {size: (0.0 if size in (day.sizes[0], day.sizes[-1]) else 3.0) for size in day.sizes}
+    # the paper's own numbers are float32
+    dtype_rank = {torch.float16: 0.0, torch.float32: 2.0, torch.bfloat16: 3.0}
     for network_rank, network in enumerate(day.networks):
         for size in day.sizes:
             for batch_rank, batch in enumerate(day.batches):
-                for dtype_rank, dtype in enumerate(day.dtypes):
+                for dtype_place, dtype in enumerate(day.dtypes):
                     for mode_rank, mode in enumerate(("labels", "logits")):
-                        rank = network_rank + size_rank[size] + 1.5 * batch_rank + 2 * dtype_rank + 2.5 * mode_rank
+                        rank = network_rank + size_rank[size] + 1.5 * batch_rank + dtype_rank[dtype] + 1.25 * mode_rank
                         for provider in (*graphed, *ours, EAGER, EAGER_LAST, COMPILED, f"{COMPILED} graph"):
-                            if not _tried(day, provider, network_rank, batch_rank, dtype_rank, mode_rank):
+                            if not _tried(day, provider, network_rank, batch_rank, dtype_place, mode_rank):
                                 continue
                             yield _network_row(day, network, size, batch, dtype, mode, provider, rank)
     for provider in ("liteseg auto", EAGER_LAST, *(() if day.dry else (COMPILED,))):
@@ -400,7 +402,9 @@ def _profile(day: Day, network: str, size: tuple[int, int], provider: str) -> Va
     if not total:
         raise RuntimeError("the profiler saw no kernel")
     path = day.results / f"{slug(environment()['device'])}-profile.csv"
-    place = {"network": f"{network} {size[0]}x{size[1]} b1 {DTYPE_NAMES[dtype]}", "provider": provider}
+    # one date for all lines tells which belong together
+    shape = f"{network} {size[0]}x{size[1]} b1 {DTYPE_NAMES[dtype]}"
+    place = {"network": shape, "provider": provider, "date": now()}
     for name, (calls, spent) in sorted(found.items(), key=lambda item: -item[1][1])[:40]:
         values = {"kernel": name, "calls": calls / repeat, "us": spent / repeat, "share": spent / total}
         append(path, KERNEL, {**place, **values})

@@ -319,15 +319,17 @@ def test_the_summary_lists_losses_and_wrong_results(tmp_path: Path) -> None:
     op("loss", "liteseg cuda", 2.0)
     op("loss", "eager channels_last", 1.0)
     op("ours alone", "liteseg cuda", 2.0)
+    loss = {"op": "upsample_cross_entropy", "mode": "fwd+bwd"}
+    op("l", "liteseg triton", 1.0, **loss, **{"peak MB": 5.0})
+    op("l", "eager", 1.8, **loss, **{"peak MB": 100.0})
     rows.append(tmp_path / "d-sections.csv", SECTION, {"section": "ops", "status": "partial", "left": 4})
     rows.append(
         tmp_path / "d-checks.csv", CHECK, {"check": "graph", "case": "x", "status": "failed", "detail": "a | b"}
     )
     text = report.write(tmp_path, "d").read_text()
     assert text.startswith("# GPU day: Test Device 1\n")
-    assert (
-        "2 cases were measured on both sides: 1 at least 1.5 times as fast as PyTorch (the target), 1 slower." in text
-    )
+    assert "3 cases were measured on both sides: 2 at least 1.5 times as fast as PyTorch (the target), 1 slow" in text
+    assert "with its gradient: 0.05 to 0.05 of eager's (target 0.1)." in text
     losses = text.split("### Losses")[1].split("### All")[0]
     assert "| upsample_argmax | fwd | loss | fp16 | cuda | 2 | eager channels_last | 1 | 0.50 |" in losses
     assert "win" not in losses
