@@ -100,7 +100,6 @@ def measured_copy(day: Day) -> float | None:
 def ops(day: Day) -> Iterator[Row]:
     """Every op at the layers of the networks. The rank puts fp16, batch 1, the largest and the paper's size first, and
     each tier's cheap providers before the compiled ones."""
-    exact_float32()
     size_rank = {size: (0.0 if size in (day.sizes[0], day.sizes[-1]) else 2.0) for size in day.sizes}
     batch_rank = dict(zip(day.batches, (0.0, 1.5, 3.0), strict=False))
     dtype_rank = dict(zip(day.dtypes, (0.0, 2.5, 3.5), strict=False))
@@ -112,7 +111,7 @@ def ops(day: Day) -> Iterator[Row]:
             plain = (EAGER, EAGER_LAST, COMPILED) if not day.dry or op == "upsample_argmax" else (EAGER, EAGER_LAST)
             for batch_place, batch in enumerate(day.batches):
                 for dtype_place, dtype in enumerate(day.dtypes):
-                    rank = network_rank * 0.5 + size_rank[size] + batch_rank[batch] + dtype_rank[dtype]
+                    rank = network_rank * 0.25 + size_rank[size] + batch_rank[batch] + dtype_rank[dtype]
                     for provider in (*ours, *plain):
                         for full in (False, True) if op in TRAINED else (False,):
                             if _tried(day, provider, batch_place, dtype_place):
@@ -144,14 +143,15 @@ def _op_row(
         "dtype": day.dtype_name(dtype),
     }
     slow = provider == COMPILED
-    # a compiled row takes seconds to autotune: between its own tier and the next
-    rank += 0.25 if slow else 0.0
+    # a compiled row takes seconds to autotune: after the other networks' rows of its tier, before the next tier
+    rank += 0.6 if slow else 0.0
     run: Callable[[], Values] = lambda: _op(day, layer.call.batch(batch), dtype, provider, full)  # noqa: E731
     return Row(key, run, rank, cost=25 if slow and not day.dry else 1, limit=240 if slow else 90, ours=not slow)
 
 
 def _op(day: Day, call: shapes.Call, dtype: torch.dtype, provider: str, full: bool) -> Values:
     _clean(day)
+    exact_float32()
     with nullcontext() if full else torch.inference_mode():
         work, run = provide(provider, call, dtype, day.device, full=full)
         try:

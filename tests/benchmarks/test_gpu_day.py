@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import inspect
 import json
 import os
@@ -15,6 +17,7 @@ import pytest
 import torch
 
 from benchmarks import gpu_day, registry, report, rows, shapes
+from benchmarks.day import Day
 from benchmarks.rows import CHECK, CHECK_KEY, SECTION, SPEED, Outcome, Row, Sheet, Skip
 
 HERE = {
@@ -255,6 +258,17 @@ def test_a_section_is_stopped_at_its_limit_with_what_it_has(tmp_path: Path) -> N
 
 
 SMALL = list(shapes.one_of_each(size=(32, 48), geometry=False))
+
+
+@pytest.mark.parametrize("section", gpu_day.SECTIONS)
+def test_rows_have_names_of_their_own(section: str, tmp_path: Path) -> None:
+    # rows with equal keys would count as run once the first of them is
+    day = dataclasses.replace(Day.make(False, tmp_path, tmp_path), sizes=((360, 640),))
+    module = importlib.import_module(f"benchmarks.{gpu_day.SECTIONS[section][0]}")
+    key = gpu_day.sheet(section, tmp_path, tmp_path).key
+    found = list(getattr(module, section)(day))
+    assert len({tuple(row.key.get(name, "") for name in key) for row in found}) == len(found) > 0
+    assert all(set(row.key) <= set(key) and row.cost < min(row.limit, gpu_day.BUDGET - 10) for row in found)
 
 
 def test_networks_call_every_op() -> None:
