@@ -71,12 +71,13 @@ Gradients separable_conv2d_backward(Tensor grad, Tensor x, Tensor depthwise_weig
   const bool of_residual = output_mask[4];
 
   const ScalarType type = x.scalar_type();
-  const Tensor none = empty_dense({0}, type, false);
-  Tensor grad_x = of_x ? empty_dense({g.n, g.c, g.h, g.w}, type, is_channels_last(x)) : none;
-  Tensor grad_depthwise = of_depthwise ? empty_dense({g.c, 1, g.kh, g.kw}, type, false) : none;
-  Tensor grad_pointwise = of_pointwise ? empty_dense({g.co, g.c, 1, 1}, type, false) : none;
-  Tensor grad_bias = of_bias ? empty_dense({g.co}, type, false) : none;
-  Tensor grad_residual = of_residual ? empty_dense({g.n, g.co, g.oh, g.ow}, type, is_channels_last(output)) : none;
+  // one each: outputs of an op must not share storage
+  const auto none = [type] { return empty_dense({0}, type, false); };
+  Tensor grad_x = of_x ? empty_dense({g.n, g.c, g.h, g.w}, type, is_channels_last(x)) : none();
+  Tensor grad_depthwise = of_depthwise ? empty_dense({g.c, 1, g.kh, g.kw}, type, false) : none();
+  Tensor grad_pointwise = of_pointwise ? empty_dense({g.co, g.c, 1, 1}, type, false) : none();
+  Tensor grad_bias = of_bias ? empty_dense({g.co}, type, false) : none();
+  Tensor grad_residual = of_residual ? empty_dense({g.n, g.co, g.oh, g.ow}, type, is_channels_last(output)) : none();
 
   const SeparableConvBackwardTable& table = LITESEG_CHOOSE(separable_conv2d_backward_table);
   g.channel_stride = (g.c + table.width - 1) / table.width * table.width;
