@@ -53,7 +53,8 @@ def backward(
     grad_x, grad_depthwise = parts.convolution_gradient(
         grad_between, source, depthwise, stride, padding, dilation, x.shape[1]
     )
-    gradients = (grad_x, grad_depthwise, grad_pointwise, parts.bias_gradient(grad_z), grad_z)
+    # without an activation grad_z is grad itself, and an op's output must not be its input
+    gradients = (grad_x, grad_depthwise, grad_pointwise, parts.bias_gradient(grad_z), grad_z.clone())
     results = list(parts.masked(gradients, output_mask, x.dtype, x))
     for index, like in ((0, x), (4, output)):
         if output_mask[index]:
