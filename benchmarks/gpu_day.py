@@ -149,14 +149,17 @@ def supervise(section: str, command: list[str], place: Sheet, logs: Path, deadli
         reader = threading.Thread(target=_forward, args=(process.stdout, log, last))
         reader.start()
         hung = late = False
-        while process.poll() is None and not (hung or late):
-            time.sleep(0.1)
-            row = _running(place.marker)
-            hung = row is not None and time.time() > row["started"] + row["limit"]
-            late = time.time() > deadline + 5
-        code = process.poll()
-        _kill(process)
-        reader.join()
+        try:
+            while process.poll() is None and not (hung or late):
+                time.sleep(0.1)
+                row = _running(place.marker)
+                hung = row is not None and time.time() > row["started"] + row["limit"]
+                late = time.time() > deadline + 5
+            code = process.poll()
+        finally:
+            # also when this process is told to stop
+            _kill(process)
+            reader.join()
         if code == 0:
             return result()
         row = _running(place.marker)
@@ -293,4 +296,5 @@ def _close(done: list[Result], results: Path, device: str) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main())

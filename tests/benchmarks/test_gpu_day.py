@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -353,3 +354,24 @@ def test_the_summary_lists_losses_and_wrong_results(tmp_path: Path) -> None:
     assert "| graph, x | failed | a \\| b |" in text
     assert "| ops | partial |  |  |  | 4 |" in text
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_stopped_command_leaves_no_section_behind(tmp_path: Path) -> None:
+    script = (
+        "import signal, sys, time; from pathlib import Path; from benchmarks import gpu_day, rows;"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); folder = Path(sys.argv[1]);"
+        "place = rows.Sheet(folder / 'c.csv', rows.CHECK, rows.CHECK_KEY, folder / 'running.json');"
+        "inner = 'import os, sys, time; open(sys.argv[1], \"w\").write(str(os.getpid())); time.sleep(100)';"
+        "command = [sys.executable, '-c', inner, str(folder / 'pid')];"
+        "gpu_day.supervise('info', command, place, folder, time.time() + 60)"
+    )
+    started = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=rows.ROOT)
+    pid = tmp_path / "pid"
+    for _ in range(300):
+        if pid.exists() and pid.read_text():
+            break
+        time.sleep(0.1)
+    started.terminate()
+    assert started.wait(timeout=30) == 143
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
