@@ -29,6 +29,9 @@ _MOST_BRANCHES = 8
 # floats, the widest vector of any instruction set; also 64 bytes
 _VECTOR = 16
 
+# what strategies are chosen for; they depend on the ratios of sizes only, which hardly change with the input's size
+_TYPICAL_SIZE = (512, 1024)
+
 Shape = tuple[int, int, int]  # channels, height, width
 
 
@@ -64,15 +67,15 @@ class _Writer:
         self.words += [int(word) for word in words]
 
     def _weight(self, values: Tensor) -> None:
-        flat = values.reshape(-1).float()
+        flat = values.reshape(-1)
         self.add(self._floats)
         room = _round_up(flat.numel(), _VECTOR)
         self._pieces.append(nn.functional.pad(flat, (0, room - flat.numel())))
         self._floats += room
 
     def matrix(self, weight: Tensor) -> None:
-        """[N, K, ...] as panels [N / panel][K][panel]; several trailing dimensions count with channels innermost."""
-        rows = weight.movedim(1, -1).flatten(1)
+        """[N, K] or [N, K, h, w] as panels [N / panel][rows of taps, channels innermost][panel]."""
+        rows = weight.float().movedim(1, -1).flatten(1)
         rows = nn.functional.pad(rows, (0, 0, 0, _round_up(rows.shape[0], self.panel) - rows.shape[0]))
         self._weight(rows.unflatten(0, (-1, self.panel)).transpose(1, 2))
 
@@ -124,6 +127,9 @@ class _Layer:
 
     def weights(self) -> list[Tensor]:
         raise NotImplementedError
+
+    def choose(self, inputs: Sequence[Shape]) -> None:
+        """Settle what the weights are packed for, given the shapes of a typical size."""
 
 
 @dataclass(eq=False)
@@ -264,21 +270,37 @@ class _Decoder(_Layer):
     first: _Node
     second: _Node
     classifier: _Node
-    strategy = "resized and convolved rows in two rings"
+    # whether the first convolution's part for the resized map is done before resizing, a product for each of its taps
+    lifts: bool = True
 
-    def _channels(self) -> tuple[int, int]:
+    @property
+    def strategy(self) -> str:  # type: ignore[override]
+        rows = "convolved rows in rings"
+        return f"first convolution before resizing, then {rows}" if self.lifts else f"resized and {rows}"
+
+    def _split(self) -> tuple[int, int]:
+        """Channels of the resized map, and those that the first convolution meets at full size."""
+        resized = self.upsample.options["in_channels"]
         total = self.first.weights["depthwise_weight"].shape[0]
-        return self.upsample.options["in_channels"], total
+        return resized, total - resized if self.lifts else total
 
     def write(self, out: _Writer, inputs: Sequence[int]) -> None:
         first, second = self.first, self.second
-        channels, total = self._channels()
-        out.add(_DECODER, inputs[0], channels, self.upsample.options["concat"], inputs[1])
+        resized, width = self._split()
+        out.add(_DECODER, inputs[0], resized, self.upsample.options["concat"], inputs[1])
         out.add(first.channels, second.channels, self.classifier.channels)
-        out.add(_activation(first.options["activation"]), _activation(second.options["activation"]))
-        for node, width in ((first, total), (second, first.channels)):
-            out.depthwise(node.weights["depthwise_weight"], _round_up(width, _VECTOR))
-            out.matrix(node.weights["pointwise_weight"])
+        out.add(_activation(first.options["activation"]), _activation(second.options["activation"]), self.lifts)
+        depthwise, pointwise = first.weights["depthwise_weight"], first.weights["pointwise_weight"]
+        if self.lifts:
+            taps = depthwise[:resized].double().flatten(1).t()
+            out.matrix((pointwise[:, :resized, 0, 0].double() * taps[:, None]).flatten(0, 1))
+            depthwise, pointwise = depthwise[resized:], pointwise[:, resized:]
+        for weights, node, channels in (
+            ((depthwise, pointwise), first, width),
+            ((second.weights["depthwise_weight"], second.weights["pointwise_weight"]), second, first.channels),
+        ):
+            out.depthwise(weights[0], _round_up(channels, _VECTOR))
+            out.matrix(weights[1])
             out.bias(node.weights["bias"], node.channels)
         out.matrix(self.classifier.weights["weight"])
         out.bias(self.classifier.weights["bias"], self.classifier.channels)
@@ -288,11 +310,24 @@ class _Decoder(_Layer):
 
     def macs(self, inputs: Sequence[Shape]) -> int:
         classes, height, width = self.shape(inputs)
-        (_, total), middle, last = self._channels(), self.first.channels, self.second.channels
-        return height * width * (9 * (total + middle) + total * middle + middle * last + last * classes)
+        (resized, full), middle, last = self._split(), self.first.channels, self.second.channels
+        each = 9 * (full + middle) + full * middle + middle * last + last * classes
+        if not self.lifts:
+            return height * width * each
+        # along the height for each column of the small map, along the width for each pixel
+        small_height, small_width = inputs[0][1:]
+        resize = 6 * 3 * middle * height * small_width + 6 * middle * height * width
+        return height * width * each + small_height * small_width * 9 * resized * middle + resize
 
     def weights(self) -> list[Tensor]:
         return _tensors(*(node.weights for node in (self.first, self.second, self.classifier)))
+
+    def choose(self, inputs: Sequence[Shape]) -> None:
+        """The strategy with fewer multiply-adds for inputs of these shapes."""
+        costs = {}
+        for self.lifts in (True, False):
+            costs[self.lifts] = self.macs(inputs)
+        self.lifts = costs[True] < costs[False]
 
 
 def _tensors(*groups: dict[str, Any]) -> list[Tensor]:
@@ -592,9 +627,13 @@ class Plan:
         out = _Writer(panel)
         out.add(_VERSION, panel, len(layers))
         inputs = []
+        shapes: list[Shape] = [(program.channels(0), *_TYPICAL_SIZE)]
         for layer in layers:
             inputs.append(tuple(number[value] for value in layer.inputs))
+            given = [shapes[i] for i in inputs[-1]]
+            layer.choose(given)
             layer.write(out, inputs[-1])
+            shapes.append(layer.shape(given))
         return cls(
             out.packed(), torch.tensor(out.words, dtype=torch.int64), program.channels(0), tuple(layers), tuple(inputs)
         )

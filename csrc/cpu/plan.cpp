@@ -385,8 +385,12 @@ class Run {
     g->k = code_.channels();
     g->activation1 = code_.activation();
     g->activation2 = code_.activation();
-    const int64_t c = g->c1 + g->c2;
+    const bool lifts = code_.flag();
+    const int64_t c = (lifts ? 0 : g->c1) + g->c2;
     constexpr int64_t widest = 16;  // vectors of any instruction set divide it
+    if (lifts) {
+      g->lift = matrix(9 * g->f1, g->c1);
+    }
     g->depthwise1 = code_.weight(9 * round_up(c, widest));
     g->pointwise1 = matrix(g->f1, c);
     g->bias1 = bias(g->f1);
@@ -406,10 +410,14 @@ class Run {
     g->xs = xs->view();
     axes_.push_back(ys);
     axes_.push_back(xs);
+    const int64_t pixels = n_ * g->h * g->w;
+    g->lift_tile = balanced_tile(48, 1, pixels);
+    const auto lifted = temporary(lifts ? pixels * 9 * g->f1 : 0);
     add_map(g->k, g->oh, g->ow);
     const size_t to = maps_.size() - 1;
-    places_.push_back([this, g, from, skip, to, has_skip] {
+    places_.push_back([this, g, from, skip, to, has_skip, lifted] {
       g->x = at(from);
+      g->lifted = at(lifted);
       g->skip = has_skip ? at(skip) : nullptr;
       g->out = at(to);
       g->os = {g->oh * g->ow * g->k, 1, g->ow * g->k, g->k};
@@ -419,6 +427,10 @@ class Run {
       }
     });
     const DecoderTable& table = LITESEG_CHOOSE(decoder_table);
+    if (lifts) {
+      stage(div_up(pixels, g->lift_tile), 0,
+            [g, &table](int64_t begin, int64_t end, char*, bool) { table.lift(*g, begin, end); });
+    }
     stage(n_ * g->oh, table.scratch_bytes(*g), [g, &table](int64_t begin, int64_t end, char* scratch, bool fresh) {
       table.run(*g, begin, end, scratch, fresh);
     });

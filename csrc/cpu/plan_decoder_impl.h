@@ -2,7 +2,11 @@
 // Replaces: interpolate, cat, 2 x (conv2d(groups), conv2d(1x1), activation), conv2d(1x1); only the logits are stored
 // Shapes:   x [N, h, w, c1], skip [N, oh, ow, c2] -> out [N, k, oh, ow]; padding 1, stride 1
 // Traffic:  minimum (N*c1*h*w + N*c2*oh*ow + N*k*oh*ow) * 4; eager adds about 2*N*(2*c1 + c2 + 2*f1 + f2)*oh*ow*4
-// Bound:    arithmetic
+// Bound:    arithmetic. Resizing, the first depthwise part (both work on each channel for itself) and the first
+// pointwise
+//           part are linear, so where the map grows enough, x goes through nine small products at its own size, one for
+//           each tap, and the sum over the taps is taken of the resized results: 9 * c1 * f1 multiply-adds for a pixel
+//           of x instead of c1 * (f1 + 9) for a pixel of the output
 // Layout:   a ring of three rows holds the concatenation, a second one the first convolution's output, both between
 //           zero columns and with pixels on whole vectors. Bands recompute two rows of the second ring at their edges
 // Numerics: fp32 multiply-adds in one fixed order per output, whatever the tiling and the number of threads
@@ -29,16 +33,18 @@ int64_t whole_vectors(int64_t channels) {
 
 struct Scratch {
   ScratchLayout layout;
+  int64_t c;              // channels of the concatenation, without those of x where they are lifted
   int64_t ld1, ld2, ld3;  // floats of a pixel of the concatenation and of the two convolutions' outputs
   int64_t tile;
   int64_t blend, ring1, ring2, a, b, sums, tags1, tags2;
 
   explicit Scratch(const DecoderArgs& g) {
-    ld1 = whole_vectors(g.c1 + g.c2);
+    c = (g.lift == nullptr ? g.c1 : 0) + g.c2;
+    ld1 = whole_vectors(c);
     ld2 = whole_vectors(g.f1);
     ld3 = whole_vectors(g.f2);
     tile = 4 * kRows;
-    blend = layout.take<float>(g.w * g.c1 + Vec::width);
+    blend = layout.take<float>(g.w * (g.lift == nullptr ? g.c1 : kTaps * g.f1) + Vec::width);
     ring1 = layout.take<float>(kTaps * (g.ow + 2) * ld1);
     ring2 = layout.take<float>(kTaps * (g.ow + 2) * ld2);
     a = layout.take<float>(tile * max_i(ld1, ld2));
@@ -97,6 +103,21 @@ class Rows {
     }
     tags1_[y % kTaps] = n * g_.oh + y;
     float* dst = row + s_.ld1;
+    if (g_.lift == nullptr) {
+      resize(n, y, dst);
+      dst += g_.c1;
+    }
+    const float* skip = g_.skip + (n * g_.oh + y) * g_.ow * g_.c2;
+    for (int64_t x = 0; x < g_.ow && g_.c2 > 0; ++x, dst += s_.ld1, skip += g_.c2) {
+      for (int64_t c = 0; c < g_.c2; c += Vec::width) {
+        store_partial(dst + c, load_partial(skip + c, g_.c2 - c), g_.c2 - c);
+      }
+    }
+    return row;
+  }
+
+  // row y of the resized x, pixels ld1 apart
+  void resize(int64_t n, int64_t y, float* dst) {
     float* blend = at_offset<float>(scratch_, s_.blend);
     const int64_t pitch = g_.w * g_.c1;
     const float* top = g_.x + (n * g_.h + g_.ys.i0[y]) * pitch;
@@ -116,12 +137,56 @@ class Rows {
         const int64_t count = g_.c1 - c;
         store_partial(dst + c, fma(x1, load_partial(right + c, count), mul(x0, load_partial(left + c, count))), count);
       }
-      const float* skip = g_.skip + ((n * g_.oh + y) * g_.ow + x) * g_.c2;
-      for (int64_t c = 0; c < g_.c2; c += Vec::width) {
-        store_partial(dst + g_.c1 + c, load_partial(skip + c, g_.c2 - c), g_.c2 - c);
+    }
+  }
+
+  // what x adds to row y of the first convolution, before its bias: pixels ld2 apart
+  void resize_lifted(int64_t n, int64_t y, float* dst) {
+    // along y: [w][3 columns of taps][f1]
+    float* blend = at_offset<float>(scratch_, s_.blend);
+    const int64_t part = kTaps * g_.f1;
+    const int64_t pixel = kTaps * part;
+    const float* image = g_.lifted + n * g_.h * g_.w * pixel;
+    const float* sources[2 * kTaps];
+    Vec weights[2 * kTaps];
+    int count = 0;
+    for (int64_t i = 0; i < kTaps; ++i) {
+      const int64_t at = y - 1 + i;
+      if (at >= 0 && at < g_.oh) {
+        sources[count] = image + g_.ys.i0[at] * g_.w * pixel + i * part;
+        weights[count++] = set1(g_.ys.w0[at]);
+        sources[count] = image + g_.ys.i1[at] * g_.w * pixel + i * part;
+        weights[count++] = set1(g_.ys.w1[at]);
       }
     }
-    return row;
+    for (int64_t x = 0; x < g_.w; ++x) {
+      for (int64_t c = 0; c < part; c += Vec::width) {
+        Vec sum = zero();
+        for (int i = 0; i < count; ++i) {
+          sum = fma(weights[i], load_partial(sources[i] + x * pixel + c, part - c), sum);
+        }
+        store_partial(blend + x * part + c, sum, part - c);
+      }
+    }
+    for (int64_t x = 0; x < g_.ow; ++x, dst += s_.ld2) {
+      count = 0;
+      for (int64_t i = 0; i < kTaps; ++i) {
+        const int64_t at = x - 1 + i;
+        if (at >= 0 && at < g_.ow) {
+          sources[count] = blend + g_.xs.i0[at] * part + i * g_.f1;
+          weights[count++] = set1(g_.xs.w0[at]);
+          sources[count] = blend + g_.xs.i1[at] * part + i * g_.f1;
+          weights[count++] = set1(g_.xs.w1[at]);
+        }
+      }
+      for (int64_t c = 0; c < g_.f1; c += Vec::width) {
+        Vec sum = zero();
+        for (int i = 0; i < count; ++i) {
+          sum = fma(weights[i], load_partial(sources[i] + c, g_.f1 - c), sum);
+        }
+        store_partial(dst + c, sum, g_.f1 - c);
+      }
+    }
   }
 
   const float* row2(int64_t n, int64_t y) {
@@ -130,16 +195,22 @@ class Rows {
       return row;
     }
     tags2_[y % kTaps] = n * g_.oh + y;
+    if (g_.lift != nullptr) {
+      resize_lifted(n, y, row + s_.ld2);
+    }
     const float* rows[kTaps];
     int64_t taps[kTaps];
-    const int64_t count = around(y, rows, taps, [&](int64_t at) { return row1(n, at); });
+    const int64_t count = s_.c == 0 ? 0 : around(y, rows, taps, [&](int64_t at) { return row1(n, at); });
     const DepthwiseRow geometry{s_.ld1, g_.ow + 2, kTaps, kTaps, 1, 0, 1, s_.ld1, nullptr, cpu::kNone, 0.0f};
     float* a = at_offset<float>(scratch_, s_.a);
     for (int64_t x = 0; x < g_.ow; x += s_.tile) {
       const int64_t pixels = min_i(s_.tile, g_.ow - x);
-      depthwise_run(rows, taps, count, geometry, g_.depthwise1, x, x + pixels, a, s_.ld1);
-      gemm<float>(pixels, g_.f1, g_.c1 + g_.c2, a, s_.ld1, g_.pointwise1, g_.bias1, row + (x + 1) * s_.ld2, s_.ld2,
-                  {nullptr, 0, g_.activation1, 0.0f});
+      if (s_.c > 0) {
+        depthwise_run(rows, taps, count, geometry, g_.depthwise1, x, x + pixels, a, s_.ld1);
+      }
+      float* out = row + (x + 1) * s_.ld2;
+      gemm<float>(pixels, g_.f1, s_.c, a, s_.ld1, g_.pointwise1, g_.bias1, out, s_.ld2,
+                  {g_.lift == nullptr ? nullptr : out, s_.ld2, g_.activation1, 0.0f});
     }
     return row;
   }
@@ -150,6 +221,19 @@ class Rows {
   int64_t* tags1_;
   int64_t* tags2_;
 };
+
+void lift(const DecoderArgs& g, int64_t begin, int64_t end) {
+  // zero in place of a bias
+  alignas(64) static const float zeros[kPanel] = {};
+  const int64_t columns = kTaps * kTaps * g.f1;
+  const int64_t p0 = begin * g.lift_tile;
+  const int64_t p1 = min_i(end * g.lift_tile, g.n * g.h * g.w);
+  for (int64_t n = 0; n < columns; n += kPanel) {
+    const int64_t cols = min_i(kPanel, columns - n);
+    gemm<float>(p1 - p0, cols, g.c1, g.x + p0 * g.c1, g.c1, g.lift + n * g.c1, zeros, g.lifted + p0 * columns + n,
+                columns, {nullptr, 0, cpu::kNone, 0.0f});
+  }
+}
 
 void run(const DecoderArgs& g, int64_t begin, int64_t end, char* scratch, bool fresh) {
   const Scratch s(g);
@@ -179,6 +263,6 @@ int64_t scratch_bytes(const DecoderArgs& args) {
 
 }  // namespace
 
-const cpu::DecoderTable decoder_table = {scratch_bytes, run};
+const cpu::DecoderTable decoder_table = {scratch_bytes, lift, run};
 
 }  // namespace liteseg::LITESEG_ISA
