@@ -19,6 +19,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # PyTorch's own float32 convolutions are the yardstick on a GPU too
+    torch.backends.cudnn.allow_tf32 = False
     # read when triton is first imported, which no conftest does: its kernels run in the interpreter, but for `-m gpu`
     if config.option.markexpr != "gpu":
         os.environ.setdefault("TRITON_INTERPRET", "1")
