@@ -224,6 +224,8 @@ class _Pyramid(_Layer):
             branches.append((0, (None, *point), None))
         for index, (rate, atrous) in enumerate(zip(options["rates"], weights["atrous"], strict=True)):
             branches.append((rate, atrous, deep[index] if deep else None))
+        if len(branches) > _MOST_BRANCHES:
+            raise Unplannable(f"{len(branches)} branches of the pyramid")
         out.add(len(branches))
         used = 0
         for index, (rate, (depthwise, pointwise, bias), second) in enumerate(branches):

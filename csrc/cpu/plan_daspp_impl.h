@@ -34,7 +34,7 @@ struct Scratch {
   int64_t x, a, b, mean, pool, taps, zeros;
 
   explicit Scratch(const PyramidArgs& g) {
-    // about half a megabyte of the wide map at a time, whole panels of it
+    // a part of the second level of cache for a slice of the wide map, whole panels of it
     const int64_t pixels = g.h * g.w;
     constexpr int64_t floats = 131072;
     slice = min_i(g.group_channels, max_i(kPanel, floats / pixels / kPanel * kPanel));

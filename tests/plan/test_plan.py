@@ -260,6 +260,13 @@ def test_uncovered_networks_run_by_modules(switches: dict) -> None:
     torch.testing.assert_close(fused(x), lk.to_reference(model)(x), rtol=1e-3, atol=1e-3)
 
 
+def test_too_many_branches_run_by_modules() -> None:
+    fused = lk.fuse(network(rates=(1, 2, 3, 4, 5, 6, 7, 8)))
+    assert fused.plan_for(picture(1, 3, 64, 96)) is None
+    with pytest.raises(ValueError, match="9 branches of the pyramid"):
+        fused.plan()
+
+
 def test_plain_models_have_no_plan(model: nn.Module) -> None:
     assert model.plan_for(picture(1, 3, 64, 96)) is None
     with pytest.raises(ValueError, match="not fused"):
@@ -453,10 +460,13 @@ def test_report(model: nn.Module, fused: nn.Module) -> None:
     report = fused.plan((64, 96))
     plain = liteseg.profile(model, (64, 96))
     network_macs = sum(layer.macs for layer in report.layers if layer.name != "labels")
-    # one 1x1 convolution less: the linear branch of the pyramid and the short residual connection are one
-    assert 0.9 * plain.macs < network_macs < plain.macs
+    # the linear branch of the pyramid and the short residual connection are one, and the decoder saves
+    assert 0.85 * plain.macs < network_macs < plain.macs
     assert report.layers[0].name == "stem + blocks.0" and report.layers[0].shape == (16, 32, 48)
     assert report.layers[-2].shape == (11, 16, 24)
+    # the decoder of a quarter of the size resizes 8 times and saves by convolving first; resizing twice does not
+    assert "before resizing" in report.layers[-2].strategy
+    assert "before resizing" not in lk.fuse(network(output_stride=8)).plan((64, 96)).layers[-2].strategy
     assert all(layer.bytes > 0 and layer.seconds is None for layer in report.layers)
     assert str(report).count("\n") == len(report.layers) + 2
 
