@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from liteseg.errors import MissingExtraError, UserError
 
 if TYPE_CHECKING:
-    from liteseg.models import LiteSeg
+    from liteseg.models import Network
 
 __all__ = ["main"]
 
@@ -72,7 +72,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _model_options(parser: argparse.ArgumentParser, *, weights: str | None = None) -> None:
+def _weights_options(parser: argparse.ArgumentParser, *, weights: str | None = None) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("model")
     group.add_argument("--model", metavar="NAME", help="model name; the weights' own by default")
     group.add_argument(
@@ -84,6 +84,11 @@ def _model_options(parser: argparse.ArgumentParser, *, weights: str | None = Non
         + (f"; default {weights}" if weights else ""),
     )
     group.add_argument("--num-classes", type=_count, metavar="K", help="number of classes; the weights' own by default")
+    return group
+
+
+def _model_options(parser: argparse.ArgumentParser, *, weights: str | None = None) -> None:
+    group = _weights_options(parser, weights=weights)
     group.add_argument("--scale", type=_positive, metavar="S", help="input scale; the weights' own by default")
     group.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, cuda:N or auto (default)")
     group.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"), help="default float32")
@@ -177,6 +182,33 @@ def _parser() -> argparse.ArgumentParser:
     p.set_defaults(run=_profile)
 
     p = commands.add_parser(
+        "export",
+        parents=[common],
+        help="write a model as ONNX, torch.export or AOTInductor file",
+        description="Writes a model as a file that runs without liteseg, for any batch, height and width, reads it back "
+        "and compares it with the model; a file that differs is removed. Input: image, float32 [N, 3, H, W], normalised "
+        "RGB (mean and standard deviation are in the file's metadata).",
+    )
+    p.add_argument(
+        "--format",
+        required=True,
+        metavar="F",
+        help="onnx (needs liteseg[export]), torch_export, or aoti (compiled; needs a C++ compiler)",
+    )
+    p.add_argument("--out", type=Path, required=True, metavar="FILE", help=".onnx for onnx, .pt2 for the others")
+    p.add_argument(
+        "--output", default="logits", metavar="O", help="logits (default), or labels: uint8 class of every pixel"
+    )
+    p.add_argument("--size", type=_size, metavar="HxW", help="input size traced (default 512x1024)")
+    p.add_argument("--fixed-size", action="store_true", help="batch 1 and --size only")
+    p.add_argument("--opset", type=_count, default=18, metavar="V", help="ONNX opset, 18 (default) to 23")
+    p.add_argument("--no-check", action="store_true", help="do not compare the file with the model")
+    _weights_options(p).add_argument(
+        "--device", default="cpu", metavar="D", help="cpu (default), cuda or cuda:N: what the .pt2 file runs on"
+    )
+    p.set_defaults(run=_export)
+
+    p = commands.add_parser(
         "info", parents=[common], help="versions, kernels and devices found", description="What runs on this machine."
     )
     p.set_defaults(run=_info)
@@ -213,7 +245,7 @@ def _device(text: str) -> Any:
     return device
 
 
-def _load(args: argparse.Namespace) -> LiteSeg:
+def _load(args: argparse.Namespace) -> Network:
     """The model of the command line: eval mode, on its device, in float32."""
     from liteseg.models import create_model
 
@@ -221,7 +253,7 @@ def _load(args: argparse.Namespace) -> LiteSeg:
     return model.eval().to(_device(args.device))
 
 
-def _finished(model: LiteSeg, args: argparse.Namespace) -> Any:
+def _finished(model: Network, args: argparse.Namespace) -> Any:
     """Fused unless --no-fuse, then in the dtype asked for: batch norm is folded in float32."""
     import torch
 
@@ -327,12 +359,17 @@ def _profile(args: argparse.Namespace) -> int:
     counts: list[tuple[str, ...]] = [("MMACs", *parts, "total", "paper's count, G")]
     for name, one in profiles.items():
         parameters.append(
-            (name, *(f"{one.part(p).params:,}" for p in parts), f"{one.params:,}", f"{one.params_with_imagenet_head:,}")
+            (
+                name,
+                *(f"{one.part(p).params:,}" if p in one.parts else "-" for p in parts),
+                f"{one.params:,}",
+                f"{one.params_with_imagenet_head:,}",
+            )
         )
         counts.append(
             (
                 name,
-                *(f"{one.part(p).macs / 1e6:,.1f}" for p in parts),
+                *(f"{one.part(p).macs / 1e6:,.1f}" if p in one.parts else "-" for p in parts),
                 f"{one.macs / 1e6:,.1f}",
                 f"{one.paper / 1e9:.2f}",
             )
@@ -349,6 +386,23 @@ def _columns(rows: Sequence[Sequence[str]]) -> str:
         f"{first:<{widths[0]}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))
         for first, *rest in rows
     )
+
+
+def _export(args: argparse.Namespace) -> int:
+    from liteseg.export import export
+
+    done = export(
+        _load(args),
+        args.out,
+        args.format,
+        output=args.output,
+        size=args.size,
+        fixed_size=args.fixed_size,
+        opset=args.opset,
+        check=not args.no_check,
+    )
+    print(done)
+    return EXIT_OK
 
 
 def _info(args: argparse.Namespace) -> int:

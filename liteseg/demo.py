@@ -16,7 +16,7 @@ import liteseg_kernels as lk
 from liteseg.data import MEAN, STD
 from liteseg.errors import UserError
 from liteseg.image_io import add_legend, overlay, read_image, write_image
-from liteseg.models import LiteSeg
+from liteseg.models import Network
 from liteseg.palette import palette_for
 from liteseg.predict import evaluating, input_size, predict, segment
 from liteseg_kernels import functional as F
@@ -69,7 +69,7 @@ def _seconds(run: Callable[[], torch.Tensor], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def compare(model: LiteSeg, fused: nn.Module, image: np.ndarray, *, scale: float, rounds: int) -> Comparison:
+def compare(model: Network, fused: nn.Module, image: np.ndarray, *, scale: float, rounds: int) -> Comparison:
     """Labels and times of a fused model and of the model it was made from, run as plain PyTorch.
 
     Both start from the same normalised input and end with the label map at the picture's size. Plain PyTorch is
@@ -119,7 +119,7 @@ def compare(model: LiteSeg, fused: nn.Module, image: np.ndarray, *, scale: float
 
 
 def demo(
-    model: LiteSeg,
+    model: Network,
     *,
     image: Path | None,
     out: Path,

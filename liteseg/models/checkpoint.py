@@ -16,9 +16,15 @@ from safetensors.torch import save_file
 from liteseg.models import official
 from liteseg.models.files import METADATA_KEY, StateDict, check_state, read_checkpoint, unwrap, write_atomically
 from liteseg.models.liteseg import LiteSeg, ModelConfig
+from liteseg.models.peers import PEERS, Peer, PeerConfig
+
+# what this package makes
+Network = LiteSeg | Peer
+NetworkConfig = ModelConfig | PeerConfig
 
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
+_COUNTER = "num_batches_tracked"
 
 
 def _folder() -> Path:
@@ -57,18 +63,33 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     return read_checkpoint(path).metadata
 
 
-def config_from_metadata(metadata: Mapping[str, Any], origin: str) -> ModelConfig:
-    """The ModelConfig in the metadata of one of our files."""
-    fields = {field.name for field in dataclasses.fields(ModelConfig)}
+def config_class(name: Any) -> type[ModelConfig] | type[PeerConfig]:
+    """The class of the configuration of a model of this name."""
+    return PEERS[name].config_class if isinstance(name, str) and name in PEERS else ModelConfig
+
+
+def build(config: NetworkConfig) -> Network:
+    """A new model of this configuration."""
+    return LiteSeg(config) if isinstance(config, ModelConfig) else PEERS[config.name](config)
+
+
+def config_from_metadata(metadata: Mapping[str, Any], origin: str) -> NetworkConfig:
+    """The configuration in the metadata of one of our files."""
+    kind = config_class(metadata.get("name"))
+    fields = {field.name for field in dataclasses.fields(kind)}
     try:
-        return ModelConfig(**{key: value for key, value in metadata.items() if key in fields})
+        return kind(**{key: value for key, value in metadata.items() if key in fields})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{origin}: the model configuration in the file is not usable: {error}") from error
 
 
-def _drop_classifier(model: LiteSeg, state: StateDict, origin: str, skip_classifier: bool) -> StateDict:
+def _class_prefixes(model: Network) -> tuple[str, ...]:
+    return model.class_prefixes if isinstance(model, Peer) else ("classifier.",)
+
+
+def _drop_classifier(model: Network, state: StateDict, origin: str, skip_classifier: bool) -> StateDict:
     if skip_classifier:
-        return {key: value for key, value in state.items() if not key.startswith("classifier.")}
+        return {key: value for key, value in state.items() if not key.startswith(_class_prefixes(model))}
     bias = state.get("classifier.bias")
     if bias is not None and bias.dim() == 1 and len(bias) != model.config.num_classes:
         raise ValueError(
@@ -78,22 +99,30 @@ def _drop_classifier(model: LiteSeg, state: StateDict, origin: str, skip_classif
     return state
 
 
+def _check_model(model: Any, caller: str) -> None:
+    if not isinstance(model, (LiteSeg, Peer)):
+        raise TypeError(f"{caller}: model: expected a LiteSeg or a peer network, got {type(model).__name__}")
+
+
 def load_state(
-    model: LiteSeg, state: Mapping[str, torch.Tensor], origin: str, *, skip_classifier: bool = False
+    model: Network, state: Mapping[str, torch.Tensor], origin: str, *, skip_classifier: bool = False
 ) -> None:
     """Copy a state dict in our or the authors' layout into the model: everything, or nothing on ValueError."""
-    if not isinstance(model, LiteSeg):
-        raise TypeError(f"load_weights: model: expected a LiteSeg, got {type(model).__name__}")
+    _check_model(model, "load_weights")
     own = dict(state)
-    if official.detect_backbone(own) is not None:
+    if isinstance(model, LiteSeg) and official.detect_backbone(own) is not None:
         own = official.from_official(own, model.config, origin)
+    if isinstance(model, Peer) and not any(key.endswith(_COUNTER) for key in own):
+        # files written before torch 0.4.1 have no batch counters
+        counters = {key: torch.zeros_like(value) for key, value in model.state_dict().items() if key.endswith(_COUNTER)}
+        own.update(counters)
     own = _drop_classifier(model, own, origin, skip_classifier)
-    check_state(model, own, origin, optional=("classifier.",) if skip_classifier else ())
+    check_state(model, own, origin, optional=_class_prefixes(model) if skip_classifier else ())
     model.load_state_dict(own, strict=not skip_classifier)
 
 
 def load_weights(
-    model: LiteSeg, path: str | os.PathLike[str] | Mapping[str, Any], *, skip_classifier: bool = False
+    model: Network, path: str | os.PathLike[str] | Mapping[str, Any], *, skip_classifier: bool = False
 ) -> None:
     """Copy weights into `model`, strictly: every key and shape must match, otherwise ValueError and nothing is copied.
 
@@ -107,9 +136,8 @@ def load_weights(
     if isinstance(path, Mapping):
         load_state(model, unwrap(path, "load_weights"), "load_weights", skip_classifier=skip_classifier)
         return
-    if not isinstance(model, LiteSeg):
-        raise TypeError(f"load_weights: model: expected a LiteSeg, got {type(model).__name__}")
-    file = resolve_weights(path, model.config.backbone)
+    _check_model(model, "load_weights")
+    file = resolve_weights(path, model.config.backbone if isinstance(model, LiteSeg) else model.config.name)
     load_state(model, read_checkpoint(file).state, str(file), skip_classifier=skip_classifier)
 
 
@@ -125,7 +153,7 @@ def _stored(value: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
 
 
 def save_weights(
-    model: LiteSeg,
+    model: Network,
     path: str | os.PathLike[str],
     *,
     dtype: torch.dtype | None = None,
@@ -140,14 +168,13 @@ def save_weights(
 
     The file appears whole or not at all.
     """
-    if not isinstance(model, LiteSeg):
-        raise TypeError(f"save_weights: model: expected a LiteSeg, got {type(model).__name__}")
+    _check_model(model, "save_weights")
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"save_weights: dtype: expected a floating point torch.dtype or None, got {dtype!r}")
     if Path(path).suffix != ".safetensors":
         raise ValueError(f"save_weights: path: expected a name ending in .safetensors, got {str(path)!r}")
     with torch.device("meta"):
-        plain = LiteSeg(model.config)
+        plain = build(model.config)
     check_state(plain, model.state_dict(), "save_weights: model")
     content = {"mean": _MEAN, "std": _STD, **(metadata or {}), **model.config.to_dict()}
     state = {key: _stored(value, dtype) for key, value in model.state_dict().items()}

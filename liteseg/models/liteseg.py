@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import torch
@@ -12,20 +11,13 @@ from torch.nn import functional as F
 
 import liteseg_kernels as lk
 from liteseg.models.encoders import ENCODERS
+from liteseg.models.fields import check_choice, check_counts, check_flags, check_use, is_int, reject
 from liteseg_kernels.nn import DASPP, ConvNormAct, SeparableConv2d, UpsampleConcat
 from liteseg_kernels.plan import PlannedModule, Program, Unplannable
 
 MIN_SIZE = 32
 # channels of the low-level feature inside the decoder, where the backbone's own are too many
 _REDUCED_CHANNELS = {"shufflenet": 48, "darknet19": 32}
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _reject(field: str, expected: str, value: Any, *, kind: type[Exception] = ValueError) -> None:
-    raise kind(f"ModelConfig: {field}: expected {expected}, got {value!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,36 +53,19 @@ class ModelConfig:
     input_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.backbone not in ENCODERS:
-            _reject("backbone", f"one of {', '.join(ENCODERS)}", self.backbone)
-        for field in ("num_classes", "filters"):
-            value = getattr(self, field)
-            if not _is_int(value) or value < 1:
-                _reject(field, "an integer of at least 1", value)
+        check_choice(self, "backbone", tuple(ENCODERS))
+        check_counts(self, "num_classes", "filters")
         allowed = ENCODERS[self.backbone].output_strides
-        if not _is_int(self.output_stride) or self.output_stride not in allowed:
-            _reject("output_stride", f"one of {sorted(allowed)} for {self.backbone}", self.output_stride)
-        for field in ("separable", "deeper", "short_residual", "long_residual"):
-            if not isinstance(getattr(self, field), bool):
-                _reject(field, "True or False", getattr(self, field))
+        if not is_int(self.output_stride) or self.output_stride not in allowed:
+            reject(self, "output_stride", f"one of {sorted(allowed)} for {self.backbone}", self.output_stride)
+        check_flags(self, "separable", "deeper", "short_residual", "long_residual")
         if not isinstance(self.rates, (tuple, list)) or not self.rates:
-            _reject("rates", "a non-empty tuple of integers", self.rates)
-        if not all(_is_int(rate) and rate >= 1 for rate in self.rates):
-            _reject("rates", "integers of at least 1", self.rates)
+            reject(self, "rates", "a non-empty tuple of integers", self.rates)
+        if not all(is_int(rate) and rate >= 1 for rate in self.rates):
+            reject(self, "rates", "integers of at least 1", self.rates)
         # lists come from JSON and YAML
         object.__setattr__(self, "rates", tuple(self.rates))
-        if self.class_names is not None:
-            names = self.class_names
-            if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
-                _reject("class_names", "a tuple of strings or None", names)
-            if len(names) != self.num_classes:
-                _reject("class_names", f"{self.num_classes} names (num_classes)", f"{len(names)} names")
-            object.__setattr__(self, "class_names", tuple(names))
-        if isinstance(self.input_scale, bool) or not isinstance(self.input_scale, (int, float)):
-            _reject("input_scale", "a positive number", self.input_scale)
-        if not (math.isfinite(self.input_scale) and self.input_scale > 0):
-            _reject("input_scale", "a positive number", self.input_scale)
-        object.__setattr__(self, "input_scale", float(self.input_scale))
+        check_use(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types (tuples as lists)."""

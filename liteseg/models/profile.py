@@ -10,24 +10,30 @@ import torch
 from torch import nn
 
 import liteseg_kernels as lk
+from liteseg.models.checkpoint import build
 from liteseg.models.liteseg import MIN_SIZE, LiteSeg
 from liteseg.models.official import DEAD_HEADS
+from liteseg.models.peers import Peer, PeerBlock
 from liteseg_kernels.nn import ConvNormAct, InvertedResidual, SeparableConv2d, ShuffleUnit
 
 CONVENTIONS = ("macs", "liteseg")
 PARTS = ("backbone", "daspp", "decoder")
+PEER_PARTS = ("encoder", "decoder")
 # a table line each
-_BLOCKS = (ConvNormAct, InvertedResidual, SeparableConv2d, ShuffleUnit)
-_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU)
+_BLOCKS = (ConvNormAct, InvertedResidual, SeparableConv2d, ShuffleUnit, PeerBlock)
+_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU)
 
 
 @dataclasses.dataclass(frozen=True)
 class ProfileRow:
     """One module that computes something, at the profiled size and batch 1.
 
-    `macs` counts convolutions only. `paper` is the count of the authors' tool: `2k^2 - 1` an output of a k x k
-    convolution and input channel, 1 an output for its bias, 2 an element of a normalisation, 1 an element of an
-    activation module, 1 an input element of a max-pool.
+    `macs` counts convolutions only, transposed ones included. `paper` is the count of the authors' tool: `2k^2 - 1` an
+    output of a k x k convolution and input channel, 1 an output for its bias, 2 an element of a normalisation, 1 an
+    element of an activation module, 1 an input element of a max-pool. Their tool has no transposed convolutions, here
+    they count 2 a multiply-accumulate and 1 an output for the bias.
+
+    A module with weights that a forward pass leaves out has no output shape and counts nothing but its parameters.
     """
 
     name: str
@@ -40,9 +46,12 @@ class ProfileRow:
 
     @property
     def part(self) -> str:
-        """``"backbone"``, ``"daspp"`` or ``"decoder"`` (the reduction of the low-level feature included)."""
+        """``"backbone"``, ``"daspp"`` or ``"decoder"`` (the reduction of the low-level feature included).
+
+        Of the peers ``"encoder"`` or ``"decoder"``.
+        """
         first = self.name.split(".")[0]
-        return first if first in PARTS else "decoder"
+        return first if first in (*PARTS, *PEER_PARTS) else "decoder"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +64,7 @@ class Profile:
         blocks: output shape of every building block, a line of the table each.
         dead_params: parameters of the ImageNet classifier that the published parameter counts include but that never
             runs and that our models do not have.
+        parts: what :meth:`part` takes.
     """
 
     name: str
@@ -63,6 +73,7 @@ class Profile:
     rows: tuple[ProfileRow, ...]
     blocks: dict[str, tuple[int, ...]]
     dead_params: int
+    parts: tuple[str, ...] = PARTS
 
     @property
     def params(self) -> int:
@@ -90,9 +101,9 @@ class Profile:
         return self.paper if self.convention == "liteseg" else self.macs
 
     def part(self, name: str) -> Profile:
-        """The rows of one part: ``"backbone"``, ``"daspp"`` or ``"decoder"``."""
-        if name not in PARTS:
-            raise ValueError(f"Profile.part: name: expected one of {', '.join(PARTS)}, got {name!r}")
+        """The rows of one part: ``"backbone"``, ``"daspp"`` or ``"decoder"``, of the peers one of theirs."""
+        if name not in self.parts:
+            raise ValueError(f"Profile.part: name: expected one of {', '.join(self.parts)}, got {name!r}")
         return dataclasses.replace(self, rows=tuple(row for row in self.rows if row.part == name), dead_params=0)
 
     def __str__(self) -> str:
@@ -102,7 +113,7 @@ class Profile:
             one = dataclasses.replace(self, rows=tuple(row for row in self.rows if row.block == block))
             shape = "x".join(str(length) for length in output_shape[1:])
             lines.append((block, shape, f"{one.params:,}", f"{one.total / 1e6:,.2f}"))
-        for part in PARTS:
+        for part in self.parts:
             one = self.part(part)
             lines.append((f"= {part}", "", f"{one.params:,}", f"{one.total / 1e6:,.2f}"))
         lines.append(("= total", "", f"{self.params:,}", f"{self.total / 1e6:,.2f}"))
@@ -111,10 +122,14 @@ class Profile:
             f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}".rstrip() for a, b, c, d in lines
         ]
         height, width = self.size
+        with_head = (
+            f"parameters with the unused ImageNet classifier, as in Table III: "
+            f"{self.params_with_imagenet_head / 1e6:.2f} M ({self.params_with_imagenet_head:,})"
+        )
         footer = [
             f"parameters: {self.params / 1e6:.2f} M ({self.params:,})",
-            f"parameters with the unused ImageNet classifier, as in Table III: "
-            f"{self.params_with_imagenet_head / 1e6:.2f} M ({self.params_with_imagenet_head:,})",
+            # the peers have no such classifier
+            *([with_head] if self.parts == PARTS else []),
             f"multiply-accumulates: {self.macs / 1e9:.3f} G",
             f'the paper\'s own count, "GFLOPs" in Table II: {self.paper / 1e9:.2f}',
         ]
@@ -131,6 +146,9 @@ def _counts(module: nn.Module, inputs: int, outputs: int) -> tuple[int, int] | N
     """(MACs, paper's count) of a leaf module; None for one that counts as nothing."""
     if isinstance(module, nn.Conv2d):
         return _conv_counts(module, outputs)
+    if isinstance(module, nn.ConvTranspose2d):
+        macs = module.weight[0].numel() * inputs
+        return macs, 2 * macs + (outputs if module.bias is not None else 0)
     if isinstance(module, nn.BatchNorm2d):
         return 0, 2 * outputs
     if isinstance(module, _ACTIVATIONS):
@@ -150,7 +168,7 @@ def _block_of(model: nn.Module, name: str) -> str:
     return name
 
 
-def profile(model: LiteSeg, size: tuple[int, int], convention: str = "macs") -> Profile:
+def profile(model: LiteSeg | Peer, size: tuple[int, int], convention: str = "macs") -> Profile:
     """Count parameters and multiply-accumulates of `model` at an input of `size` = (height, width), batch 1.
 
     Nothing is computed: the model's plain torch.nn form runs on meta tensors.
@@ -163,8 +181,8 @@ def profile(model: LiteSeg, size: tuple[int, int], convention: str = "macs") -> 
     Raises:
         ValueError: unknown convention, or a size below 32.
     """
-    if not isinstance(model, LiteSeg):
-        raise TypeError(f"profile: model: expected a LiteSeg, got {type(model).__name__}")
+    if not isinstance(model, (LiteSeg, Peer)):
+        raise TypeError(f"profile: model: expected a LiteSeg or a peer network, got {type(model).__name__}")
     if convention not in CONVENTIONS:
         raise ValueError(f"profile: convention: expected one of {', '.join(CONVENTIONS)}, got {convention!r}")
     if (
@@ -176,13 +194,15 @@ def profile(model: LiteSeg, size: tuple[int, int], convention: str = "macs") -> 
     height, width = size
     # made anew from the configuration, so that a fused model is counted like the one it came from
     with torch.device("meta"):
-        plain = LiteSeg(model.config).eval()
+        plain = build(model.config).eval()
     reference = lk.to_reference(plain)
     rows: list[ProfileRow] = []
     blocks: dict[str, tuple[int, ...]] = {}
 
     def count(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            # a pooling that gives indices too
+            output = output[0] if isinstance(output, tuple) else output
             counted = _counts(module, args[0].numel(), output.numel())
             if counted is not None:
                 params = sum(p.numel() for p in module.parameters())
@@ -195,7 +215,7 @@ def profile(model: LiteSeg, size: tuple[int, int], convention: str = "macs") -> 
 
     def shape_of(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            blocks[name] = tuple(output.shape)
+            blocks[name] = tuple((output[0] if isinstance(output, tuple) else output).shape)
 
         return hook
 
@@ -206,5 +226,14 @@ def profile(model: LiteSeg, size: tuple[int, int], convention: str = "macs") -> 
             module.register_forward_hook(shape_of(name))
     with torch.no_grad():
         reference(torch.empty(1, 3, height, width, device="meta"))
-    dead = sum(torch.Size(shape).numel() for shape in DEAD_HEADS[model.config.backbone].values())
-    return Profile(model.config.name, (height, width), convention, tuple(rows), blocks, dead)
+    ran = {row.name for row in rows}
+    for name, module in plain.named_modules():
+        params = sum(p.numel() for p in module.parameters(recurse=False))
+        if params and name not in ran:
+            block = _block_of(plain, name)
+            rows.append(ProfileRow(name, block, type(module).__name__, (), params, 0, 0))
+            blocks[block] = ()
+    heads = DEAD_HEADS[model.config.backbone] if isinstance(model, LiteSeg) else {}
+    dead = sum(torch.Size(shape).numel() for shape in heads.values())
+    parts = PARTS if isinstance(model, LiteSeg) else PEER_PARTS
+    return Profile(model.config.name, (height, width), convention, tuple(rows), blocks, dead, parts)

@@ -8,17 +8,34 @@ import os
 from typing import Any
 
 from liteseg.models import official
-from liteseg.models.checkpoint import config_from_metadata, load_state, resolve_weights
+from liteseg.models.checkpoint import (
+    Network,
+    NetworkConfig,
+    build,
+    config_class,
+    config_from_metadata,
+    load_state,
+    resolve_weights,
+)
 from liteseg.models.encoders import ENCODERS
 from liteseg.models.files import Checkpoint, read_checkpoint
 from liteseg.models.imagenet import load_backbone
 from liteseg.models.liteseg import LiteSeg, ModelConfig
+from liteseg.models.peers import PEERS
+from liteseg.models.peers.espnet import detect_config as detect_espnet
 
 _DEFAULT_BACKBONE = "mobilenetv2"
-# what create_model takes besides name and weights; name and backbone are fixed by the name
-_SWITCHES = tuple(f.name for f in dataclasses.fields(ModelConfig) if f.name not in ("name", "backbone"))
 # these describe the use of a model, not the network, so they may differ from what a weights file says
 _DESCRIPTIVE = ("class_names", "input_scale")
+
+
+def _switches(config: type[Any]) -> tuple[str, ...]:
+    """What create_model takes besides name and weights; name and backbone are fixed by the name."""
+    return tuple(f.name for f in dataclasses.fields(config) if f.name not in ("name", "backbone"))
+
+
+# of any model
+_SWITCHES = tuple(dict.fromkeys(_switches(ModelConfig) + sum((_switches(p.config_class) for p in PEERS.values()), ())))
 
 
 def _presets() -> dict[str, dict[str, Any]]:
@@ -34,6 +51,8 @@ def _presets() -> dict[str, dict[str, Any]]:
             "deeper": False,
             "short_residual": False,
         }
+    for peer in PEERS:
+        presets[peer] = {}
     return presets
 
 
@@ -58,9 +77,20 @@ def _check_name(name: Any) -> str:
     return name
 
 
+def _make_config(fields: dict[str, Any], given: dict[str, Any]) -> NetworkConfig:
+    """The configuration of the model that `fields` names, with what was given on top."""
+    name = fields["name"]
+    kind = config_class(name)
+    for switch in given:
+        if switch not in _switches(kind):
+            allowed = ", ".join(_switches(kind))
+            raise ValueError(f"create_model: {switch}: expected none, {name} takes {allowed}; got {given[switch]!r}")
+    return kind(**{**_PRESETS[name], **fields, **given})
+
+
 def _config_for_file(
     name: str | None, given: dict[str, Any], checkpoint: Checkpoint, origin: str, skip_classifier: bool
-) -> ModelConfig:
+) -> NetworkConfig:
     """The configuration a weights file asks for, with what was given on top; ValueError where the two contradict."""
     stored: dict[str, Any] = {}
     if checkpoint.metadata is not None:
@@ -70,10 +100,12 @@ def _config_for_file(
         detected = official.detect_config(checkpoint.state)
         if detected is not None:
             stored = {"name": f"liteseg_{detected['backbone']}", **detected}
+        else:
+            stored = detect_espnet(checkpoint.state) or {}
     if skip_classifier:
         # the file's classes are not wanted
-        stored.pop("num_classes", None)
-        stored.pop("class_names", None)
+        for field in ("num_classes", "class_names", "void_output"):
+            stored.pop(field, None)
     expected = stored.setdefault("name", name or f"liteseg_{_DEFAULT_BACKBONE}")
     if name is not None and name != expected:
         raise ValueError(f"create_model: name: expected {expected!r} for the weights in {origin}, got {name!r}")
@@ -84,7 +116,7 @@ def _config_for_file(
             raise ValueError(
                 f"create_model: {field}: expected {stored[field]!r} for the weights in {origin}, got {value!r}"
             )
-    return ModelConfig(**{**_PRESETS[expected], **stored, **given})
+    return _make_config(stored, given)
 
 
 def create_model(
@@ -95,18 +127,20 @@ def create_model(
     backbone_weights: str | os.PathLike[str] | None = None,
     skip_classifier: bool = False,
     **switches: Any,
-) -> LiteSeg:
+) -> Network:
     """Make a model by name, or rebuild one from a weights file.
 
     Args:
         name: one of :func:`list_models`; may be left out when `weights` says it.
         num_classes: channels of the logits; 19 unless the weights say otherwise.
         weights: None, a bundled name (:func:`list_weights`), or the path of a ``.safetensors``/``.pth``/``.pt`` file,
-            the authors' official ``.pth`` included. Our own files carry the configuration.
+            the authors' official ``.pth`` and ESPNet's published weights included. Our own files carry the
+            configuration.
         backbone_weights: path of ImageNet MobileNetV2 weights (torchvision or flat key names).
         skip_classifier: take everything but the last convolution from `weights`, for another set of classes.
-        **switches: ``output_stride, separable, deeper, short_residual, long_residual, filters, rates, class_names,
-            input_scale``, see :class:`ModelConfig`; None means the default.
+        **switches: ``class_names, input_scale``, for LiteSeg ``output_stride, separable, deeper, short_residual,
+            long_residual, filters, rates`` (see :class:`ModelConfig`), for ESPNet ``p, q, variant, void_output,
+            normalisation`` (see :class:`ESPNetConfig`); None means the default.
 
     Raises:
         ValueError: unknown name or switch, a value that is not allowed, or one that contradicts `weights`.
@@ -123,13 +157,15 @@ def create_model(
     given = {key: value for key, value in {"num_classes": num_classes, **switches}.items() if value is not None}
     if weights is None:
         known = _check_name(name)
-        model = LiteSeg(ModelConfig(**{"name": known, **_PRESETS[known], **given}))
+        model = build(_make_config({"name": known}, given))
     else:
-        backbone = _PRESETS[name]["backbone"] if name else _DEFAULT_BACKBONE
+        backbone = _PRESETS[name].get("backbone", name) if name else _DEFAULT_BACKBONE
         path = resolve_weights(weights, backbone)
         checkpoint = read_checkpoint(path)
-        model = LiteSeg(_config_for_file(name, given, checkpoint, str(path), skip_classifier))
+        model = build(_config_for_file(name, given, checkpoint, str(path), skip_classifier))
         load_state(model, checkpoint.state, str(path), skip_classifier=skip_classifier)
     if backbone_weights is not None:
+        if not isinstance(model, LiteSeg):
+            raise ValueError(f"create_model: backbone_weights: expected none, {model.config.name} has no backbone")
         load_backbone(model, backbone_weights)
     return model

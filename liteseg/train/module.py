@@ -14,7 +14,7 @@ from torch import Tensor
 
 import liteseg_kernels as lk
 from liteseg.metrics import ConfusionMatrix
-from liteseg.models import LiteSeg, create_model
+from liteseg.models import LiteSeg, Network, create_model
 
 from .schedule import learning_rate_factor
 
@@ -43,7 +43,7 @@ class SegmentationModule(pl.LightningModule):
         class_weights: "log" weighs classes by their share of the training pixels (see `log_class_weights`); "none".
         reduction: "mean" over labelled pixels, or "sum_per_image" (summed, divided by the batch size).
         label_smoothing: share of the target spread over all classes.
-        backbone_lr: initial learning rate of the backbone.
+        backbone_lr: initial learning rate of the backbone, where the model has one.
         head_lr: initial learning rate of everything else.
         momentum: of SGD.
         nesterov: Nesterov momentum.
@@ -93,7 +93,7 @@ class SegmentationModule(pl.LightningModule):
             input_scale=input_scale,
             **(switches or {}),
         )
-        self.model: LiteSeg = model.to(memory_format=torch.channels_last)
+        self.model: Network = model.to(memory_format=torch.channels_last)
         # counted anew from the training labels at every start, so checkpoints do not hold it
         self.loss_weight: Tensor | None
         self.register_buffer(
@@ -165,7 +165,8 @@ class SegmentationModule(pl.LightningModule):
             )
 
     def configure_optimizers(self) -> Any:
-        backbone = list(self.model.backbone.parameters())
+        # the peers have no part that ImageNet weights go into
+        backbone = list(self.model.backbone.parameters()) if isinstance(self.model, LiteSeg) else []
         known = {id(parameter) for parameter in backbone}
         head = [parameter for parameter in self.model.parameters() if id(parameter) not in known]
         optimizer = torch.optim.SGD(

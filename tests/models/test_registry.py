@@ -12,7 +12,8 @@ from liteseg.models import ModelConfig
 def test_names() -> None:
     names = liteseg.list_models()
     assert names == [
-        f"{kind}_{b}" for kind in ("liteseg", "deeplabv3plus") for b in ("mobilenetv2", "shufflenet", "darknet19")
+        *(f"{kind}_{b}" for kind in ("liteseg", "deeplabv3plus") for b in ("mobilenetv2", "shufflenet", "darknet19")),
+        *("espnet", "erfnet", "enet"),
     ]
     names.clear()
     assert liteseg.list_models()
