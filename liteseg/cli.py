@@ -185,9 +185,9 @@ def _parser() -> argparse.ArgumentParser:
         "export",
         parents=[common],
         help="write a model as ONNX, torch.export or AOTInductor file",
-        description="Writes a model as a file that runs without liteseg, for any batch, height and width, reads it back "
-        "and compares it with the model; a file that differs is removed. Input: image, float32 [N, 3, H, W], normalised "
-        "RGB (mean and standard deviation are in the file's metadata).",
+        description="Writes a model as a file that runs without liteseg, for any batch, height and width, reads it "
+        "back and compares it with the model; a file that differs is removed. Input: image, float32 [N, 3, H, W], "
+        "normalised RGB (mean and standard deviation are in the file's metadata).",
     )
     p.add_argument(
         "--format",

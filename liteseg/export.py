@@ -1,0 +1,380 @@
+"""Models as files that run without this package: ONNX, torch.export programs and AOTInductor packages."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import liteseg_kernels as lk
+from liteseg.data import MEAN, STD
+from liteseg.errors import MissingExtraError, UserError
+from liteseg.image_io import atomic_path
+from liteseg.predict import MIN_SIZE, evaluating
+from liteseg_kernels._version import __version__
+
+__all__ = ["FORMATS", "OPSETS", "OUTPUTS", "Check", "Exported", "export"]
+
+# format -> suffix; torch's loaders want theirs
+FORMATS = {"onnx": ".onnx", "torch_export": ".pt2", "aoti": ".pt2"}
+OUTPUTS = ("logits", "labels")
+# torch writes 18 and up itself; its conversion to 17 fails on these networks
+OPSETS = range(18, 24)
+DEFAULT_SIZE = (512, 1024)
+# torch.export takes a side of 1 for a special case, so that feature maps at a 32nd of the input must be larger
+MIN_DYNAMIC = 64
+
+# batch, height, width; odd, not multiples of 32, one wide and one high. the third stands in for a traced one
+_CHECKED = ((2, 225, 353), (1, 334, 250), (1, 193, 289))
+# of the largest logit: float32 sums in another order stay two digits below
+_LIMIT = 1e-4
+_EQUAL = 0.9999
+
+
+@dataclass(frozen=True)
+class Check:
+    """An exported file against its model on one input.
+
+    Attributes:
+        shape: of the input.
+        equal: share of pixels with the same label, 0..1.
+        error, limit: largest difference of the logits and what is allowed; None where the file gives labels.
+    """
+
+    shape: tuple[int, ...]
+    equal: float
+    error: float | None = None
+    limit: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        # a comparison with NaN is false
+        return self.equal >= _EQUAL and (self.error is None or (self.limit is not None and self.error <= self.limit))
+
+    def __str__(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        error = "" if self.error is None else f"largest logit error {self.error:.1e} (limit {self.limit:.1e}), "
+        return f"{shape}: {error}{100 * self.equal:.4f} % of the labels equal (limit {100 * _EQUAL:.2f} %)"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What :func:`export` wrote.
+
+    Attributes:
+        path, format, output: as asked for.
+        shape: of the input, a name for a dimension that may vary.
+        runner: what ran the file in the check; None where the check was left out.
+        checks: one an input.
+    """
+
+    path: Path
+    format: str
+    output: str
+    shape: tuple[str | int, ...]
+    runner: str | None
+    checks: tuple[Check, ...]
+
+    def __str__(self) -> str:
+        first = f"{self.path}: {self.format}, image [{', '.join(map(str, self.shape))}] -> {self.output}"
+        if self.runner is None:
+            return f"{first}\nnot checked"
+        return "\n".join((first, *(f"checked with {self.runner}, {check}" for check in self.checks)))
+
+
+class _Graph(nn.Module):
+    """The network with one input `image` and the output asked for."""
+
+    def __init__(self, network: nn.Module, output: str) -> None:
+        super().__init__()
+        self.network = network
+        self.labels = output == "labels"
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        logits = self.network(image)
+        return logits.argmax(1).to(torch.uint8) if self.labels else logits
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back what the exporters say about themselves (deprecations, operators of packages that are not here)."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _need(module: str, what: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise MissingExtraError(what, "export", module) from error
+
+
+def _need_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise UserError(
+            "export: format: aoti: expected a C++ compiler (g++ or the one that CXX names), found none; "
+            "torch_export needs none"
+        ) from None
+
+
+def _pictures(shape: tuple[int, ...], device: torch.device, seed: int) -> torch.Tensor:
+    """Normalised input with areas and noise: a network's labels vary on it."""
+    generator = torch.Generator().manual_seed(seed)
+    batch, channels, height, width = shape
+    areas = torch.randn((batch, channels, -(-height // 32), -(-width // 32)), generator=generator)
+    areas = nn.functional.interpolate(areas, size=(height, width), mode="bilinear", align_corners=True)
+    return (areas + 0.2 * torch.randn(shape, generator=generator)).to(device)
+
+
+def _classes(model: nn.Module, size: tuple[int, int], device: torch.device) -> int:
+    """Channels of the logits, after one run that shows that the model is one this module exports."""
+    x = _pictures((1, 3, *size), device, 0)
+    with evaluating(model):
+        logits = model(x)
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 4 or logits.shape[2:] != x.shape[2:]:
+        got = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise TypeError(f"export: model: expected logits [1, K, {size[0]}, {size[1]}], got {got}")
+    if not logits.isfinite().all():
+        raise ValueError("export: model: expected finite logits, got NaN or infinity (damaged weights?)")
+    return logits.shape[1]
+
+
+def _metadata(model: nn.Module, output: str, classes: int, fixed: bool) -> dict[str, str]:
+    """What a user of the file must know and the graph does not say."""
+    facts: dict[str, Any] = {
+        "liteseg_version": __version__,
+        "num_classes": classes,
+        "input": "image: float32 [N, 3, H, W], RGB / 255, minus mean, divided by std",
+        "mean": list(MEAN),
+        "std": list(STD),
+        "output": f"logits: float32 [N, {classes}, H, W]" if output == "logits" else "labels: uint8 [N, H, W]",
+    }
+    if not fixed:
+        facts["minimum_size"] = MIN_DYNAMIC
+    config = getattr(model, "config", None)
+    if config is not None:
+        facts |= {"model": config.name, "input_scale": config.input_scale}
+        if config.class_names is not None:
+            facts["class_names"] = list(config.class_names)
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
+
+
+Shapes = dict[str, dict[int, Any]] | None
+
+
+def _write_onnx(
+    graph: _Graph, example: torch.Tensor, shapes: Shapes, path: Path, facts: dict[str, str], opset: int
+) -> None:
+    output = "labels" if graph.labels else "logits"
+    program = torch.onnx.export(
+        graph,
+        (example,),
+        input_names=["image"],
+        output_names=[output],
+        dynamic_shapes=shapes,
+        opset_version=opset,
+        verbose=False,
+    )
+    assert program is not None
+    program.model.metadata_props.update(facts)
+    program.save(path, external_data=False)
+
+
+def _write_torch(
+    graph: _Graph, example: torch.Tensor, shapes: Shapes, path: Path, facts: dict[str, str], compiled: bool
+) -> None:
+    program = torch.export.export(graph, (example,), dynamic_shapes=shapes)
+    if compiled:
+        settings = {"aot_inductor.metadata": facts}
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
+    else:
+        # saved too, it would outweigh the network
+        program.example_inputs = None
+        torch.export.save(program, path, extra_files={"liteseg.json": json.dumps(facts)})
+
+
+def _open(path: Path, format: str) -> tuple[Callable[[torch.Tensor], torch.Tensor], str]:
+    """The file read back: a call, and what runs it."""
+    if format == "onnx":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        version = importlib.metadata.version("onnxruntime")
+        return lambda x: torch.from_numpy(session.run(None, {"image": x.numpy()})[0]), f"ONNX Runtime {version}"
+    runner = f"PyTorch {torch.__version__}"
+    if format == "aoti":
+        return torch._inductor.aoti_load_package(str(path)), runner
+    return torch.export.load(path).module(), runner
+
+
+def _compare(got: torch.Tensor, expected: torch.Tensor, x: torch.Tensor) -> Check:
+    """`got` from the file, logits or labels, against the model's logits."""
+    got, expected = got.cpu(), expected.cpu()
+    shape = tuple(x.shape)
+    labels = expected.argmax(1)
+    if got.shape == labels.shape and not got.is_floating_point():
+        return Check(shape, (got.long() == labels).double().mean().item())
+    if got.shape != expected.shape:
+        raise RuntimeError(f"export: check: expected an output {list(expected.shape)}, got {list(got.shape)}")
+    equal = (got.argmax(1) == labels).double().mean().item()
+    return Check(shape, equal, (got - expected).abs().max().item(), _LIMIT * expected.abs().max().item())
+
+
+def _check(
+    path: Path, format: str, model: nn.Module, shapes: Sequence[tuple[int, ...]], device: torch.device
+) -> tuple[str, tuple[Check, ...]]:
+    run, runner = _open(path, format)
+    checks = []
+    # TF32 would hide errors below 1e-3, and differs from kernel to kernel
+    with evaluating(model), torch.backends.cudnn.flags(allow_tf32=False):
+        for seed, shape in enumerate(shapes):
+            x = _pictures(shape, device, seed)
+            checks.append(_compare(run(x), model(x), x))
+    for check in checks:
+        if not check.passed:
+            raise RuntimeError(
+                f"export: the {format} file differs from the model and was removed: with {runner} at {check}"
+            )
+    return runner, tuple(checks)
+
+
+def _checked_arguments(path: Path, format: str, output: str, size: tuple[int, int] | None, fixed: bool) -> None:
+    if format not in FORMATS:
+        raise ValueError(f"export: format: expected one of {', '.join(FORMATS)}, got {format!r}")
+    if output not in OUTPUTS:
+        raise ValueError(f"export: output: expected one of {', '.join(OUTPUTS)}, got {output!r}")
+    if path.suffix != FORMATS[format]:
+        raise ValueError(f"export: path: expected a name ending in {FORMATS[format]} for {format}, got {str(path)!r}")
+    if not path.parent.is_dir():
+        raise ValueError(f"export: path: expected a folder that exists, got {str(path.parent)!r}")
+    if path.is_dir():
+        raise ValueError(f"export: path: expected a file, got the folder {str(path)!r}")
+    if size is None:
+        return
+    if len(size) != 2 or not all(isinstance(side, int) and side >= MIN_SIZE for side in size):
+        raise ValueError(
+            f"export: size: expected height and width of at least {MIN_SIZE}, got {'x'.join(map(str, size))}"
+        )
+    if not fixed and min(size) < MIN_DYNAMIC:
+        raise ValueError(
+            f"export: size: expected height and width of at least {MIN_DYNAMIC} for a file that takes any size "
+            f"(smaller ones need a fixed size), got {size[0]}x{size[1]}"
+        )
+
+
+def export(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    format: str = "onnx",
+    *,
+    output: str = "logits",
+    size: tuple[int, int] | None = None,
+    fixed_size: bool = False,
+    opset: int = 18,
+    check: bool = True,
+) -> Exported:
+    """Writes a model to a file that runs without this package, and checks that file before it is there.
+
+    The file holds the model's reference form, plain torch.nn operations with batch norm in eval mode and the same
+    weights, so a fused model may be given too. Input is ``image``, float32 [N, 3, H, W], normalised RGB: mean, standard
+    deviation, class names and input scale are in the file's metadata. Batch, height and width may vary from call to
+    call, both sides at least 64, unless ``fixed_size``.
+
+    The file is written under another name, read back, run at two sizes that the export did not see (at a fixed size: on
+    two pictures) and compared with ``model`` itself; only one that agrees gets its name. Then the largest error of the
+    logits is at most 1e-4 of the largest logit, and at least 99.99 % of the labels are equal.
+
+    Args:
+        model: [N, 3, H, W] -> logits [N, K, H, W], all parameters float32 on one device. It is left as it is.
+        path: of the file, replaced if it exists: ``.onnx`` for onnx, ``.pt2`` for the others.
+        format:
+            * ``"onnx"``: for ONNX Runtime, OpenVINO, TensorRT and others (extra ``export``); metadata as model
+              properties.
+            * ``"torch_export"``: ``torch.export.load(path)``; metadata as extra file ``liteseg.json``.
+            * ``"aoti"``: ``torch._inductor.aoti_load_package(path)``, machine code for processors or GPUs like the one
+              the model is on, from C++ too; needs a C++ compiler; metadata by the package's ``get_metadata()``.
+        output: ``"logits"`` float32 [N, K, H, W], or ``"labels"`` uint8 [N, H, W] (up to 256 classes).
+        size: (H, W) the model is traced at, 512 x 1024 by default; with ``fixed_size`` the only one the file takes.
+        fixed_size: batch 1 at ``size`` and nothing else, for run times that want fixed shapes.
+        opset: of ONNX, 18 to 23.
+        check: False leaves the check out; ONNX files are checked with ONNX Runtime, which must be installed for it.
+
+    Raises:
+        ValueError, TypeError: an argument is wrong, the folder is missing, or the logits are not finite.
+        MissingExtraError: a package of the extra ``export`` is not installed.
+        RuntimeError: the file differs from the model; nothing is left on disk.
+
+    Example:
+        >>> import liteseg
+        >>> model = liteseg.create_model(weights="camvid")
+        >>> print(liteseg.export(model, "camvid.pt2", "torch_export"))  # doctest: +SKIP
+    """
+    path = Path(path)
+    _checked_arguments(path, format, output, size, fixed_size)
+    if format == "onnx":
+        if opset not in OPSETS:
+            raise ValueError(f"export: opset: expected {OPSETS[0]} to {OPSETS[-1]}, got {opset!r}")
+        for module in ("onnx", "onnxscript"):
+            _need(module, "ONNX export")
+        if check:
+            _need("onnxruntime", "checking an ONNX file (check=False, --no-check leave it out)")
+    elif format == "aoti":
+        _need_compiler()
+    for parameter in model.parameters():
+        if parameter.dtype != torch.float32:
+            raise TypeError(f"export: model: expected float32 parameters, got {parameter.dtype}")
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    if format == "onnx" and device.type != "cpu":
+        device = torch.device("cpu")
+        model = lk.to_reference(model).to(device)
+    at = DEFAULT_SIZE if size is None else (size[0], size[1])
+    classes = _classes(model, at if fixed_size else (MIN_DYNAMIC, MIN_DYNAMIC), device)
+    if output == "labels" and classes > 256:
+        raise ValueError(f"export: output: expected logits for more than 256 classes, got labels and {classes} classes")
+
+    graph = _Graph(lk.to_reference(model), output).eval().requires_grad_(False)
+    dynamic: Shapes = None
+    if not fixed_size:
+        height, width = (torch.export.Dim(name, min=MIN_DYNAMIC) for name in ("height", "width"))
+        dynamic = {"image": {0: torch.export.Dim("batch", min=1), 2: height, 3: width}}
+    facts = _metadata(model, output, classes, fixed_size)
+    # a batch of 1 would become a constant
+    example = torch.zeros((1 if fixed_size else 2, 3, *at), device=device)
+    others = [(batch, 3, high, wide) for batch, high, wide in _CHECKED if (high, wide) != at]
+    checked = [(1, 3, *at)] * 2 if fixed_size else others[:2]
+    with atomic_path(path) as temporary:
+        with _quiet():
+            if format == "onnx":
+                _write_onnx(graph, example, dynamic, temporary, facts, opset)
+            else:
+                _write_torch(graph, example, dynamic, temporary, facts, format == "aoti")
+        runner, checks = _check(temporary, format, model, checked, device) if check else (None, ())
+    shape: tuple[str | int, ...] = (1, 3, *at) if fixed_size else ("batch", 3, "height", "width")
+    return Exported(path, format, output, shape, runner, checks)
