@@ -26,13 +26,13 @@ def activation_index(op: str, activation: str | None) -> int:
     return ACTIVATIONS.index(activation)
 
 
-def number(op: str, argument: str, value: Any) -> float:
+def number(op: str, argument: str, value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
         raise TypeError(f"{op}: {argument}: expected a number, got {value!r}")
     return value
 
 
-def integer(op: str, argument: str, value: Any) -> int:
+def integer(op: str, argument: str, value: Any) -> Any:
     # sizes and counts may be symbolic under torch.compile
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{op}: {argument}: expected an int, got {value!r}")
