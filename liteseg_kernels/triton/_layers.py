@@ -40,7 +40,7 @@ _CONFIGS = {
     ("product", "half", 16): Tile(8, 16, 32, 16, 4, 1),
     ("product", "half", 32): Tile(8, 8, 32, 32, 4, 1),
     ("product", "half", 128): Tile(8, 8, 32, 128, 8, 1),
-    ("product", "single", 16): Tile(8, 8, 16, 16, 4, 1),
+    ("product", "single", 16): Tile(4, 8, 16, 16, 4, 1),
     ("product", "single", 32): Tile(8, 8, 16, 32, 4, 1),
     ("product", "single", 128): Tile(4, 8, 16, 128, 8, 1),
     ("weight", "half", 32): Tile(8, 8, 32, 32, 4, 1),

@@ -7,10 +7,10 @@ Traffic:  minimum (N*C*H*W + N*CO*H*W) * sizeof(T) and the weights; besides, the
           in float32 parts (4 * _SPLITS * N*H*W*F bytes a map) and once in T
 Bound:    latency at 12 x 20, weights from L2 at 32 x 64; not measured on a GPU yet
 Launch:   four. `first`: grid (N * pixel tiles, blocks of F, C splits) reads x once for the linear path, the 1x1 branch,
-          all atrous branches and the sums of the pooled one (four maps a launch at most: their accumulators fill the
-          registers). `collect`: the parts in order, to T. `pool`: the pooled branch, one vector an image.
-          `project`: grid (N * pixel tiles, blocks of CO), per branch the second depthwise, pointwise and ReLU, and from
-          the registers straight into the projection; the pooled branch is a bias an image
+          all atrous branches and the sums of the pooled one (_SLOTS maps a launch: their accumulators fill the
+          registers). `collect`: the parts in order, to T. `pool`: the pooled branch, one vector an image. `project`:
+          grid (N * pixel tiles, blocks of CO), per branch the second depthwise, pointwise and ReLU, and from the
+          registers straight into the projection; the pooled branch is a bias an image
 Numerics: float32 taps and accumulation; rounded to T where stored and where a product takes its operand. C is cut at
           fixed places and added in order: deterministic
 Backward: composed of single layers and separable_conv2d's backward; the branches are computed again, in float32, so
@@ -43,14 +43,15 @@ from ._common import (
     tile_position,
     width_class,
 )
-from ._separable import depthwise_tile
 from ._separable_backward import backward as separable_backward
 from ._separable_backward import bias_gradient, pre_activation_gradient
 from .separable_conv2d import launch_forward
 
 _NONE, _RELU = 0, 1
-# C from which the first layer is split over C, and into how many parts; maps of one launch of it
-_SPLIT_FROM, _SPLITS, _SLOTS = 512, 8, 4
+# C from which the first layer is split over C, and into how many parts
+_SPLIT_FROM, _SPLITS = 512, 8
+# maps of one launch of the first layer
+_SLOTS = {"half": 4, "single": 2}
 
 # (pass, dtype class, least channels written) -> tile: `inner` is the block of channels summed over. Registers and
 # shared memory: benchmarks/results/aot.csv; not timed yet.
@@ -58,11 +59,11 @@ _CONFIGS = {
     ("first", "half", 32): Tile(4, 4, 16, 32, 4, 1),
     ("first", "half", 128): Tile(4, 4, 16, 128, 8, 1),
     ("first", "single", 32): Tile(4, 4, 16, 32, 4, 1),
-    ("first", "single", 128): Tile(4, 4, 16, 128, 8, 1),
+    ("first", "single", 64): Tile(4, 4, 16, 64, 8, 1),
     ("project", "half", 32): Tile(4, 4, 16, 32, 4, 1),
     ("project", "half", 128): Tile(4, 4, 16, 128, 4, 1),
     ("project", "single", 32): Tile(4, 4, 16, 32, 4, 1),
-    ("project", "single", 128): Tile(4, 4, 16, 128, 8, 1),
+    ("project", "single", 64): Tile(4, 4, 16, 64, 8, 1),
     ("collect", "half", 32): Tile(4, 8, 1, 32, 4, 1),
     ("collect", "single", 32): Tile(4, 8, 1, 32, 4, 1),
     ("pool", "half", 16): Tile(1, 1, 256, 16, 4, 1),
@@ -74,6 +75,33 @@ def _config(stage: str, dtype: torch.dtype, channels: int) -> Tile:
     kind = width_class(dtype)
     widths = sorted(key[2] for key in _CONFIGS if key[:2] == (stage, kind))
     return _CONFIGS[stage, kind, next((w for w in widths if w >= channels), widths[-1])]
+
+
+@triton.jit
+def _depthwise(
+    image,  # one image of [C, H, W]
+    weight,  # [C, 1, 3, 3], contiguous
+    y,
+    x,
+    c,
+    rate,
+    C,
+    H,
+    W,
+    strides,
+    WIDE: tl.constexpr,
+):
+    """The 3 x 3 depthwise convolution, padded by its rate, at pixels (y, x) and channels c: [P, BC] float32."""
+    total = tl.zeros((y.shape[0], c.shape[0]), tl.float32)
+    # not unrolled: the taps of all branches at once would not fit the registers
+    for tap in range(9):
+        oy = y + (tap // 3 - 1) * rate
+        ox = x + (tap % 3 - 1) * rate
+        inside = (oy >= 0) & (oy < H) & (ox >= 0) & (ox < W)
+        pointers = image + offsets(oy, ox, c, strides, WIDE)
+        value = tl.load(pointers, mask=inside[:, None] & (c < C)[None, :], other=0.0).to(tl.float32)
+        total += value * tl.load(weight + c * 9 + tap, mask=c < C, other=0.0).to(tl.float32)[None, :]
+    return total
 
 
 @triton.jit
@@ -98,15 +126,7 @@ def _first_layer(
 ):
     value = center
     if depthwise is not None:
-        value = tl.zeros(center.shape, tl.float32)
-        # not unrolled: the taps of all branches at once would not fit the registers
-        for tap in range(9):
-            oy = y + (tap // 3 - 1) * rate
-            ox = x + (tap % 3 - 1) * rate
-            inside = (oy >= 0) & (oy < H) & (ox >= 0) & (ox < W)
-            pointers = image + offsets(oy, ox, c, x_strides, WIDE)
-            v = tl.load(pointers, mask=inside[:, None] & (c < C)[None, :], other=0.0).to(tl.float32)
-            value += v * tl.load(depthwise + c * 9 + tap, mask=c < C, other=0.0).to(tl.float32)[None, :]
+        value = _depthwise(image, depthwise, y, x, c, rate, C, H, W, x_strides, WIDE)
     w = tl.load(weight + o[None, :] * C + c[:, None], mask=(c < C)[:, None] & (o < width)[None, :], other=0.0)
     return tl.dot(value.to(w.dtype), w, acc, input_precision=PRECISION)
 
@@ -292,9 +312,8 @@ def daspp_project_kernel(
                 branch = tl.zeros((TILE_H * TILE_W, BLOCK_F), tl.float32)
                 for first in range(0, F, BLOCK_C):
                     c = first + tl.arange(0, BLOCK_C)
-                    between = depthwise_tile(
-                        source, depthwise[index], n, oy, ox, c, F, H, W, strides, (9, 9, 3, 1), (1, 1), (1, 1), (1, 1),
-                        3, 3, WIDE,
+                    between = _depthwise(
+                        source + n * strides[0], depthwise[index], oy, ox, c, 1, F, H, W, strides, WIDE
                     )  # fmt: skip
                     pointers = pointwise[index] + f[None, :] * F + c[:, None]
                     w = tl.load(pointers, mask=(c < F)[:, None] & (f < F)[None, :], other=0.0)
@@ -368,8 +387,9 @@ def forward(
         per_image = triton.cdiv(h, tile.height) * triton.cdiv(w, tile.width)
         parts = new(len(slots), splits, n, h, w, width)
         sums = new(per_image, n, c)
-        for first in range(0, len(slots), _SLOTS):
-            chosen = slots[first : first + _SLOTS]
+        most = _SLOTS[width_class(x.dtype)]
+        for first in range(0, len(slots), most):
+            chosen = slots[first : first + most]
             depthwise, pointwise, bias = (contiguous([s[part] for s in chosen]) for part in range(3))
             daspp_first_kernel[n * per_image, triton.cdiv(width, tile.outer), splits](
                 x, depthwise, pointwise, bias, parts[first : first + len(chosen)], None if first else sums,

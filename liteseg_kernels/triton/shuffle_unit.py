@@ -112,14 +112,16 @@ def shuffle_unit_fwd_kernel(
             place = group * each_in + c
             source = place % GROUPS * each_in + place // GROUPS
             between = tl.zeros((TILE_H * TILE_W, BLOCK_C), tl.float32)
-            for tap in tl.static_range(9):
-                y = iy + tap // 3 * dilation[0]
-                z = ix + tap % 3 * dilation[1]
-                read = (y >= 0) & (y < H) & (z >= 0) & (z < W)
-                pointers = hidden + n * H * W * B + offsets(y, z, source, (0, 1, W * B, B), WIDE)
-                value = tl.load(pointers, mask=read[:, None] & (c < each_in)[None, :], other=0.0)
-                weight = tl.load(depthwise + place * 9 + tap, mask=c < each_in, other=0.0)
-                between += value.to(tl.float32) * weight.to(tl.float32)[None, :]
+            # unrolled by rows: nine taps at once would not fit the registers
+            for ky in range(3):
+                y = iy + ky * dilation[0]
+                for kx in tl.static_range(3):
+                    z = ix + kx * dilation[1]
+                    read = (y >= 0) & (y < H) & (z >= 0) & (z < W)
+                    pointers = hidden + n * H * W * B + offsets(y, z, source, (0, 1, W * B, B), WIDE)
+                    value = tl.load(pointers, mask=read[:, None] & (c < each_in)[None, :], other=0.0)
+                    weight = tl.load(depthwise + place * 9 + ky * 3 + kx, mask=c < each_in, other=0.0)
+                    between += value.to(tl.float32) * weight.to(tl.float32)[None, :]
             between += tl.load(depthwise_bias + place, mask=c < each_in, other=0.0).to(tl.float32)[None, :]
             pointers = expand + o[None, :] * each_in + c[:, None]
             weight = tl.load(
