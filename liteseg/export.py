@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import json
 import logging
 import os
@@ -226,8 +225,8 @@ def _open(path: Path, format: str) -> tuple[Callable[[torch.Tensor], torch.Tenso
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        version = importlib.metadata.version("onnxruntime")
-        return lambda x: torch.from_numpy(session.run(None, {"image": x.numpy()})[0]), f"ONNX Runtime {version}"
+        runner = f"ONNX Runtime {onnxruntime.__version__}"
+        return lambda x: torch.from_numpy(session.run(None, {"image": x.numpy()})[0]), runner
     runner = f"PyTorch {torch.__version__}"
     if format == "aoti":
         return torch._inductor.aoti_load_package(str(path)), runner
