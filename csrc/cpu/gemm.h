@@ -45,9 +45,22 @@ struct Epilogue {
   float slope;
 };
 
-template <typename T, int M, int V>
+// place of input k in a row of a
+struct InOrder {
+  LITESEG_INLINE int64_t operator()(int64_t k) const {
+    return k;
+  }
+};
+struct ByIndex {
+  const int32_t* index;
+  LITESEG_INLINE int64_t operator()(int64_t k) const {
+    return index[k];
+  }
+};
+
+template <typename T, int M, int V, typename Order>
 void gemm_block(const float* a, int64_t lda, const float* b, int64_t k_count, const float* bias, T* out, int64_t ldo,
-                int64_t cols, const Epilogue<T>& epilogue) {
+                int64_t cols, const Epilogue<T>& epilogue, Order order) {
   Vec acc[M][V];
 #pragma GCC unroll 12
   for (int m = 0; m < M; ++m) {
@@ -62,9 +75,10 @@ void gemm_block(const float* a, int64_t lda, const float* b, int64_t k_count, co
     for (int v = 0; v < V; ++v) {
       bv[v] = load(b + k * kPanel + v * Vec::width);
     }
+    const int64_t place = order(k);
 #pragma GCC unroll 12
     for (int m = 0; m < M; ++m) {
-      const Vec av = set1(a[m * lda + k]);
+      const Vec av = set1(a[m * lda + place]);
 #pragma GCC unroll 2
       for (int v = 0; v < V; ++v) {
         acc[m][v] = fma(av, bv[v], acc[m][v]);
@@ -99,9 +113,9 @@ void gemm_block(const float* a, int64_t lda, const float* b, int64_t k_count, co
   }
 }
 
-template <typename T, int V>
+template <typename T, int V, typename Order = InOrder>
 void gemm_panel(int64_t m_count, const float* a, int64_t lda, const float* b, int64_t k_count, const float* bias,
-                T* out, int64_t ldo, int64_t cols, Epilogue<T> epilogue) {
+                T* out, int64_t ldo, int64_t cols, Epilogue<T> epilogue, Order order = {}) {
   int64_t m = 0;
   const auto advance = [&](int64_t rows) {
     m += rows;
@@ -112,23 +126,24 @@ void gemm_panel(int64_t m_count, const float* a, int64_t lda, const float* b, in
     }
   };
   for (; m + kRows <= m_count; advance(kRows)) {
-    gemm_block<T, kRows, V>(a, lda, b, k_count, bias, out, ldo, cols, epilogue);
+    gemm_block<T, kRows, V>(a, lda, b, k_count, bias, out, ldo, cols, epilogue, order);
   }
   for (; kRows > 8 && m + 8 <= m_count; advance(8)) {
-    gemm_block<T, 8, V>(a, lda, b, k_count, bias, out, ldo, cols, epilogue);
+    gemm_block<T, 8, V>(a, lda, b, k_count, bias, out, ldo, cols, epilogue, order);
   }
   for (; m + 4 <= m_count; advance(4)) {
-    gemm_block<T, 4, V>(a, lda, b, k_count, bias, out, ldo, cols, epilogue);
+    gemm_block<T, 4, V>(a, lda, b, k_count, bias, out, ldo, cols, epilogue, order);
   }
   for (; m < m_count; advance(1)) {
-    gemm_block<T, 1, V>(a, lda, b, k_count, bias, out, ldo, cols, epilogue);
+    gemm_block<T, 1, V>(a, lda, b, k_count, bias, out, ldo, cols, epilogue, order);
   }
 }
 
 // columns [n, n + kPanel) of the product
-template <typename T>
+template <typename T, typename Order = InOrder>
 void gemm_columns(int64_t n, int64_t m_count, int64_t n_count, int64_t k_count, const float* a, int64_t lda,
-                  const float* panels, const float* bias, T* out, int64_t ldo, const Epilogue<T>& epilogue) {
+                  const float* panels, const float* bias, T* out, int64_t ldo, const Epilogue<T>& epilogue,
+                  Order order = {}) {
   const int64_t cols = min_i(kPanel, n_count - n);
   Epilogue<T> part = epilogue;
   if (part.residual != nullptr) {
@@ -136,9 +151,9 @@ void gemm_columns(int64_t n, int64_t m_count, int64_t n_count, int64_t k_count, 
   }
   const float* b = panels + n * k_count;
   if (cols > Vec::width) {
-    gemm_panel<T, 2>(m_count, a, lda, b, k_count, bias + n, out + n, ldo, cols, part);
+    gemm_panel<T, 2>(m_count, a, lda, b, k_count, bias + n, out + n, ldo, cols, part, order);
   } else {
-    gemm_panel<T, 1>(m_count, a, lda, b, k_count, bias + n, out + n, ldo, cols, part);
+    gemm_panel<T, 1>(m_count, a, lda, b, k_count, bias + n, out + n, ldo, cols, part, order);
   }
 }
 

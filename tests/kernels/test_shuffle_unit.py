@@ -15,6 +15,7 @@ from .suite import (
     check_double_backward_refused,
     check_forward,
     check_wrong_input,
+    enter,
     lk,
     opcheck,
     parametrise,
@@ -115,6 +116,23 @@ def test_forward(world_name: str, case: Case) -> None:
 @parametrise("shuffle_unit", CASES, also="shuffle_unit_backward")
 def test_backward(world_name: str, case: Case) -> None:
     check_backward(F.shuffle_unit, oracle, world_name, case, maps=("x",), before_activation=before_activation)
+
+
+@pytest.mark.parametrize("concat", [True, False], ids=["concat", "add"])
+def test_threads_do_not_change_the_result(concat: bool) -> None:
+    g = torch.Generator().manual_seed(0)
+    # enough work for several pieces, whose first and last rows two threads compute
+    x = randn(g, 2, 96, 33, 30).float()
+    parts = [w.float() for w in weights(g, 96, 48, 48 if concat else 96, 8, 8)]
+    results, before = [], torch.get_num_threads()
+    with enter("cpu"):
+        try:
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                results.append(F.shuffle_unit(x, *parts, groups=8, stride=2 if concat else 1, concat=concat))
+        finally:
+            torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
 def _weights(branch: int, grad: bool = False) -> list[Tensor]:

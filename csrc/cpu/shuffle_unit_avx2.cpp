@@ -1,0 +1,1 @@
+#include "shuffle_unit_impl.h"
