@@ -60,7 +60,7 @@ _CONFIGS = {
     ("first", "half", 128): Tile(4, 4, 16, 128, 8, 1),
     ("first", "single", 32): Tile(4, 4, 16, 32, 4, 1),
     ("first", "single", 64): Tile(4, 4, 16, 64, 8, 1),
-    ("project", "half", 32): Tile(4, 4, 16, 32, 4, 1),
+    ("project", "half", 32): Tile(4, 4, 16, 32, 8, 1),
     ("project", "half", 128): Tile(4, 4, 16, 128, 4, 1),
     ("project", "single", 32): Tile(4, 4, 16, 32, 4, 1),
     ("project", "single", 64): Tile(4, 4, 16, 64, 8, 1),
