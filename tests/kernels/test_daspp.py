@@ -10,12 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as tf
 
+from tests.worlds import find
+
 from .suite import (
     Case,
     check_backward,
     check_double_backward_refused,
     check_forward,
     check_wrong_input,
+    enter,
+    inputs,
     lk,
     opcheck,
     parametrise,
@@ -127,6 +131,21 @@ def test_forward(world_name: str, case: Case) -> None:
 @parametrise("daspp", CASES, also="daspp_backward")
 def test_backward(world_name: str, case: Case) -> None:
     check_backward(F.daspp, oracle, world_name, case, maps=("x",), before_activation=before_activation)
+
+
+def test_threads_do_not_change_the_result() -> None:
+    # enough work for several pieces of every pass
+    made = case("", 2, 192, 33, 30, 40, (3, 6), out=48, point=True).make(torch.Generator().manual_seed(0))
+    given = inputs(made, find("cpu"), torch.float32, "nchw", ("x",), grad=False)
+    results, before = [], torch.get_num_threads()
+    with enter("cpu"):
+        try:
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                results.append(F.daspp(**given, rates=(3, 6)))
+        finally:
+            torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
 def _small(grad: bool = False, **options: bool) -> dict[str, Any]:

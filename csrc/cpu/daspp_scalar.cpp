@@ -1,0 +1,1 @@
+#include "daspp_impl.h"
