@@ -108,15 +108,17 @@ class _Graph(nn.Module):
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps back what the exporters say about themselves (deprecations, operators of packages that are not here)."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _need(module: str, what: str) -> Any:
@@ -183,32 +185,40 @@ def _metadata(model: nn.Module, output: str, classes: int, fixed: bool) -> dict[
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
 
 
-Shapes = dict[str, dict[int, Any]] | None
+def _traced(graph: _Graph, size: tuple[int, int], fixed: bool, device: torch.device) -> torch.export.ExportedProgram:
+    shapes = None
+    if not fixed:
+        height, width = (torch.export.Dim(name, min=MIN_DYNAMIC) for name in ("height", "width"))
+        shapes = {"image": {0: torch.export.Dim("batch", min=1), 2: height, 3: width}}
+    # a batch of 1 would become a constant
+    example = torch.zeros((1 if fixed else 2, 3, *size), device=device)
+    try:
+        return torch.export.export(graph, (example,), dynamic_shapes=shapes)
+    except Exception as error:
+        # which exception depends on the step that gives up
+        why = next((line for line in str(error).splitlines() if line), type(error).__name__)
+        advice = "" if fixed else " for any size; a fixed size (fixed_size=True, --fixed-size) may work"
+        raise ValueError(f"export: model: expected one that torch.export can trace{advice} ({why})") from error
 
 
-def _write_onnx(
-    graph: _Graph, example: torch.Tensor, shapes: Shapes, path: Path, facts: dict[str, str], opset: int
+def _write(
+    program: torch.export.ExportedProgram, path: Path, format: str, output: str, facts: dict[str, str], opset: int
 ) -> None:
-    output = "labels" if graph.labels else "logits"
-    program = torch.onnx.export(
-        graph,
-        (example,),
-        input_names=["image"],
-        output_names=[output],
-        dynamic_shapes=shapes,
-        opset_version=opset,
-        verbose=False,
-    )
-    assert program is not None
-    program.model.metadata_props.update(facts)
-    program.save(path, external_data=False)
-
-
-def _write_torch(
-    graph: _Graph, example: torch.Tensor, shapes: Shapes, path: Path, facts: dict[str, str], compiled: bool
-) -> None:
-    program = torch.export.export(graph, (example,), dynamic_shapes=shapes)
-    if compiled:
+    if format == "onnx":
+        names = {"image": {0: "batch", 2: "height", 3: "width"}}
+        written = torch.onnx.export(
+            program,
+            input_names=["image"],
+            output_names=[output],
+            # only named here: what varies was settled by the trace
+            dynamic_shapes=names if program.range_constraints else None,
+            opset_version=opset,
+            verbose=False,
+        )
+        assert written is not None
+        written.model.metadata_props.update(facts)
+        written.save(path, external_data=False)
+    elif format == "aoti":
         settings = {"aot_inductor.metadata": facts}
         torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
     else:
@@ -224,6 +234,8 @@ def _open(path: Path, format: str) -> tuple[Callable[[torch.Tensor], torch.Tenso
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        # its errors come as exceptions too
+        options.log_severity_level = 4
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         runner = f"ONNX Runtime {onnxruntime.__version__}"
         return lambda x: torch.from_numpy(session.run(None, {"image": x.numpy()})[0]), runner
@@ -241,7 +253,7 @@ def _compare(got: torch.Tensor, expected: torch.Tensor, x: torch.Tensor) -> Chec
     if got.shape == labels.shape and not got.is_floating_point():
         return Check(shape, (got.long() == labels).double().mean().item())
     if got.shape != expected.shape:
-        raise RuntimeError(f"export: check: expected an output {list(expected.shape)}, got {list(got.shape)}")
+        raise ValueError(f"expected an output {list(expected.shape)}, got {list(got.shape)}")
     equal = (got.argmax(1) == labels).double().mean().item()
     return Check(shape, equal, (got - expected).abs().max().item(), _LIMIT * expected.abs().max().item())
 
@@ -249,13 +261,17 @@ def _compare(got: torch.Tensor, expected: torch.Tensor, x: torch.Tensor) -> Chec
 def _check(
     path: Path, format: str, model: nn.Module, shapes: Sequence[tuple[int, ...]], device: torch.device
 ) -> tuple[str, tuple[Check, ...]]:
-    run, runner = _open(path, format)
     checks = []
     # TF32 would hide errors below 1e-3, and differs from kernel to kernel
     with evaluating(model), torch.backends.cudnn.flags(allow_tf32=False):
-        for seed, shape in enumerate(shapes):
-            x = _pictures(shape, device, seed)
-            checks.append(_compare(run(x), model(x), x))
+        try:
+            run, runner = _open(path, format)
+            for seed, shape in enumerate(shapes):
+                x = _pictures(shape, device, seed)
+                checks.append(_compare(run(x), model(x), x))
+        except Exception as error:
+            # each run time has exceptions of its own
+            raise RuntimeError(f"export: the {format} file does not run and was removed: {error}") from error
     for check in checks:
         if not check.passed:
             raise RuntimeError(
@@ -326,9 +342,10 @@ def export(
         check: False leaves the check out; ONNX files are checked with ONNX Runtime, which must be installed for it.
 
     Raises:
-        ValueError, TypeError: an argument is wrong, the folder is missing, or the logits are not finite.
+        ValueError, TypeError: an argument is wrong, the folder is missing, the logits are not finite, or torch.export
+            cannot trace the model for any size.
         MissingExtraError: a package of the extra ``export`` is not installed.
-        RuntimeError: the file differs from the model; nothing is left on disk.
+        RuntimeError: the file does not run or differs from the model; nothing is left on disk.
 
     Example:
         >>> import liteseg
@@ -359,21 +376,12 @@ def export(
         raise ValueError(f"export: output: expected logits for more than 256 classes, got labels and {classes} classes")
 
     graph = _Graph(lk.to_reference(model), output).eval().requires_grad_(False)
-    dynamic: Shapes = None
-    if not fixed_size:
-        height, width = (torch.export.Dim(name, min=MIN_DYNAMIC) for name in ("height", "width"))
-        dynamic = {"image": {0: torch.export.Dim("batch", min=1), 2: height, 3: width}}
     facts = _metadata(model, output, classes, fixed_size)
-    # a batch of 1 would become a constant
-    example = torch.zeros((1 if fixed_size else 2, 3, *at), device=device)
     others = [(batch, 3, high, wide) for batch, high, wide in _CHECKED if (high, wide) != at]
     checked = [(1, 3, *at)] * 2 if fixed_size else others[:2]
     with atomic_path(path) as temporary:
         with _quiet():
-            if format == "onnx":
-                _write_onnx(graph, example, dynamic, temporary, facts, opset)
-            else:
-                _write_torch(graph, example, dynamic, temporary, facts, format == "aoti")
+            _write(_traced(graph, at, fixed_size, device), temporary, format, output, facts, opset)
         runner, checks = _check(temporary, format, model, checked, device) if check else (None, ())
     shape: tuple[str | int, ...] = (1, 3, *at) if fixed_size else ("batch", 3, "height", "width")
     return Exported(path, format, output, shape, runner, checks)

@@ -47,6 +47,21 @@ class Mirrored(Small):
         return -logits if torch.compiler.is_exporting() else logits
 
 
+class Cut(Small):
+    """Exports another number of classes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(x)
+        return logits[:, :2] if torch.compiler.is_exporting() else logits
+
+
+class Multiple(Small):
+    """Decides by the size of its input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) if x.shape[2] % 8 == 0 else 2 * super().forward(x)
+
+
 @pytest.fixture
 def onnxruntime():
     for module in ("onnx", "onnxscript"):
@@ -192,6 +207,20 @@ def test_a_file_that_differs_is_not_left(model, output, tmp_path):
     done = liteseg.export(model, path, "torch_export", output=output, check=False)
     assert done.checks == () and str(done).endswith("\nnot checked")
     torch.export.load(path)
+
+
+def test_a_file_of_another_shape_is_not_left(tmp_path):
+    with pytest.raises(RuntimeError, match=r"does not run and was removed: expected an output \[2, 5, 225, 353\]"):
+        liteseg.export(Cut(), tmp_path / "model.pt2", "torch_export")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_needs_a_fixed_size(tmp_path):
+    path = tmp_path / "model.pt2"
+    with pytest.raises(ValueError, match=r"can trace for any size; a fixed size \(.*--fixed-size\) may work \(.+\)"):
+        liteseg.export(Multiple(), path, "torch_export")
+    assert list(tmp_path.iterdir()) == []
+    assert liteseg.export(Multiple(), path, "torch_export", size=(68, 64), fixed_size=True).checks[1].passed
 
 
 def test_an_onnx_file_that_differs_is_not_left(onnxruntime, tmp_path):
