@@ -181,7 +181,7 @@ def daspp_first_kernel(
                 accs[slot], image, center, depthwise[slot], pointwise[slot], oy, ox, c, o, rates[slot],
                 widths[slot], C, H, W, x_strides, PRECISION, WIDE,
             )  # fmt: skip
-            updated = updated + (acc,)
+            updated = updated + (acc,)  # type: ignore[assignment]
         accs = updated
     pixels = n * H * W * WIDTH + offsets(oy, ox, o, (0, 1, W * WIDTH, WIDTH), WIDE)
     size = tl.cast(N, tl.int64) * H * W * WIDTH
@@ -390,7 +390,7 @@ def forward(
         most = _SLOTS[width_class(x.dtype)]
         for first in range(0, len(slots), most):
             chosen = slots[first : first + most]
-            depthwise, pointwise, bias = (contiguous([s[part] for s in chosen]) for part in range(3))
+            depthwise, pointwise, bias = (contiguous(column) for column in list(zip(*chosen, strict=True))[:3])
             daspp_first_kernel[n * per_image, triton.cdiv(width, tile.outer), splits](
                 x, depthwise, pointwise, bias, parts[first : first + len(chosen)], None if first else sums,
                 tuple(s[3] for s in chosen), tuple(s[1].shape[0] for s in chosen), n, c, h, w, width, x.stride(),
