@@ -7,11 +7,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import liteseg_kernels as lk
 from liteseg.models.fields import check_counts, check_use
 
 MIN_SIZE = 32
+_MULTIPLE = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +48,9 @@ class PeerBlock(nn.Module):
 class Peer(nn.Module):
     """A network to compare with: float [N, 3, H, W], RGB normalised as for our models -> logits [N, num_classes, H, W].
 
-    Plain torch.nn modules, any H and W of at least 32. At multiples of 8 the result is the original's. Elsewhere every
-    map at half resolution has half the size rounded up, pooling windows and 2x2 convolutions see what there is of the
-    last row and column, and upsampled maps lose the row or column that their counterpart does not have.
+    Plain torch.nn modules, any H and W of at least 32. The networks themselves halve three times and double three
+    times, so the input is padded with zeros (the mean colour) below and on the right to multiples of 8, and the logits
+    are cut back; at multiples of 8 the result is the original's.
     """
 
     config_class: ClassVar[type[PeerConfig]] = PeerConfig
@@ -70,6 +72,18 @@ class Peer(nn.Module):
                 f"{name}: x: expected height and width of at least {MIN_SIZE}, got {x.shape[2]}x{x.shape[3]}"
             )
 
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits of input whose height and width are multiples of 8, [N, num_classes, H, W]."""
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self._check_input(x)
+        height, width = x.shape[-2:]
+        if height % _MULTIPLE or width % _MULTIPLE:
+            padding = (0, -width % _MULTIPLE, 0, -height % _MULTIPLE)
+            return self.logits(F.pad(x, padding))[..., :height, :width]
+        return self.logits(x)
+
     def low_resolution_logits(self, x: torch.Tensor) -> torch.Tensor:
         """The same as ``forward``: the last layer is a learned upsampling, so these networks have no smaller logits."""
         return self(x)
@@ -77,8 +91,3 @@ class Peer(nn.Module):
     def to_reference(self) -> nn.Module:
         """A copy with the same weights that runs as plain torch.nn modules, as the network itself does."""
         return lk.to_reference(self)
-
-
-def crop(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The upper left part of `x` that has the height and width of `like`."""
-    return x[..., : like.shape[-2], : like.shape[-1]]

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from liteseg.models.peers.base import Peer, PeerBlock, PeerConfig, crop
+from liteseg.models.peers.base import Peer, PeerBlock, PeerConfig
 
 
 def _act(encoder: bool) -> nn.Module:
@@ -36,7 +36,7 @@ class ConvNorm(nn.Sequential):
 
 
 class Initial(PeerBlock):
-    """[N, 3, H, W] -> [N, 16, ceil(H/2), ceil(W/2)]: strided convolution beside a max-pool."""
+    """[N, 3, H, W] -> [N, 16, H/2, W/2]: strided convolution beside a max-pool."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,12 +74,12 @@ class Bottleneck(PeerBlock):
 
 
 class Downsample(PeerBlock):
-    """To half the size, rounded up; also gives the positions of the maxima, int64 [N, in_channels, h, w]."""
+    """To half the size; also gives the positions of the maxima, int64 [N, in_channels, h, w]."""
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
         super().__init__()
         inner = in_channels // 4
-        self.pool = nn.MaxPool2d(2, ceil_mode=True, return_indices=True)
+        self.pool = nn.MaxPool2d(2, return_indices=True)
         self.reduce = ConvNorm(in_channels, inner, 2, stride=2, encoder=True)
         self.conv = ConvNorm(inner, inner, 3, padding=1, encoder=True)
         self.expand = ConvNorm(inner, out_channels, encoder=True)
@@ -89,14 +89,12 @@ class Downsample(PeerBlock):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         pooled, indices = self.pool(x)
-        # the pool rounds up, so the 2x2 convolution gets a last row and column of zeros
-        even = F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2))
-        y = self.dropout(self.expand(self.conv(self.reduce(even))))
+        y = self.dropout(self.expand(self.conv(self.reduce(x))))
         return self.act(F.pad(pooled, (0, 0, 0, 0, 0, self.added)) + y), indices
 
 
 class Upsample(PeerBlock):
-    """To the size of `like`: values go back to where the maxima were, beside a transposed 2x2 convolution."""
+    """To twice the size: values go back to where the maxima were, beside a transposed 2x2 convolution."""
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
         super().__init__()
@@ -111,9 +109,9 @@ class Upsample(PeerBlock):
         self.dropout = nn.Dropout2d(dropout)
         self.act = _act(False)
 
-    def forward(self, x: torch.Tensor, indices: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        main = self.unpool(self.main(x), indices, output_size=like.shape[-2:])
-        return self.act(main + self.dropout(self.expand(crop(self.up(self.reduce(x)), like))))
+    def forward(self, x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        main = self.unpool(self.main(x), indices)
+        return self.act(main + self.dropout(self.expand(self.up(self.reduce(x)))))
 
 
 def _context(dropout: float) -> list[Bottleneck]:
@@ -128,7 +126,7 @@ def _context(dropout: float) -> list[Bottleneck]:
 
 
 class Encoder(nn.Module):
-    """[N, 3, H, W] -> maps at strides 2 (16 channels), 4 (64) and 8 (128), and the positions of both poolings."""
+    """[N, 3, H, W] -> [N, 128, H/8, W/8] and the positions of the maxima of both poolings."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,16 +137,14 @@ class Encoder(nn.Module):
         self.stage2 = nn.Sequential(*_context(0.1))
         self.stage3 = nn.Sequential(*_context(0.1))
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        half = self.initial(x)
-        y, indices1 = self.down1(half)
-        quarter = self.stage1(y)
-        y, indices2 = self.down2(quarter)
-        return half, quarter, self.stage3(self.stage2(y)), indices1, indices2
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        x, indices1 = self.down1(self.initial(x))
+        x, indices2 = self.down2(self.stage1(x))
+        return self.stage3(self.stage2(x)), indices1, indices2
 
 
 class Decoder(nn.Module):
-    """What the encoder gives -> logits at twice the size of its first map."""
+    """What the encoder gives -> [N, num_classes, H, W]."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -158,16 +154,9 @@ class Decoder(nn.Module):
         self.stage2 = Bottleneck(16, 0.1, encoder=False)
         self.classifier = nn.ConvTranspose2d(16, num_classes, 3, stride=2, padding=1, output_padding=1, bias=False)
 
-    def forward(
-        self,
-        half: torch.Tensor,
-        quarter: torch.Tensor,
-        eighth: torch.Tensor,
-        indices1: torch.Tensor,
-        indices2: torch.Tensor,
-    ) -> torch.Tensor:
-        y = self.stage1(self.up1(eighth, indices2, quarter))
-        return self.classifier(self.stage2(self.up2(y, indices1, half)))
+    def forward(self, x: torch.Tensor, indices1: torch.Tensor, indices2: torch.Tensor) -> torch.Tensor:
+        x = self.stage1(self.up1(x, indices2))
+        return self.classifier(self.stage2(self.up2(x, indices1)))
 
 
 class ENet(Peer):
@@ -187,6 +176,5 @@ class ENet(Peer):
         self.encoder = Encoder()
         self.decoder = Decoder(config.num_classes)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self._check_input(x)
-        return crop(self.decoder(*self.encoder(x)), x)
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        return self.decoder(*self.encoder(x))

@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from liteseg.models.peers.base import Peer, PeerBlock, PeerConfig, crop
+from liteseg.models.peers.base import Peer, PeerBlock, PeerConfig
 
 _EPS = 1e-3
 
 
 class Downsample(PeerBlock):
-    """Strided 3x3 convolution beside a 2x2 max-pool, together [N, out_channels, ceil(H/2), ceil(W/2)]."""
+    """Strided 3x3 convolution beside a 2x2 max-pool, together [N, out_channels, H/2, W/2]."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels - in_channels, 3, stride=2, padding=1)
-        self.pool = nn.MaxPool2d(2, ceil_mode=True)
+        self.pool = nn.MaxPool2d(2)
         self.norm = nn.BatchNorm2d(out_channels, eps=_EPS)
         self.act = nn.ReLU()
 
@@ -61,7 +61,7 @@ class Upsample(PeerBlock):
 
 
 class Encoder(nn.Module):
-    """[N, 3, H, W] -> maps at strides 2 (16 channels), 4 (64) and 8 (128)."""
+    """[N, 3, H, W] -> [N, 128, H/8, W/8]."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -71,14 +71,12 @@ class Encoder(nn.Module):
         self.stage3 = nn.Sequential(Downsample(64, 128), *dilated)
         self.classifier = nn.Conv2d(128, num_classes, 1)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        half = self.stage1(x)
-        quarter = self.stage2(half)
-        return half, quarter, self.stage3(quarter)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.stage3(self.stage2(self.stage1(x)))
 
 
 class Decoder(nn.Module):
-    """Maps of the encoder -> logits at twice the size of the first; only the sizes of the first two matter."""
+    """[N, 128, h, w] -> [N, num_classes, 8 h, 8 w]."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -88,10 +86,8 @@ class Decoder(nn.Module):
         self.stage2 = nn.Sequential(NonBottleneck1d(16, 0, 1), NonBottleneck1d(16, 0, 1))
         self.classifier = nn.ConvTranspose2d(16, num_classes, 2, stride=2)
 
-    def forward(self, half: torch.Tensor, quarter: torch.Tensor, eighth: torch.Tensor) -> torch.Tensor:
-        y = self.stage1(crop(self.up1(eighth), quarter))
-        y = self.stage2(crop(self.up2(y), half))
-        return self.classifier(y)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.stage2(self.up2(self.stage1(self.up1(x)))))
 
 
 class ERFNet(Peer):
@@ -116,10 +112,11 @@ class ERFNet(Peer):
         self.decoder = Decoder(config.num_classes)
 
     def encoder_logits(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits of the encoder alone, [N, num_classes, ceil(H/8), ceil(W/8)]."""
+        """Logits of the encoder alone, [N, num_classes, H/8, W/8]; H and W must be multiples of 8."""
         self._check_input(x)
-        return self.encoder.classifier(self.encoder(x)[2])
+        if x.shape[2] % 8 or x.shape[3] % 8:
+            raise ValueError(f"ERFNet: x: expected multiples of 8, got {x.shape[2]}x{x.shape[3]}")
+        return self.encoder.classifier(self.encoder(x))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self._check_input(x)
-        return crop(self.decoder(*self.encoder(x)), x)
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.encoder(x))

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from liteseg.data.tables import CAMVID_CLASSES, CITYSCAPES_CLASSES, MEAN, STD
 from liteseg.models.fields import check_choice, check_counts, check_flags, reject
-from liteseg.models.peers.base import Peer, PeerBlock, PeerConfig, crop
+from liteseg.models.peers.base import Peer, PeerBlock, PeerConfig
 
 _EPS = 1e-3
 _LEVEL1_CHANNELS = 16
@@ -91,7 +91,7 @@ class Renormalise(nn.Module):
 
 
 class Conv(nn.Module):
-    """Convolution without bias that keeps the size, or halves it (rounded up)."""
+    """Convolution without bias that keeps the size, or halves it."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, dilation: int = 1
@@ -164,7 +164,7 @@ class Pyramid(_Branches):
 
 
 class StridedPyramid(_Branches):
-    """Spatial pyramid at half the size, rounded up."""
+    """Spatial pyramid at half the size."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3, 2)
@@ -255,14 +255,13 @@ class ESPNet(Peer):
         self.conv = ConvNormAct(_LAST_CHANNELS[config.variant] + outputs, outputs)
         self.classifier = _double(outputs)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self._check_input(x)
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
         level1, half, quarter, eighth = self.encoder(self.renormalise(x))
-        y = crop(self.up_l3(self.br(eighth)), quarter)
+        y = self.up_l3(self.br(eighth))
         y = self.up_l2(self.combine_l2_l3(torch.cat((self.level3_C(quarter), y), 1)))
         skip = half if self.config.variant == "camvid" else level1
-        y = self.conv(torch.cat((crop(y, skip), skip), 1))
-        return crop(self.classifier(y), x)[:, : self.config.num_classes]
+        y = self.conv(torch.cat((y, skip), 1))
+        return self.classifier(y)[:, : self.config.num_classes]
 
 
 def _pyramids(state: Mapping[str, torch.Tensor], prefix: str) -> int:
