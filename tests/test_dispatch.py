@@ -254,7 +254,9 @@ class TestFallback:
                 out = getattr(F, op)(**given, **({} if weight is None else {"weight": weight}))
             gradients.append(torch.autograd.grad(out.square().sum(), leaves))
         for actual, expected in zip(*gradients, strict=True):
-            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+            # sums of large terms that cancel are only as exact as the terms
+            atol = 1e-5 * expected.abs().max().item()
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=atol)
 
 
 class TestExplain:
