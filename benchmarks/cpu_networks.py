@@ -112,6 +112,8 @@ def _call(provider: str, name: str, size: tuple[int, int], output: str, threads:
         return lambda: session.run(None, feed)[0]
     model = _network(name)
     if provider == "liteseg":
+        # the layout in which `predict` hands pictures over
+        x = x.contiguous(memory_format=torch.channels_last)
         fast = liteseg.fuse(model)
         if output == "logits":
             return lambda: fast.low_resolution_logits(x)
