@@ -35,7 +35,7 @@ from ._common import (
 from ._separable import depthwise_tile, gradient_tile
 from ._separable_backward import split_sum
 
-# (pass, dtype class, least channels written, of a group) -> tile. Registers: benchmarks/results/aot.csv; not timed yet.
+# (pass, dtype class, least channels written, of a group) -> tile. Registers: python -m tests.aot.report; not timed yet.
 _CONFIGS = {
     ("product", "half", 16): Tile(8, 16, 32, 16, 4, 1),
     ("product", "half", 32): Tile(8, 8, 32, 32, 4, 1),

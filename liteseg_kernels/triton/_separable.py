@@ -12,7 +12,7 @@ from ._common import Tile, activation_gradient, offsets, width_class
 _MOST_UNROLLED = tl.constexpr(25)
 
 # (pass, dtype class, least channels that the row is for) -> tile: `inner` is the channel block that is summed over or
-# walked, `outer` the one that is written. Registers and shared memory: benchmarks/results/aot.csv; not timed yet.
+# walked, `outer` the one that is written. Registers and shared memory: python -m tests.aot.report; not timed yet.
 _CONFIGS = {
     ("forward", "half", 16): Tile(8, 16, 16, 16, 4, 1),
     ("forward", "half", 32): Tile(8, 16, 16, 32, 8, 1),

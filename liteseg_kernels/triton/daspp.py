@@ -54,7 +54,7 @@ _SPLIT_FROM, _SPLITS = 512, 8
 _SLOTS = {"half": 4, "single": 2}
 
 # (pass, dtype class, least channels written) -> tile: `inner` is the block of channels summed over. Registers and
-# shared memory: benchmarks/results/aot.csv; not timed yet.
+# shared memory: python -m tests.aot.report; not timed yet.
 _CONFIGS = {
     ("first", "half", 32): Tile(4, 4, 16, 32, 4, 1),
     ("first", "half", 128): Tile(4, 4, 16, 128, 8, 1),

@@ -46,7 +46,7 @@ __all__ = ["backward", "forward"]
 # C up to which the expansion is cheap enough to be computed once a tap
 _FUSED_CHANNELS = 32
 
-# (dtype class, CO block) -> tile; `inner` is the block of hidden channels. Registers: benchmarks/results/aot.csv; not
+# (dtype class, CO block) -> tile; `inner` is the block of hidden channels. Registers: python -m tests.aot.report; not
 # timed yet.
 _CONFIGS = {
     ("half", 16): Tile(8, 8, 32, 16, 4, 1),

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ._common import Tile, guard, needs_wide_index, resize_scale, resize_source, tile_position, widen
 
-# Registers: benchmarks/results/aot.csv; not timed yet.
+# Registers: python -m tests.aot.report; not timed yet.
 _CONFIGS = {"forward": Tile(4, 64, 1, 1, 4, 1)}
 # channels of one launch: the code repeats for each
 _CHANNELS = 4

@@ -48,7 +48,7 @@ from ._separable_backward import (
 _RELU = 1
 
 # (dtype class, least output channels of a group) -> tile; `inner` is the block of a group's channels that is summed
-# over. Registers and shared memory: benchmarks/results/aot.csv; not timed yet.
+# over. Registers and shared memory: python -m tests.aot.report; not timed yet.
 _CONFIGS = {
     ("half", 16): Tile(8, 8, 16, 16, 4, 1),
     ("half", 64): Tile(4, 8, 16, 64, 4, 1),

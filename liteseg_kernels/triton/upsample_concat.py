@@ -37,7 +37,7 @@ from ._common import (
     tile_position,
 )
 
-# (pass, memory format) -> tile. Registers: benchmarks/results/aot.csv; not timed yet.
+# (pass, memory format) -> tile. Registers: python -m tests.aot.report; not timed yet.
 _CONFIGS = {
     ("forward", torch.channels_last): Tile(8, 8, 1, 64, 8, 1),
     ("forward", torch.contiguous_format): Tile(8, 64, 1, 4, 8, 1),

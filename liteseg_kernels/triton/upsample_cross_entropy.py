@@ -36,7 +36,7 @@ from ._common import (
 )
 
 # pass -> tile. The backward's are target pixels (height, width), and source pixels in `inner` rows of `outer`.
-# Registers: benchmarks/results/aot.csv; not timed yet.
+# Registers: python -m tests.aot.report; not timed yet.
 _CONFIGS = {"forward": Tile(4, 64, 1, 1, 4, 1), "backward": Tile(32, 32, 16, 16, 8, 1)}
 # parts that one step of the sum over an image adds
 _SUM_BLOCK = 1024
