@@ -211,7 +211,8 @@ class Run {
   }
 
   void layer() {
-    switch (code_.word()) {
+    last_kind_ = code_.word();
+    switch (last_kind_) {
       case kStem:
         stem();
         break;
@@ -449,7 +450,7 @@ class Run {
       g->skip = has_skip ? at(skip) : nullptr;
       g->out = at(to);
       g->os = {g->oh * g->ow * g->k, 1, g->ow * g->k, g->k};
-      if (logits_ && to + 1 == maps_.size()) {
+      if (direct_ && to + 1 == maps_.size()) {
         g->out = static_cast<float*>(data_of(out_));
         g->os = dense_strides(out_);
       }
@@ -557,9 +558,10 @@ class Run {
     const size_t to = maps_.size() - 1;
     g->block = 1;
     if (!passes) {
-      // most of the second level of cache
+      // most of the second level of cache, and whole blocks of the product
       constexpr int64_t floats = 163840;
-      g->block = std::max<int64_t>(12, floats / (table.v_floats(*g) + table.m_floats(*g, 1)));
+      constexpr int64_t step = 24;
+      g->block = std::max(step, floats / (table.v_floats(*g) + table.m_floats(*g, 1)) / step * step);
       g->block = balanced_tile(g->block, 1, tiles);
       g->count = tiles;
       places_.push_back([this, g, from, to] {
@@ -623,6 +625,10 @@ class Run {
     logits_ = size.empty();
     if (logits_) {
       out_ = empty_dense({n_, last.c, last.h, last.w}, ScalarType::Float, is_channels_last(x_));
+      direct_ = last_kind_ == kDecoder;
+      if (!direct_) {
+        copy_out(maps_.size() - 1);
+      }
       return;
     }
     LITESEG_CHECK(size.size() == 2 && size[0] > 0 && size[1] > 0, kOp, "size", "none or two numbers of at least 1",
@@ -652,12 +658,33 @@ class Run {
     ++layers_;
   }
 
+  // the map of a layer that does not write the output itself
+  void copy_out(size_t from) {
+    const Map map = maps_[from];
+    maps_[from].last_use = layers_;
+    const Strides4 os = dense_strides(out_);
+    stage(n_ * map.h, 0, [this, from, map, os](int64_t begin, int64_t end, char*, bool) {
+      for (int64_t row = begin; row < end; ++row) {
+        const int64_t n = row / map.h;
+        const float* src = at(from) + row * map.w * map.c;
+        float* dst = static_cast<float*>(data_of(out_)) + n * os.n + (row - n * map.h) * os.h;
+        for (int64_t x = 0; x < map.w; ++x) {
+          for (int64_t c = 0; c < map.c; ++c) {
+            dst[x * os.w + c * os.c] = src[x * map.c + c];
+          }
+        }
+      }
+    });
+    // part of the last layer for those who time them
+    layer_of_stage_.back() = layers_ - 1;
+  }
+
   // Offsets of all maps: each takes the lowest gap between those that live at the same time. Returns the floats needed.
   int64_t allocate() {
     std::vector<Block> blocks;
     // map i + 1 is written by layer i
     for (size_t i = 1; i < maps_.size(); ++i) {
-      if (logits_ && i + 1 == maps_.size()) {
+      if (direct_ && i + 1 == maps_.size()) {
         break;
       }
       blocks.push_back({maps_[i].floats(n_), static_cast<int64_t>(i) - 1, maps_[i].last_use, &maps_[i].offset});
@@ -691,7 +718,9 @@ class Run {
   Program code_;
   int64_t panel_;
   int64_t layers_ = 0;
+  int64_t last_kind_ = 0;
   bool logits_ = true;
+  bool direct_ = false;  // the last layer writes the output
   Tensor out_;
   float* base_ = nullptr;
   std::vector<Map> maps_;
