@@ -58,9 +58,10 @@ struct ByIndex {
   }
 };
 
-template <typename T, int M, int V, typename Order>
+// Fetches: next, as long as b, is brought into the second level of cache on the way
+template <typename T, int M, int V, bool Fetches = false, typename Order>
 void gemm_block(const float* a, int64_t lda, const float* b, int64_t k_count, const float* bias, T* out, int64_t ldo,
-                int64_t cols, const Epilogue<T>& epilogue, Order order) {
+                int64_t cols, const Epilogue<T>& epilogue, Order order, const float* next = nullptr) {
   Vec acc[M][V];
 #pragma GCC unroll 12
   for (int m = 0; m < M; ++m) {
@@ -74,6 +75,12 @@ void gemm_block(const float* a, int64_t lda, const float* b, int64_t k_count, co
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) {
       bv[v] = load(b + k * kPanel + v * Vec::width);
+    }
+    if (Fetches) {
+      constexpr int64_t line = 16;
+      for (int64_t i = 0; i < kPanel; i += line) {
+        prefetch(next + k * kPanel + i);
+      }
     }
     const int64_t place = order(k);
 #pragma GCC unroll 12
@@ -121,9 +128,11 @@ void gemm_block(const float* a, int64_t lda, const float* b, int64_t k_count, co
   }
 }
 
+// next: the panel that will be needed after this one, where that is far from the processor, or null
 template <typename T, int V, typename Order = InOrder>
 void gemm_panel(int64_t m_count, const float* a, int64_t lda, const float* b, int64_t k_count, const float* bias,
-                T* out, int64_t ldo, int64_t cols, Epilogue<T> epilogue, Order order = {}) {
+                T* out, int64_t ldo, int64_t cols, Epilogue<T> epilogue, Order order = {},
+                const float* next = nullptr) {
   int64_t m = 0;
   const auto advance = [&](int64_t rows) {
     m += rows;
@@ -133,6 +142,10 @@ void gemm_panel(int64_t m_count, const float* a, int64_t lda, const float* b, in
       epilogue.residual += rows * epilogue.residual_stride;
     }
   };
+  if (next != nullptr && m_count >= kRows) {
+    gemm_block<T, kRows, V, true>(a, lda, b, k_count, bias, out, ldo, cols, epilogue, order, next);
+    advance(kRows);
+  }
   for (; m + kRows <= m_count; advance(kRows)) {
     gemm_block<T, kRows, V>(a, lda, b, k_count, bias, out, ldo, cols, epilogue, order);
   }

@@ -662,9 +662,10 @@ class Run {
     const size_t to = maps_.size() - 1;
     g->block = 1;
     if (!passes) {
-      // most of the second level of cache
+      // most of the second level of cache, and whole blocks of the product
       constexpr int64_t floats = 163840;
-      g->block = std::max<int64_t>(12, floats / (table.v_floats(*g) + table.m_floats(*g, 1)));
+      constexpr int64_t step = 24;
+      g->block = std::max(step, floats / (table.v_floats(*g) + table.m_floats(*g, 1)) / step * step);
       g->block = balanced_tile(g->block, 1, tiles);
       g->count = tiles;
       places_.push_back([this, g, from, to] {

@@ -160,16 +160,18 @@ void transform_tile(const WinogradArgs& g, int64_t index, const float* zeros, fl
   }
 }
 
-// products of `count` tiles for one panel of the output
-void multiply_panel(const WinogradArgs& g, int64_t count, int64_t tap, int64_t panel, const float* v, float* m) {
+// products of `count` tiles for one panel of the output; the weights of the next call are `ahead` floats further
+void multiply_panel(const WinogradArgs& g, int64_t count, int64_t tap, int64_t panel, const float* v, float* m,
+                    int64_t ahead) {
   // zero in place of a bias
   alignas(64) static const float zeros[kPanel] = {};
   const float* weight = g.weight + (panel * taps(g) + tap) * g.c * kPanel;
   const Epilogue<float> plain{nullptr, 0, cpu::kNone, 0.0f};
   if (g.co - panel * kPanel > Vec::width) {
-    gemm_panel<float, 2>(count, v, pixel_floats(g), weight, g.c, zeros, m, kPanel, kPanel, plain);
+    gemm_panel<float, 2>(count, v, pixel_floats(g), weight, g.c, zeros, m, kPanel, kPanel, plain, {}, weight + ahead);
   } else {
-    gemm_panel<float, 1>(count, v, pixel_floats(g), weight, g.c, zeros, m, kPanel, Vec::width, plain);
+    gemm_panel<float, 1>(count, v, pixel_floats(g), weight, g.c, zeros, m, kPanel, Vec::width, plain, {},
+                         weight + ahead);
   }
 }
 
@@ -282,7 +284,7 @@ void run(const WinogradArgs& g, int64_t begin, int64_t end, char* scratch) {
     transform_tiles(g, first, count, outside, v);
     for (int64_t panel = 0; panel < panels(g); ++panel) {
       for (int64_t tap = 0; tap < taps(g); ++tap) {
-        multiply_panel(g, count, tap, panel, v + tap * v_stride(g), m + tap * m_stride(g));
+        multiply_panel(g, count, tap, panel, v + tap * v_stride(g), m + tap * m_stride(g), g.c * kPanel);
       }
       finish_tiles(g, first, count, panel, m);
     }
@@ -299,7 +301,8 @@ void multiply(const WinogradArgs& g, int64_t begin, int64_t end) {
     // all panels of a matrix before the next one: its left side stays in cache
     const int64_t tap = item / panels(g);
     const int64_t panel = item - tap * panels(g);
-    multiply_panel(g, g.count, tap, panel, g.v + tap * v_stride(g), g.m + (panel * taps(g) + tap) * m_stride(g));
+    multiply_panel(g, g.count, tap, panel, g.v + tap * v_stride(g), g.m + (panel * taps(g) + tap) * m_stride(g),
+                   taps(g) * g.c * kPanel);
   }
 }
 

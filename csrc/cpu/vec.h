@@ -457,6 +457,10 @@ LITESEG_INLINE void transpose(Vec r[4]) {
 LITESEG_INLINE Vec zero() {
   return set1(0.0f);
 }
+// into the second level of cache; any address is allowed
+LITESEG_INLINE void prefetch(const float* p) {
+  __builtin_prefetch(p, 0, 2);
+}
 
 template <typename T>
 LITESEG_INLINE Vec load_partial(const T* p, int64_t n) {

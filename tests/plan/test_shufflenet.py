@@ -258,7 +258,7 @@ class Unpooled(PlannedModule):
 
 def test_other_pooling_has_no_plan() -> None:
     fused = lk.fuse(Unpooled().eval())
-    with pytest.raises(ValueError, match="stem: no layer of the plan covers this convolution"):
+    with pytest.raises(ValueError, match="max_pool: no layer of the plan covers this max_pool"):
         fused.plan()
 
 
