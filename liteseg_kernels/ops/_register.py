@@ -53,22 +53,30 @@ def once_differentiable(op: str) -> None:
     torch.library.register_autograd(f"liteseg::{op}", backward, lib=public)
 
 
+def _compiled_refusal(
+    op: str, backend: str, x: torch.Tensor, dtypes: Sequence[torch.dtype] = KERNEL_DTYPES
+) -> str | None:
+    key = torch._C._dispatch_key_for_device(x.device.type)
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"liteseg_{backend}::{op}", key):
+        return _loader.missing(backend) or f"has no {op} kernel for {x.device.type} tensors"
+    if x.dtype not in dtypes:
+        return f"dtype {x.dtype} is not one of {[str(d) for d in dtypes]}"
+    return None
+
+
 def add_compiled(op: str, backend: str, *, dtypes: Sequence[torch.dtype] = KERNEL_DTYPES, image: int = 0) -> None:
     """Register the compiled kernel `liteseg_<backend>::<op>`; `image` is the argument whose dtype decides."""
-    namespace = f"liteseg_{backend}"
-    qualified = f"{namespace}::{op}"
-    overload = getattr(getattr(torch.ops, namespace), op).default
+    overload = getattr(getattr(torch.ops, f"liteseg_{backend}"), op).default
+    _dispatch.implement(op, backend, overload, lambda *args: _compiled_refusal(op, backend, args[image], dtypes))
+
+
+def add_composed(op: str, backend: str, run: Callable[..., Any], parts: Sequence[str], *, image: int = 0) -> None:
+    """Register `run`, which calls the compiled kernels of the ops `parts` one after another; `explain` says so."""
 
     def refuses(*args: Any) -> str | None:
-        x = args[image]
-        key = torch._C._dispatch_key_for_device(x.device.type)
-        if not torch._C._dispatch_has_kernel_for_dispatch_key(qualified, key):
-            return _loader.missing(backend) or f"has no {op} kernel for {x.device.type} tensors"
-        if x.dtype not in dtypes:
-            return f"dtype {x.dtype} is not one of {[str(d) for d in dtypes]}"
-        return None
+        return next((why for part in parts if (why := _compiled_refusal(part, backend, args[image]))), None)
 
-    _dispatch.implement(op, backend, overload, refuses)
+    _dispatch.implement(op, backend, run, refuses, note=f"as {', then '.join(parts)}")
 
 
 def _triton_unavailable(device_type: str) -> str | None:

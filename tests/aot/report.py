@@ -2,8 +2,8 @@
 
 Compiles, for every target and dtype, what the launchers would launch at the networks' layers, with the triton that is
 installed. What the table has for the same code is not compiled again, so a run that was stopped goes on where it was;
-rows of other versions of triton stay while their code is still launched. Names what is over the limits. Exit code 1 when
-something is, or when no case reaches a row of a launch table; 3 when `--seconds` ran out first.
+rows of other versions of triton stay while their code is still launched. Names what is over the limits. Exit code 1
+when something is, or when no case reaches a row of a launch table; 3 when `--seconds` ran out first.
 
     --check            compile nothing: is the table complete, for every version of triton in it, and within the limits?
     --sample           compile the tightest launch of each kernel and compare it with its row
@@ -257,7 +257,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{len(table)} rows, {len(found)} faults, {left} launches left: {options.output}")
     for fault in found:
         print(fault, file=sys.stderr)
-    return 1 if found else 3 if left else 0
+    return 3 if left else 1 if found else 0
 
 
 if __name__ == "__main__":
