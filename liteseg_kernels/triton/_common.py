@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._tiles import Tile as Tile
+
 # a wider index is used from here on; offsets are counted in elements
 _INT32_MAX = 2**31 - 1
 
