@@ -58,6 +58,13 @@ def _dtype_refusal(args: tuple[Any, ...], dtypes: Sequence[torch.dtype], image: 
     return None if kind in dtypes else f"dtype {kind} is not one of {[str(d) for d in dtypes]}"
 
 
+def _missing_kernel(op: str, backend: str, x: torch.Tensor) -> str | None:
+    key = torch._C._dispatch_key_for_device(x.device.type)
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"liteseg_{backend}::{op}", key):
+        return None
+    return _loader.missing(backend) or f"has no {op} kernel for {x.device.type} tensors"
+
+
 def add_compiled(
     op: str,
     backend: str,
@@ -68,18 +75,22 @@ def add_compiled(
 ) -> None:
     """Register the compiled kernel `liteseg_<backend>::<op>`. The dtype of the argument numbered `image` decides, or
     the argument `dtype` where one names the result's."""
-    namespace = f"liteseg_{backend}"
-    qualified = f"{namespace}::{op}"
-    overload = getattr(getattr(torch.ops, namespace), op).default
+    overload = getattr(getattr(torch.ops, f"liteseg_{backend}"), op).default
 
     def refuses(*args: Any) -> str | None:
-        x = args[image]
-        key = torch._C._dispatch_key_for_device(x.device.type)
-        if not torch._C._dispatch_has_kernel_for_dispatch_key(qualified, key):
-            return _loader.missing(backend) or f"has no {op} kernel for {x.device.type} tensors"
-        return _dtype_refusal(args, dtypes, image, dtype)
+        return _missing_kernel(op, backend, args[image]) or _dtype_refusal(args, dtypes, image, dtype)
 
     _dispatch.implement(op, backend, overload, refuses)
+
+
+def add_composed(op: str, backend: str, run: Callable[..., Any], parts: Sequence[str], *, image: int = 0) -> None:
+    """Register `run`, which calls the compiled kernels of the ops `parts` one after another; `explain` says so."""
+
+    def refuses(*args: Any) -> str | None:
+        missing = (_missing_kernel(part, backend, args[image]) for part in parts)
+        return next(filter(None, missing), None) or _dtype_refusal(args, KERNEL_DTYPES, image, None)
+
+    _dispatch.implement(op, backend, run, refuses, note=f"as {', then '.join(parts)}")
 
 
 def _triton_unavailable(device_type: str) -> str | None:

@@ -5,34 +5,16 @@ from __future__ import annotations
 import contextlib
 import math
 from contextlib import AbstractContextManager
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._tiles import Tile as Tile
+
 # a wider index is used from here on; offsets are counted in elements
 _INT32_MAX = 2**31 - 1
-
-
-class Tile(NamedTuple):
-    """One row of a launch table: pixels (height, width) x channels read x channels written, warps, stages."""
-
-    height: int
-    width: int
-    inner: int
-    outer: int
-    warps: int
-    stages: int
-
-    def options(self) -> dict[str, int | None]:
-        """Launch options. Eight warps are held to 128 registers, so that two programs fit on a multiprocessor."""
-        return {
-            "num_warps": self.warps,
-            "num_stages": self.stages,
-            "maxnreg": 128 if self.warps == 8 else None,
-        }
 
 
 def guard(x: Tensor) -> AbstractContextManager[object]:
@@ -40,14 +22,12 @@ def guard(x: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device_of(x) if x.is_cuda else contextlib.nullcontext()
 
 
-def width_class(dtype: torch.dtype) -> str:
-    """The launch tables' dtype class: tile shapes depend on the bytes of an element alone."""
-    return "single" if dtype == torch.float32 else "half"
-
-
 def dot_precision(x: Tensor) -> str:
-    """`input_precision` of products: exact, unless torch's switch for float32 matrix products allows tf32."""
-    return "tf32" if x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    """`input_precision` of products: exact, unless torch may round float32 products to tf32, those of matrices (which
+    it may not by default: torch.backends.cuda.matmul.allow_tf32) and those of convolutions (which it may by default:
+    torch.backends.cudnn.allow_tf32). Either switch keeps float32 exact."""
+    allowed = (torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision)
+    return "tf32" if x.dtype == torch.float32 and allowed == ("tf32", "tf32") else "ieee"
 
 
 def needs_wide_index(*tensors: Tensor | None) -> bool:
