@@ -134,7 +134,7 @@ void launch_upsample_argmax(const Tensor& logits, const Tensor& labels, bool ali
   const int64_t tiles_y = (labels.size(1) + Traits::kTileHeight - 1) / Traits::kTileHeight;
   const int64_t blocks = std::min(tiles_x * tiles_y * labels.size(0), Traits::kMaxBlocks);
   launch(upsample_argmax_kernel<T, Index>, dim3(static_cast<unsigned>(blocks)),
-         dim3(Traits::kTileWidth, Traits::kTileHeight), stream, logits.const_data_ptr<T>(),
+         dim3(Traits::kTileWidth, Traits::kTileHeight), 0, stream, logits.const_data_ptr<T>(),
          labels.mutable_data_ptr<uint8_t>(), g, align_corners);
 }
 

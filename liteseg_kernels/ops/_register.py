@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .. import _dispatch, _loader
-from .._schemas import public
+from .._schemas import TF32_OPS, public
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -53,8 +53,16 @@ def once_differentiable(op: str) -> None:
     torch.library.register_autograd(f"liteseg::{op}", backward, lib=public)
 
 
-def add_compiled(op: str, backend: str, *, dtypes: Sequence[torch.dtype] = KERNEL_DTYPES, image: int = 0) -> None:
-    """Register the compiled kernel `liteseg_<backend>::<op>`; `image` is the argument whose dtype decides."""
+def add_compiled(
+    op: str,
+    backend: str,
+    *,
+    dtypes: Sequence[torch.dtype] = KERNEL_DTYPES,
+    image: int = 0,
+    limits: Callable[..., str | None] = lambda *args: None,
+) -> None:
+    """Register the compiled kernel `liteseg_<backend>::<op>`; `image` is the argument whose dtype decides, and `limits`
+    on all arguments returns None or what the kernel cannot do."""
     namespace = f"liteseg_{backend}"
     qualified = f"{namespace}::{op}"
     overload = getattr(getattr(torch.ops, namespace), op).default
@@ -66,9 +74,20 @@ def add_compiled(op: str, backend: str, *, dtypes: Sequence[torch.dtype] = KERNE
             return _loader.missing(backend) or f"has no {op} kernel for {x.device.type} tensors"
         if x.dtype not in dtypes:
             return f"dtype {x.dtype} is not one of {[str(d) for d in dtypes]}"
-        return None
+        return limits(*args)
 
-    _dispatch.implement(op, backend, overload, refuses)
+    def run_with_precision(*args: Any) -> Any:
+        return overload(*args, torch.backends.cuda.matmul.fp32_precision == "tf32")
+
+    run = run_with_precision if backend == "cuda" and op in TF32_OPS else overload
+    _dispatch.implement(op, backend, run, refuses)
+
+
+def small_kernel(weight: torch.Tensor, most: int = 5) -> str | None:
+    """The limit of the CUDA kernels on a depthwise weight."""
+    if max(weight.shape[2:]) > most:
+        return f"the depthwise kernel is {weight.shape[2]} x {weight.shape[3]}, more than {most} x {most}"
+    return None
 
 
 def _triton_unavailable(device_type: str) -> str | None:
