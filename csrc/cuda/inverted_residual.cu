@@ -40,13 +40,13 @@ struct Arguments {
 
 template <typename T>
 struct Memory {
-  int64_t* offsets;       // [slots]
-  T* x;                   // [chunks of C][slots, rounded up to 16][chunk]
-  T* hidden;              // [slots, rounded up to 16][chunk]
-  T* operand;             // [64 pixels][chunk]
-  T* expand[kStages];     // [chunks of C][chunk of E][chunk]
-  T* project[kStages];    // [columns][chunk]
-  float* taps[kStages];   // [taps][chunk]
+  int64_t* offsets;    // [slots]
+  T* x;                // [chunks of C][slots, rounded up to 16][chunk]
+  T* hidden;           // [slots, rounded up to 16][chunk]
+  T* operand;          // [64 pixels][chunk]
+  Staged<T> expand;    // [chunks of C][chunk of E][chunk]
+  Staged<T> project;   // [columns][chunk]
+  Staged<float> taps;  // [taps][chunk]
 };
 
 template <typename T, int kTiles, typename Carver>
@@ -59,15 +59,15 @@ __host__ __device__ Memory<T> carve(Carver& carver, const Window& window, int ch
   memory.hidden = carver.template take<T>(rows * S::kPitch);
   memory.operand = carver.template take<T>(int64_t{kTilePixels} * S::kPitch);
   for (int i = 0; i < stages; ++i) {
-    memory.expand[i] = carver.template take<T>(chunks * S::kChunk * S::kPitch);
-    memory.project[i] = carver.template take<T>(int64_t{kTiles} * 8 * kColumnGroups * S::kPitch);
-    memory.taps[i] = carver.template take<float>(int64_t{window.taps()} * S::kChunk);
+    memory.expand.place(i, carver.template take<T>(chunks * S::kChunk * S::kPitch));
+    memory.project.place(i, carver.template take<T>(int64_t{kTiles} * 8 * kColumnGroups * S::kPitch));
+    memory.taps.place(i, carver.template take<float>(int64_t{window.taps()} * S::kChunk));
   }
   return memory;
 }
 
 template <typename M, int kTiles>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     inverted_residual_kernel(const __grid_constant__ Arguments<typename M::Element> g) {
   using T = typename M::Element;
   using S = Shape<T>;
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
   const MapSource<T, kThreads> source{g.x, g.x.data + place.image * g.x.stride_n, memory.offsets, slots};
   for (int chunk = 0; chunk < chunks; ++chunk) {
-    source.fill(memory.x + int64_t{chunk} * rows * S::kPitch, chunk * S::kChunk, thread);
+    source.fill(memory.x + chunk * rows * S::kPitch, chunk * S::kChunk, thread);
   }
   const auto fill = [&](int stage, int first) {
     for (int chunk = 0; chunk < chunks; ++chunk) {
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kThreads)
       float expanded[S::kChunk / 8][4];
       clear(expanded);
       for (int chunk = 0; chunk < chunks; ++chunk) {
-        multiply<M>(expanded, memory.x + (int64_t{chunk} * rows + row) * S::kPitch,
+        multiply<M>(expanded, memory.x + (chunk * rows + row) * S::kPitch,
                     memory.expand[stage] + chunk * S::kChunk * S::kPitch, lane);
       }
       for_each(expanded, lane, [&](int r, int column, float value) {

@@ -42,9 +42,9 @@ def _flags() -> list[str]:
     return ["-O2", "-march=native", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas", *defines, *include]
 
 
-def compile_module(name: str, sources: Sequence[Path], extra: Sequence[str] = ()) -> Path:
+def compile_module(name: str, sources: Sequence[Path], extra: Sequence[str] = (), *, ops: bool = True) -> Path:
     """The shared library of `sources`, the emulator and its controls, importable as `name`; only what changed is
-    compiled, by one process at a time."""
+    compiled, by one process at a time. Without `ops` it needs no torch."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     headers = [*(ROOT / "csrc").rglob("*.*h"), *HEADERS.rglob("*.*h")]
     common = hashlib.sha256("\n".join([torch.__version__, *_flags(), *extra]).encode())
@@ -75,7 +75,7 @@ def compile_module(name: str, sources: Sequence[Path], extra: Sequence[str] = ()
         if not library.is_file():
             partial = library.with_suffix(f".{os.getpid()}")
             link = ["g++", "-shared", *extra, "-o", str(partial), *map(str, objects)]
-            subprocess.run([*link, f"-L{TORCH / 'lib'}", "-ltorch_cpu"], check=True)
+            subprocess.run([*link, *([f"-L{TORCH / 'lib'}", "-ltorch_cpu"] if ops else [])], check=True)
             os.replace(partial, library)
     return library
 

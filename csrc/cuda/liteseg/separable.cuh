@@ -160,7 +160,7 @@ __device__ void pool_sums(const PoolSums<T>& pool, float* scratch, int64_t job, 
 }
 
 template <typename M, int kTiles, typename Input>
-__global__ void __launch_bounds__(kSeparableThreads)
+__global__ void __launch_bounds__(kSeparableThreads, kTiles > 4 ? 2 : 3)
     separable_conv2d_kernel(const __grid_constant__ SeparableArguments<typename M::Element, Input> g) {
   using T = typename M::Element;
   SharedCarver carver;

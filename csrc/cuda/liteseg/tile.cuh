@@ -54,7 +54,7 @@ struct alignas(16) Vector {
 class SharedMeter {
  public:
   template <typename T>
-  T* take(int64_t count) {
+  __host__ __device__ T* take(int64_t count) {
     bytes_ += (count * static_cast<int64_t>(sizeof(T)) + 15) / 16 * 16;
     return nullptr;
   }
@@ -270,7 +270,8 @@ __device__ void depthwise_sized(T* operand, const T* tile, const float* taps, co
       sum[i][c] = 0.0f;
     }
   }
-#pragma unroll
+// one row of taps at a time: all nine loads in flight cost more registers than they hide latency
+#pragma unroll 1
   for (int ky = 0; ky < kernel_y; ++ky) {
 #pragma unroll
     for (int kx = 0; kx < kernel_x; ++kx) {
@@ -398,12 +399,30 @@ __device__ void for_each(const float (&acc)[kTiles][4], int lane, const F& f) {
   }
 }
 
+// the copies of one shared array for each stage of a pipeline; a distance, for an array of pointers would be indexed in
+// local memory
+template <typename T>
+struct Staged {
+  T* first;
+  int distance;
+
+  __device__ T* operator[](int stage) const {
+    return first + stage * distance;
+  }
+  __host__ __device__ void place(int stage, T* array) {
+    if (stage == 0) {
+      first = array;
+    } else {
+      distance = static_cast<int>(array - first);
+    }
+  }
+};
+
 // the shared memory of `accumulate`
 template <typename T>
 struct Buffers {
-  T* tile[kStages];
-  T* matrix[kStages];
-  float* taps[kStages];
+  Staged<T> tile, matrix;
+  Staged<float> taps;
   T* operand;
   int stages;
 };
@@ -415,9 +434,9 @@ __host__ __device__ Buffers<T> carve_buffers(Carver& carver, int slots, int taps
   Buffers<T> buffers{};
   buffers.stages = stages;
   for (int i = 0; i < stages; ++i) {
-    buffers.tile[i] = carver.template take<T>(int64_t{slots} * S::kPitch);
-    buffers.matrix[i] = carver.template take<T>(int64_t{columns} * S::kPitch);
-    buffers.taps[i] = carver.template take<float>(int64_t{taps} * S::kChunk);
+    buffers.tile.place(i, carver.template take<T>(int64_t{slots} * S::kPitch));
+    buffers.matrix.place(i, carver.template take<T>(int64_t{columns} * S::kPitch));
+    buffers.taps.place(i, carver.template take<float>(int64_t{taps} * S::kChunk));
   }
   buffers.operand = carver.template take<T>(int64_t{kTilePixels} * S::kPitch);
   return buffers;
