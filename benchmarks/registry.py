@@ -128,6 +128,23 @@ def _upsample_concat(x: Tensor, skip: Tensor, align_corners: bool) -> Tensor:
     return torch.cat((tf.interpolate(x, skip.shape[2:], mode="bilinear", align_corners=align_corners), skip), 1)
 
 
+def _upsample_concat_separable_conv2d(
+    x: Tensor,
+    skip: Tensor,
+    depthwise: Tensor,
+    pointwise: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    activation: int,
+    negative_slope: float,
+    align_corners: bool,
+) -> Tensor:
+    geometry = (stride, padding, dilation, activation, negative_slope)
+    return _separable_conv2d(_upsample_concat(x, skip, align_corners), depthwise, pointwise, bias, None, *geometry)
+
+
 def _upsample_argmax(logits: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
     up = tf.interpolate(logits, list(size), mode="bilinear", align_corners=align_corners)
     return up.argmax(1).to(torch.uint8)
@@ -169,6 +186,7 @@ TWINS: dict[str, Callable[..., Tensor]] = {
     "shuffle_unit": _shuffle_unit,
     "daspp": _daspp,
     "upsample_concat": _upsample_concat,
+    "upsample_concat_separable_conv2d": _upsample_concat_separable_conv2d,
     "upsample_argmax": _upsample_argmax,
     "upsample_cross_entropy": _upsample_cross_entropy,
     "preprocess": _preprocess,

@@ -114,7 +114,13 @@ def optional_like(op: str, argument: str, value: Any, x: Tensor, shape: Sequence
 
 
 def convolution_size(
-    op: str, x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+    op: str,
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    argument: str = "x",
 ) -> tuple[int, int]:
     """Output height and width of a convolution, by torch.nn.Conv2d's rule."""
     sizes = []
@@ -122,7 +128,7 @@ def convolution_size(
         extent = x.shape[2 + axis] + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) - 1
         if extent < 0:
             raise ValueError(
-                f"{op}: x: expected a {name} of at least the kernel's extent "
+                f"{op}: {argument}: expected a {name} of at least the kernel's extent "
                 f"{dilation[axis] * (kernel[axis] - 1) + 1} less twice the padding {padding[axis]}, "
                 f"got {shape_text(x)}"
             )

@@ -42,6 +42,7 @@ class BackendError(RuntimeError):
 class _Implementation:
     run: Callable[..., Any]
     refuses: Callable[..., str | None]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,12 @@ class Explanation:
     op: str
     backend: str
     refused: dict[str, str] = field(default_factory=dict)
+    # how it runs, where that is not by one kernel of its own
+    note: str = ""
 
     def __str__(self) -> str:
-        return "\n".join([f"{self.op}: {self.backend}", *(f"  not {k}: {v}" for k, v in self.refused.items())])
+        how = f", {self.note}" if self.note else ""
+        return "\n".join([f"{self.op}: {self.backend}{how}", *(f"  not {k}: {v}" for k, v in self.refused.items())])
 
 
 _registry: dict[str, dict[str, _Implementation]] = {}
@@ -116,10 +120,14 @@ class restored(AbstractContextManager[None]):
 
 
 def implement(
-    op: str, backend: str, run: Callable[..., Any], refuses: Callable[..., str | None] = lambda *args: None
+    op: str,
+    backend: str,
+    run: Callable[..., Any],
+    refuses: Callable[..., str | None] = lambda *args: None,
+    note: str = "",
 ) -> None:
     """Register `run` as `backend` of `op`; `refuses(*args)` returns None or the reason why it cannot take them."""
-    _registry.setdefault(op, {})[backend] = _Implementation(run, refuses)
+    _registry.setdefault(op, {})[backend] = _Implementation(run, refuses, note)
 
 
 def _device_type(args: tuple[Any, ...]) -> str:
@@ -144,7 +152,7 @@ def explain_call(op: str, args: tuple[Any, ...]) -> Explanation:
         for other, reason in refusals.items()
         if other not in (backend, "reference")
     }
-    return Explanation(op, backend, refused)
+    return Explanation(op, backend, refused, _registry[op][backend].note)
 
 
 def run(op: str, *args: Any) -> Any:

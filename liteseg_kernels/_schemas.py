@@ -43,6 +43,11 @@ SCHEMAS = {
     "upsample_concat": "(Tensor x, Tensor skip, bool align_corners) -> Tensor",
     "upsample_concat_backward": "(Tensor grad, SymInt[2] size, SymInt channels, bool align_corners) "
     "-> (Tensor, Tensor)",
+    "upsample_concat_separable_conv2d": "(Tensor x, Tensor skip, Tensor depthwise_weight, Tensor pointwise_weight, "
+    f"Tensor? bias, {_SEPARABLE_GEOMETRY}, bool align_corners) -> Tensor",
+    "upsample_concat_separable_conv2d_backward": "(Tensor grad, Tensor x, Tensor skip, Tensor depthwise_weight, "
+    f"Tensor pointwise_weight, Tensor output, {_SEPARABLE_GEOMETRY}, bool align_corners, bool[5] output_mask) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "upsample_argmax": "(Tensor logits, SymInt[2] size, bool align_corners) -> Tensor",
     "upsample_cross_entropy": "(Tensor logits, Tensor target, Tensor? weight, int ignore_index, "
     "float label_smoothing, bool align_corners) -> (Tensor, Tensor)",
@@ -57,7 +62,13 @@ SCHEMAS = {
 public = Library("liteseg", "DEF")
 _compiled = [Library(namespace, "DEF") for namespace in ("liteseg_cpu", "liteseg_cuda")]
 # CUDA kernels whose float32 products may be tf32: torch's switch is Python's to read
-TF32_OPS = ("separable_conv2d", "separable_conv2d_backward", "inverted_residual")
+TF32_OPS = (
+    "separable_conv2d",
+    "separable_conv2d_backward",
+    "inverted_residual",
+    "daspp",
+    "upsample_concat_separable_conv2d",
+)
 for _name, _signature in SCHEMAS.items():
     # the kernels take any strides, and the fake kernels promise strides from those of the traced inputs
     public.define(_name + _signature, tags=(Tag.pt2_compliant_tag, Tag.needs_exact_strides))

@@ -24,6 +24,7 @@ __all__ = [
     "shuffle_unit",
     "upsample_argmax",
     "upsample_concat",
+    "upsample_concat_separable_conv2d",
     "upsample_cross_entropy",
 ]
 
@@ -321,6 +322,78 @@ def upsample_concat(x: Tensor, skip: Tensor, *, align_corners: bool = True) -> T
     return torch.ops.liteseg.upsample_concat(*_upsample_concat(x, skip, align_corners=align_corners))
 
 
+def _upsample_concat_separable_conv2d(
+    x: Tensor,
+    skip: Tensor,
+    depthwise_weight: Tensor,
+    pointwise_weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    align_corners: bool = True,
+) -> tuple[Any, ...]:
+    op = "upsample_concat_separable_conv2d"
+    tensors(
+        *(op, ("bias",)),
+        **{"x": x, "skip": skip, "depthwise_weight": depthwise_weight, "pointwise_weight": pointwise_weight},
+        **{"bias": bias},
+    )
+    return (
+        *(x, skip, depthwise_weight, pointwise_weight, bias),
+        *(pair(op, "stride", stride, 1), pair(op, "padding", padding, 0), pair(op, "dilation", dilation, 1)),
+        *(activation_index(op, activation), number(op, "negative_slope", negative_slope)),
+        flag(op, "align_corners", align_corners),
+    )
+
+
+def upsample_concat_separable_conv2d(
+    x: Tensor,
+    skip: Tensor,
+    depthwise_weight: Tensor,
+    pointwise_weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    align_corners: bool = True,
+) -> Tensor:
+    """`separable_conv2d` of `upsample_concat(x, skip)`, the first layer of LiteSeg's decoder (paper, section III-C).
+
+    Args:
+        x: [N, C1, h, w], resized bilinearly to skip's size.
+        skip: [N, C2, H, W].
+        depthwise_weight: [C1 + C2, 1, kh, kw].
+        pointwise_weight: [C_out, C1 + C2, 1, 1].
+        bias: [C_out], of the pointwise convolution.
+        stride, padding, dilation, activation, negative_slope: as separable_conv2d takes them.
+
+    Returns: [N, C_out, H', W'] in skip's memory format. Neither the resized map nor the concatenation is kept for the
+    gradient, and Triton's kernel does not store them in the forward pass either. Differentiable once.
+    """
+    return torch.ops.liteseg.upsample_concat_separable_conv2d(
+        *_upsample_concat_separable_conv2d(
+            x,
+            skip,
+            depthwise_weight,
+            pointwise_weight,
+            bias,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            activation=activation,
+            negative_slope=negative_slope,
+            align_corners=align_corners,
+        )
+    )
+
+
 def _upsample_argmax(logits: Tensor, size: int | Sequence[int], *, align_corners: bool = True) -> tuple[Any, ...]:
     op = "upsample_argmax"
     tensors(op, logits=logits)
@@ -449,6 +522,10 @@ _CALLS: dict[str, tuple[Callable[..., tuple[Any, ...]], Callable[..., Any]]] = {
     "shuffle_unit": (_shuffle_unit, ops.shuffle_unit.check),
     "daspp": (_daspp, ops.daspp.check),
     "upsample_concat": (_upsample_concat, ops.upsample_concat.check),
+    "upsample_concat_separable_conv2d": (
+        _upsample_concat_separable_conv2d,
+        ops.upsample_concat_separable_conv2d.check,
+    ),
     "upsample_argmax": (_upsample_argmax, ops.upsample_argmax.check),
     "upsample_cross_entropy": (_upsample_cross_entropy, ops.upsample_cross_entropy.check),
     "preprocess": (_preprocess, ops.preprocess.check),

@@ -233,22 +233,26 @@ class SeparableConv2d(FusedModule):
 
     def lower(self, program: Program, x: int) -> int:
         """Add this module to a plan (`plan.Program`)."""
+        arguments = self._arguments()
+        del arguments["negative_slope"]
+        return program.separable(x, **arguments)
+
+    def _arguments(self) -> dict[str, Any]:
+        """Weights and settings as functional.separable_conv2d takes them."""
         geometry = _geometry(self.depthwise)
         del geometry["groups"]
-        return program.separable(x, **self.folded(), **geometry, activation=self._activation_args["activation"])
+        return {**self.folded(), **geometry, **self._activation_args}
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training or self.reference:
             return self.activation(_normalise(self.norm, self.pointwise(self.depthwise(x))))
-        depthwise: Any = self.depthwise
-        return lf.separable_conv2d(
-            x,
-            **self.folded(),
-            stride=depthwise.stride,
-            padding=depthwise.padding,
-            dilation=depthwise.dilation,
-            **self._activation_args,
-        )
+        return lf.separable_conv2d(x, **self._arguments())
+
+    def forward_concat(self, x: Tensor, skip: Tensor, concat: UpsampleConcat) -> Tensor:
+        """`forward(concat(x, skip))`; in eval as one op, for which neither map between is stored."""
+        if self.training or self.reference:
+            return self(concat(x, skip))
+        return lf.upsample_concat_separable_conv2d(x, skip, **self._arguments(), align_corners=concat.align_corners)
 
 
 class InvertedResidual(FusedModule):

@@ -28,6 +28,7 @@ OPS = [
     "shuffle_unit",
     "daspp",
     "upsample_concat",
+    "upsample_concat_separable_conv2d",
     "upsample_argmax",
     "upsample_cross_entropy",
     "preprocess",
@@ -61,6 +62,9 @@ def example(op: str, device: str = "cpu") -> dict[str, Any]:
         return {"x": rand(2, 4, 5, 6), **branches, **ends, "direct_weight": rand(5, 4, 1, 1), "rates": (1, 2)}
     if op == "upsample_concat":
         return {"x": rand(2, 4, 3, 4), "skip": rand(2, 3, 5, 6)}
+    if op == "upsample_concat_separable_conv2d":
+        weights = dict(zip(("depthwise_weight", "pointwise_weight", "bias"), separable(7, 3), strict=True))
+        return {"x": rand(2, 4, 3, 4), "skip": rand(2, 3, 5, 6), "padding": 1, **weights}
     if op == "upsample_argmax":
         return {"logits": rand(2, 4, 3, 4), "size": (5, 6)}
     if op == "upsample_cross_entropy":
@@ -395,17 +399,17 @@ def test_switching_the_backend_does_not_recompile() -> None:
 # would otherwise take its tests with it
 CPU_KERNELS = {
     *("separable_conv2d", "separable_conv2d_backward", "inverted_residual", "shuffle_unit", "daspp"),
-    *("upsample_concat", "upsample_concat_backward", "upsample_argmax"),
+    *("upsample_concat", "upsample_concat_backward", "upsample_argmax", "preprocess"),
     *("upsample_cross_entropy", "upsample_cross_entropy_map", "upsample_cross_entropy_backward"),
 }
-TRITON_KERNELS = CPU_KERNELS | {
-    *("inverted_residual_backward", "shuffle_unit_backward", "daspp_backward", "preprocess"),
-}
+CPU_COMPOSED = {"upsample_concat_separable_conv2d", "upsample_concat_separable_conv2d_backward"}
+TRITON_BACKWARDS = {"inverted_residual_backward", "shuffle_unit_backward", "daspp_backward"}
+TRITON_KERNELS = CPU_KERNELS | CPU_COMPOSED | TRITON_BACKWARDS
 CUDA_KERNELS = {"upsample_argmax"}
 
 
 @pytest.mark.parametrize(
-    ("backend", "promised"), [("cpu", CPU_KERNELS), ("triton", TRITON_KERNELS), ("cuda", CUDA_KERNELS)]
+    ("backend", "promised"), [("cpu", CPU_KERNELS | CPU_COMPOSED), ("triton", TRITON_KERNELS), ("cuda", CUDA_KERNELS)]
 )
 def test_promised_kernels_are_registered(backend: str, promised: set[str]) -> None:
     registered = {op for op, backends in _dispatch._registry.items() if backend in backends}

@@ -100,7 +100,7 @@ class LiteSeg(PlannedModule):
         conv: type[SeparableConv2d] | type[ConvNormAct] = SeparableConv2d if config.separable else ConvNormAct
         decoder_channels = config.filters
         self.reduce: nn.Module | None = None
-        self.upsample_concat: nn.Module | None = None
+        self.upsample_concat: UpsampleConcat | None = None
         if config.long_residual:
             low_level_channels = self.backbone.low_level_channels
             if config.backbone in _REDUCED_CHANNELS:
@@ -155,7 +155,11 @@ class LiteSeg(PlannedModule):
         if self.upsample_concat is None:
             y = F.interpolate(y, size=low_level.shape[-2:], mode="bilinear", align_corners=True)
         else:
-            y = self.upsample_concat(y, low_level if self.reduce is None else self.reduce(low_level))
+            skip = low_level if self.reduce is None else self.reduce(low_level)
+            first, second = self.decoder
+            if isinstance(first, SeparableConv2d):
+                return self.classifier(second(first.forward_concat(y, skip, self.upsample_concat)))
+            y = self.upsample_concat(y, skip)
         return self.classifier(self.decoder(y))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

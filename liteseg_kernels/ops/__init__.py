@@ -8,6 +8,7 @@ from . import (
     shuffle_unit,
     upsample_argmax,
     upsample_concat,
+    upsample_concat_separable_conv2d,
     upsample_cross_entropy,
 )
 
@@ -19,5 +20,6 @@ __all__ = [
     "shuffle_unit",
     "upsample_argmax",
     "upsample_concat",
+    "upsample_concat_separable_conv2d",
     "upsample_cross_entropy",
 ]

@@ -53,28 +53,35 @@ def once_differentiable(op: str) -> None:
     torch.library.register_autograd(f"liteseg::{op}", backward, lib=public)
 
 
+def _dtype_refusal(args: tuple[Any, ...], dtypes: Sequence[torch.dtype], image: int, dtype: int | None) -> str | None:
+    kind = args[image].dtype if dtype is None else args[dtype]
+    return None if kind in dtypes else f"dtype {kind} is not one of {[str(d) for d in dtypes]}"
+
+
+def _missing_kernel(op: str, backend: str, x: torch.Tensor) -> str | None:
+    key = torch._C._dispatch_key_for_device(x.device.type)
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"liteseg_{backend}::{op}", key):
+        return None
+    return _loader.missing(backend) or f"has no {op} kernel for {x.device.type} tensors"
+
+
 def add_compiled(
     op: str,
     backend: str,
     *,
     dtypes: Sequence[torch.dtype] = KERNEL_DTYPES,
     image: int = 0,
+    dtype: int | None = None,
     limits: Callable[..., str | None] = lambda *args: None,
 ) -> None:
-    """Register the compiled kernel `liteseg_<backend>::<op>`; `image` is the argument whose dtype decides, and `limits`
-    on all arguments returns None or what the kernel cannot do."""
-    namespace = f"liteseg_{backend}"
-    qualified = f"{namespace}::{op}"
-    overload = getattr(getattr(torch.ops, namespace), op).default
+    """Register the compiled kernel `liteseg_<backend>::<op>`. The dtype of the argument numbered `image` decides, or
+    the argument `dtype` where one names the result's. `limits` on all arguments returns None or what the kernel cannot
+    do."""
+    overload = getattr(getattr(torch.ops, f"liteseg_{backend}"), op).default
 
     def refuses(*args: Any) -> str | None:
-        x = args[image]
-        key = torch._C._dispatch_key_for_device(x.device.type)
-        if not torch._C._dispatch_has_kernel_for_dispatch_key(qualified, key):
-            return _loader.missing(backend) or f"has no {op} kernel for {x.device.type} tensors"
-        if x.dtype not in dtypes:
-            return f"dtype {x.dtype} is not one of {[str(d) for d in dtypes]}"
-        return limits(*args)
+        missing = _missing_kernel(op, backend, args[image])
+        return missing or _dtype_refusal(args, dtypes, image, dtype) or limits(*args)
 
     def run_with_precision(*args: Any) -> Any:
         return overload(*args, torch.backends.cuda.matmul.fp32_precision == "tf32")
@@ -88,6 +95,16 @@ def small_kernel(weight: torch.Tensor, most: int = 5) -> str | None:
     if max(weight.shape[2:]) > most:
         return f"the depthwise kernel is {weight.shape[2]} x {weight.shape[3]}, more than {most} x {most}"
     return None
+
+
+def add_composed(op: str, backend: str, run: Callable[..., Any], parts: Sequence[str], *, image: int = 0) -> None:
+    """Register `run`, which calls the compiled kernels of the ops `parts` one after another; `explain` says so."""
+
+    def refuses(*args: Any) -> str | None:
+        missing = (_missing_kernel(part, backend, args[image]) for part in parts)
+        return next(filter(None, missing), None) or _dtype_refusal(args, KERNEL_DTYPES, image, None)
+
+    _dispatch.implement(op, backend, run, refuses, note=f"as {', then '.join(parts)}")
 
 
 def _triton_unavailable(device_type: str) -> str | None:
@@ -110,16 +127,10 @@ def add_triton(
     dtype: int | None = None,
 ) -> None:
     """Register `function` of liteseg_kernels.triton.<kernel>, imported when first used: triton is optional, and
-    TRITON_INTERPRET has to be set before triton is imported. The dtype of the argument numbered `image` decides, or
-    the argument `dtype` where one names the result's."""
+    TRITON_INTERPRET has to be set before triton is imported. `image` and `dtype` as for `add_compiled`."""
 
     def refuses(*args: Any) -> str | None:
-        x = args[image]
-        kind = x.dtype if dtype is None else args[dtype]
-        reason = _triton_unavailable(x.device.type)
-        if reason is None and kind not in dtypes:
-            reason = f"dtype {kind} is not one of {[str(d) for d in dtypes]}"
-        return reason
+        return _triton_unavailable(args[image].device.type) or _dtype_refusal(args, dtypes, image, dtype)
 
     def run(*args: Any) -> Any:
         return getattr(importlib.import_module(f"liteseg_kernels.triton.{kernel}"), function)(*args)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 from contextlib import AbstractContextManager
-from typing import NamedTuple
 
 import torch
 import triton
@@ -16,33 +15,9 @@ from torch import Tensor
 _INT32_MAX = 2**31 - 1
 
 
-class Tile(NamedTuple):
-    """One row of a launch table: pixels (height, width) x channels read x channels written, warps, stages."""
-
-    height: int
-    width: int
-    inner: int
-    outer: int
-    warps: int
-    stages: int
-
-    def options(self) -> dict[str, int | None]:
-        """Launch options. Eight warps are held to 128 registers, so that two programs fit on a multiprocessor."""
-        return {
-            "num_warps": self.warps,
-            "num_stages": self.stages,
-            "maxnreg": 128 if self.warps == 8 else None,
-        }
-
-
 def guard(x: Tensor) -> AbstractContextManager[object]:
     """Make x's device current for the launches inside; nothing to do for CPU tensors (interpreter)."""
     return torch.cuda.device_of(x) if x.is_cuda else contextlib.nullcontext()
-
-
-def width_class(dtype: torch.dtype) -> str:
-    """The launch tables' dtype class: tile shapes depend on the bytes of an element alone."""
-    return "single" if dtype == torch.float32 else "half"
 
 
 def dot_precision(x: Tensor) -> str:

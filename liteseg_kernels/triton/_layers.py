@@ -20,7 +20,6 @@ import triton.language as tl
 from torch import Tensor
 
 from ._common import (
-    Tile,
     activate,
     activation_gradient,
     aligned,
@@ -30,33 +29,10 @@ from ._common import (
     offsets,
     sum_parts,
     tile_position,
-    width_class,
 )
 from ._separable import depthwise_tile, gradient_tile
 from ._separable_backward import split_sum
-
-# (pass, dtype class, least channels written, of a group) -> tile. Registers: python -m tests.aot.report; not timed yet.
-_CONFIGS = {
-    ("product", "half", 16): Tile(8, 16, 32, 16, 4, 1),
-    ("product", "half", 32): Tile(8, 8, 32, 32, 4, 1),
-    ("product", "half", 128): Tile(8, 8, 32, 128, 8, 1),
-    ("product", "single", 16): Tile(4, 8, 16, 16, 4, 1),
-    ("product", "single", 32): Tile(8, 8, 16, 32, 4, 1),
-    ("product", "single", 128): Tile(4, 8, 16, 128, 8, 1),
-    ("weight", "half", 32): Tile(8, 8, 32, 32, 4, 1),
-    ("weight", "half", 128): Tile(8, 8, 32, 128, 8, 1),
-    ("weight", "single", 32): Tile(4, 8, 16, 32, 4, 1),
-    ("weight", "single", 128): Tile(4, 8, 16, 128, 8, 1),
-    ("depthwise", "half", 64): Tile(4, 8, 1, 64, 4, 1),
-    ("depthwise", "single", 64): Tile(4, 8, 1, 64, 4, 1),
-}
-
-
-def config(stage: str, dtype: torch.dtype, channels: int) -> Tile:
-    """The narrowest row of the table that holds `channels`, else the widest."""
-    kind = width_class(dtype)
-    widths = sorted(key[2] for key in _CONFIGS if key[:2] == (stage, kind))
-    return _CONFIGS[stage, kind, next((w for w in widths if w >= channels), widths[-1])]
+from ._tiles import choose
 
 
 @triton.jit
@@ -251,7 +227,7 @@ def _launch_pointwise(
 ) -> Tensor:
     n, c, h, w = x.shape
     each_in, each_out = c // groups, out.shape[1] // groups
-    tile = config("product", weight.dtype, each_out)
+    tile = choose("layers", "product", weight.dtype, x, each_out)
     pointwise_kernel[
         n * triton.cdiv(h, tile.height) * triton.cdiv(w, tile.width), groups * triton.cdiv(each_out, tile.outer)
     ](
@@ -305,7 +281,7 @@ def pointwise_weight_gradient(
     """out [CO, C / groups, 1, 1] (contiguous) from grad [N, CO, H, W]; `gate`: output of `activation` behind it."""
     n, o, h, w = grad.shape
     each_in, each_out = x.shape[1] // groups, o // groups
-    tile = config("weight", grad.dtype, each_out)
+    tile = choose("layers", "weight", grad.dtype, x, each_out)
     count, each = split_sum(n, h, w, tile)
     parts = torch.empty((count, o, each_in), dtype=torch.float32, device=x.device)
     pointwise_bwd_weight_kernel[
@@ -336,7 +312,7 @@ def depthwise(
     n, c, h, w = x.shape
     ho, wo = out.shape[2:]
     kh, kw = weight.shape[2:]
-    tile = config("depthwise", x.dtype, c)
+    tile = choose("layers", "depthwise", x.dtype, x, c, max(dilation))
     depthwise_kernel[
         n * triton.cdiv(ho, tile.height) * triton.cdiv(wo, tile.width), triton.cdiv(c, tile.outer)
     ](

@@ -2,50 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 
-from ._common import Tile, activation_gradient, offsets, width_class
+from ._common import activation_gradient, offsets
 
 # taps of kernels up to 5 x 5 are unrolled; beyond, the code would be too long
 _MOST_UNROLLED = tl.constexpr(25)
-
-# (pass, dtype class, least channels that the row is for) -> tile: `inner` is the channel block that is summed over or
-# walked, `outer` the one that is written. Registers and shared memory: python -m tests.aot.report; not timed yet.
-_CONFIGS = {
-    ("forward", "half", 16): Tile(8, 16, 16, 16, 4, 1),
-    ("forward", "half", 32): Tile(8, 16, 16, 32, 8, 1),
-    ("forward", "half", 64): Tile(8, 8, 16, 64, 8, 1),
-    ("forward", "half", 128): Tile(8, 8, 16, 128, 8, 2),
-    ("forward", "single", 16): Tile(8, 8, 16, 16, 4, 1),
-    ("forward", "single", 32): Tile(8, 8, 16, 32, 4, 1),
-    ("forward", "single", 64): Tile(8, 8, 16, 64, 8, 1),
-    ("forward", "single", 128): Tile(4, 8, 16, 128, 8, 1),
-    ("hidden", "half", 16): Tile(8, 16, 32, 16, 4, 1),
-    ("hidden", "half", 64): Tile(8, 16, 32, 64, 8, 1),
-    ("hidden", "single", 16): Tile(8, 8, 16, 16, 4, 1),
-    ("hidden", "single", 64): Tile(8, 8, 16, 64, 8, 1),
-    ("pointwise", "half", 128): Tile(8, 8, 16, 128, 8, 1),
-    ("pointwise", "half", 32): Tile(8, 8, 32, 32, 4, 1),
-    ("pointwise", "single", 128): Tile(4, 8, 16, 128, 8, 1),
-    ("pointwise", "single", 32): Tile(4, 8, 16, 32, 4, 1),
-    ("input", "half", 64): Tile(8, 8, 1, 64, 8, 1),
-    ("input", "single", 64): Tile(8, 8, 1, 64, 8, 1),
-    ("depthwise", "half", 32): Tile(8, 8, 4, 32, 8, 1),
-    ("depthwise", "single", 32): Tile(8, 8, 4, 32, 8, 1),
-    ("finish", "half", 64): Tile(4, 8, 1, 64, 4, 1),
-    ("finish", "single", 64): Tile(4, 8, 1, 64, 4, 1),
-    ("elementwise", "half", 64): Tile(8, 8, 1, 64, 8, 1),
-    ("elementwise", "single", 64): Tile(8, 8, 1, 64, 8, 1),
-}
-
-
-def config(stage: str, dtype: torch.dtype, channels: int) -> Tile:
-    """The narrowest row of the table that holds `channels`, else the widest."""
-    kind = width_class(dtype)
-    widths = sorted(key[2] for key in _CONFIGS if key[:2] == (stage, kind))
-    return _CONFIGS[stage, kind, next((w for w in widths if w >= channels), widths[-1])]
 
 
 @triton.jit

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from .._layout import empty_like_format
 from ._common import (
-    Tile,
     aligned,
     alignment,
     dot_precision,
@@ -22,7 +21,8 @@ from ._common import (
     tile_position,
     widen,
 )
-from ._separable import config, depthwise_tile, gradient_tile
+from ._separable import depthwise_tile, gradient_tile
+from ._tiles import Tile, choose
 
 # most float32 parts of a weight gradient
 _MOST_PARTS = 64
@@ -306,7 +306,7 @@ def split_sum(n: int, height: int, width: int, tile: Tile) -> tuple[int, int]:
 def bias_gradient(grad: Tensor, output: Tensor, out: Tensor, activation: int, negative_slope: float) -> Tensor:
     """out [CO] = sum over images and pixels of the gradient before the activation, from the activation's output."""
     n, o, ho, wo = grad.shape
-    tile = config("elementwise", grad.dtype, o)
+    tile = choose("separable", "elementwise", grad.dtype, grad, o)
     count, each = split_sum(n, ho, wo, tile)
     parts = torch.empty((count, o), dtype=torch.float32, device=grad.device)
     separable_conv2d_bwd_bias_kernel[count, triton.cdiv(o, tile.outer)](
@@ -322,7 +322,7 @@ def pre_activation_gradient(
 ) -> Tensor:
     """out [N, CO, HO, WO] = the gradient before the activation, from the activation's output."""
     n, o, ho, wo = grad.shape
-    tile = config("elementwise", grad.dtype, o)
+    tile = choose("separable", "elementwise", grad.dtype, grad, o)
     separable_conv2d_bwd_residual_kernel[
         n * triton.cdiv(ho, tile.height) * triton.cdiv(wo, tile.width), triton.cdiv(o, tile.outer)
     ](
@@ -345,7 +345,7 @@ def depthwise_input_gradient(
     n, c, h, w = out.shape
     ho, wo = hidden.shape[1:3]
     kh, kw = depthwise.shape[2:]
-    tile = config("input", out.dtype, c)
+    tile = choose("separable", "input", out.dtype, out, c, max(dilation))
     separable_conv2d_bwd_input_kernel[
         n * triton.cdiv(h, tile.height) * triton.cdiv(w, tile.width), triton.cdiv(c, tile.outer)
     ](
@@ -369,7 +369,7 @@ def depthwise_weight_gradient(
     n, c, h, w = x.shape
     ho, wo = hidden.shape[1:3]
     kh, kw = depthwise.shape[2:]
-    tile = config("depthwise", x.dtype, c)
+    tile = choose("separable", "depthwise", x.dtype, x, c, max(dilation))
     count, each = split_sum(n, ho, wo, tile)
     taps = min(tile.inner, triton.next_power_of_2(kw))
     parts = torch.empty((count, c, kh, kw), dtype=torch.float32, device=x.device)
@@ -421,7 +421,7 @@ def backward(
             bias_gradient(grad, output, grad_bias, activation, negative_slope)
 
         if output_mask[2]:
-            tile = config("pointwise", x.dtype, o)
+            tile = choose("separable", "pointwise", x.dtype, x, o, max(dilation))
             count, each = split_sum(n, ho, wo, tile)
             parts = torch.empty((count, o, c), dtype=torch.float32, device=x.device)
             separable_conv2d_bwd_pointwise_kernel[count, triton.cdiv(c, tile.inner), triton.cdiv(o, tile.outer)](
@@ -435,7 +435,7 @@ def backward(
         if output_mask[0] or output_mask[1]:
             hidden = torch.empty((n, ho, wo, c), dtype=x.dtype, device=x.device)
             wide = needs_wide_index(grad, output, x, hidden)
-            tile = config("hidden", x.dtype, c)
+            tile = choose("separable", "hidden", x.dtype, x, c)
             separable_conv2d_bwd_hidden_kernel[
                 n * triton.cdiv(ho, tile.height) * triton.cdiv(wo, tile.width), triton.cdiv(c, tile.outer)
             ](

@@ -31,7 +31,6 @@ from torch import Tensor
 from .._layout import empty_like_format
 from . import _layers as layers
 from ._common import (
-    Tile,
     activate,
     aligned,
     alignment,
@@ -41,10 +40,10 @@ from ._common import (
     needs_wide_index,
     offsets,
     tile_position,
-    width_class,
 )
 from ._separable_backward import backward as separable_backward
 from ._separable_backward import bias_gradient, pre_activation_gradient
+from ._tiles import choose, width_class
 from .separable_conv2d import launch_forward
 
 _NONE, _RELU = 0, 1
@@ -52,29 +51,6 @@ _NONE, _RELU = 0, 1
 _SPLIT_FROM, _SPLITS = 512, 8
 # maps of one launch of the first layer
 _SLOTS = {"half": 4, "single": 2}
-
-# (pass, dtype class, least channels written) -> tile: `inner` is the block of channels summed over. Registers and
-# shared memory: python -m tests.aot.report; not timed yet.
-_CONFIGS = {
-    ("first", "half", 32): Tile(4, 4, 16, 32, 4, 1),
-    ("first", "half", 128): Tile(4, 4, 16, 128, 8, 1),
-    ("first", "single", 32): Tile(4, 4, 16, 32, 4, 1),
-    ("first", "single", 64): Tile(4, 4, 16, 64, 8, 1),
-    ("project", "half", 32): Tile(4, 4, 16, 32, 8, 1),
-    ("project", "half", 128): Tile(4, 4, 16, 128, 4, 1),
-    ("project", "single", 32): Tile(4, 4, 16, 32, 4, 1),
-    ("project", "single", 64): Tile(4, 4, 16, 64, 8, 1),
-    ("collect", "half", 32): Tile(4, 8, 1, 32, 4, 1),
-    ("collect", "single", 32): Tile(4, 8, 1, 32, 4, 1),
-    ("pool", "half", 16): Tile(1, 1, 256, 16, 4, 1),
-    ("pool", "single", 16): Tile(1, 1, 256, 16, 4, 1),
-}
-
-
-def _config(stage: str, dtype: torch.dtype, channels: int) -> Tile:
-    kind = width_class(dtype)
-    widths = sorted(key[2] for key in _CONFIGS if key[:2] == (stage, kind))
-    return _CONFIGS[stage, kind, next((w for w in widths if w >= channels), widths[-1])]
 
 
 @triton.jit
@@ -383,7 +359,7 @@ def forward(
         return torch.empty(shape, dtype=dtype, device=x.device)
 
     with guard(x):
-        tile = _config("first", x.dtype, width)
+        tile = choose("daspp", "first", x.dtype, x, width)
         per_image = triton.cdiv(h, tile.height) * triton.cdiv(w, tile.width)
         parts = new(len(slots), splits, n, h, w, width)
         sums = new(per_image, n, c)
@@ -401,21 +377,21 @@ def forward(
 
         maps = new(count, n, h, w, filters, dtype=x.dtype)
         activated = (point_weight is not None) if deep_depthwise else count
-        tile = _config("collect", x.dtype, filters)
+        tile = choose("daspp", "collect", x.dtype, x, filters)
         pixels = tile.height * tile.width
         daspp_collect_kernel[triton.cdiv(n * h * w, pixels), triton.cdiv(filters, tile.outer), count](
             parts[lead:], maps, n * h * w, filters, width, int(activated), SPLITS=splits, BLOCK_P=pixels,
             BLOCK_O=tile.outer, **tile.options(),
         )  # fmt: skip
 
-        tile = _config("pool", x.dtype, filters)
+        tile = choose("daspp", "pool", x.dtype, x, filters)
         pooled = new(n, filters)
         daspp_pool_kernel[n, triton.cdiv(filters, tile.outer)](
             sums, pool_weight.contiguous(), pool_bias.contiguous(), pooled, per_image, n, c, filters, h * w,
             BLOCK_C=tile.inner, BLOCK_O=tile.outer, **tile.options(),
         )  # fmt: skip
 
-        tile = _config("project", x.dtype, max(filters, out_channels))
+        tile = choose("daspp", "project", x.dtype, x, max(filters, out_channels))
         shallow = (None,) * (count - len(deep_depthwise))
         deep = (contiguous((*shallow, *tensors)) for tensors in (deep_depthwise, deep_pointwise, deep_bias))
         daspp_project_kernel[

@@ -6,7 +6,7 @@ Shapes:   x [N, C, H, W], expand [M, C, 1, 1] or none, depthwise [M, 1, KH, KW],
 Traffic:  one launch: minimum (N*C*H*W + N*CO*HO*WO) * sizeof(T) and the weights; two launches write and read the
           hidden map N*M*H*W besides; eager moves 4*N*M*H*W + 4*N*M*HO*WO elements more
 Bound:    one launch: products (the expansion is computed once a tap); two: memory; not measured on a GPU yet
-Launch:   half types with C <= _FUSED_CHANNELS: one launch, grid (N * pixel tiles, CO blocks), _CONFIGS keyed on
+Launch:   half types with C <= _FUSED_CHANNELS: one launch, grid (N * pixel tiles, CO blocks), tiles.csv: rows by
           (dtype class, CO block). Else two: the pointwise expansion, then depthwise + activation + project, both
           separable_conv2d's kernel: with wide maps the nine-fold expansion costs more than the hidden map, as it does
           in float32, which has no exact tensor-core product
@@ -27,7 +27,6 @@ from torch import Tensor
 
 from .._layout import empty_like_format
 from ._common import (
-    Tile,
     activate,
     aligned,
     alignment,
@@ -36,23 +35,15 @@ from ._common import (
     needs_wide_index,
     offsets,
     tile_position,
-    width_class,
 )
 from ._inverted_residual_backward import backward
+from ._tiles import choose
 from .separable_conv2d import launch_forward
 
 __all__ = ["backward", "forward"]
 
 # C up to which the expansion is cheap enough to be computed once a tap
 _FUSED_CHANNELS = 32
-
-# (dtype class, CO block) -> tile; `inner` is the block of hidden channels. Registers: python -m tests.aot.report; not
-# timed yet.
-_CONFIGS = {
-    ("half", 16): Tile(8, 8, 32, 16, 4, 1),
-    ("half", 32): Tile(8, 8, 32, 32, 4, 1),
-    ("half", 64): Tile(8, 8, 32, 64, 4, 1),
-}
 
 
 @triton.jit
@@ -170,7 +161,7 @@ def forward(
         return out
     biases = (b if b is None else b.contiguous() for b in (expand_bias, depthwise_bias, project_bias))
     expand_bias, depthwise_bias, project_bias = biases
-    tile = _CONFIGS[width_class(x.dtype), block(o, 64)]
+    tile = choose("inverted_residual", "forward", x.dtype, x, o, max(dilation))
     with guard(x):
         inverted_residual_fwd_kernel[
             n * triton.cdiv(ho, tile.height) * triton.cdiv(wo, tile.width), triton.cdiv(o, tile.outer)

@@ -4,7 +4,7 @@ Replaces: permute, cast, F.interpolate, three elementwise operations and a cast;
 Shapes:   image [N, H, W, C] uint8, any strides -> out [N, C, HO, WO], NCHW or channels_last
 Traffic:  minimum N*C*H*W + N*C*HO*WO * sizeof(T); eager moves about 10 * N*C*HO*WO floats more
 Bound:    memory; not measured on a GPU yet
-Launch:   grid (N * pixel tiles), four channels a launch; _CONFIGS has one row
+Launch:   grid (N * pixel tiles), four channels a launch; tiles.csv has one row
 Numerics: float32 coordinates (torch's rules) and values, rounded once; mean and std become a factor and an offset in
           double precision on the host. Deterministic
 Limits:   to float32, float16, bfloat16
@@ -19,10 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import Tile, guard, needs_wide_index, resize_scale, resize_source, tile_position, widen
+from ._common import guard, needs_wide_index, resize_scale, resize_source, tile_position, widen
+from ._tiles import choose
 
-# Registers: python -m tests.aot.report; not timed yet.
-_CONFIGS = {"forward": Tile(4, 64, 1, 1, 4, 1)}
 # channels of one launch: the code repeats for each
 _CHANNELS = 4
 
@@ -81,7 +80,7 @@ def forward(
     out = torch.empty((n, channels, height, width), dtype=dtype, device=image.device, memory_format=memory_format)
     if n == 0:
         return out
-    tile = _CONFIGS["forward"]
+    tile = choose("preprocess", "forward", "any", image)
     with guard(image):
         for first in range(0, channels, _CHANNELS):
             chosen = slice(first, first + _CHANNELS)

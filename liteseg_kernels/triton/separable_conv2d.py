@@ -6,7 +6,7 @@ Shapes:   x [N, C, H, W], depthwise [C, 1, KH, KW], pointwise [CO, C, 1, 1] -> o
 Traffic:  minimum (N*C*H*W + N*CO*HO*WO [+ residual] + C*KH*KW + C*CO) * sizeof(T); eager moves 2*N*C*HO*WO*sizeof(T)
           more, and 2*N*CO*HO*WO*sizeof(T) more for each of add and activation
 Bound:    memory, in float16, up to C = CO = 96; not measured on a GPU yet
-Launch:   forward grid (N * pixel tiles, CO blocks, C splits); _CONFIGS keyed on (pass, dtype class, CO or C block).
+Launch:   forward grid (N * pixel tiles, CO blocks, C splits); tiles.csv: rows by (pass, dtype class, CO or C block).
           From C = 512 on, C is split eight ways so that a stride-32 map fills the device: float32 parts, then a sum
 Numerics: float32 taps and accumulation; the depthwise value is rounded to T for the product, as eager stores it.
           float32 products are exact unless torch allows tf32. Sums are cut at fixed places and added in order, no
@@ -36,8 +36,9 @@ from ._common import (
     offsets,
     tile_position,
 )
-from ._separable import config, depthwise_tile
+from ._separable import depthwise_tile
 from ._separable_backward import backward
+from ._tiles import choose
 
 __all__ = ["backward", "forward"]
 
@@ -194,7 +195,7 @@ def launch_forward(
     depthwise_strides = (0, 0, 0, 0) if depthwise_weight is None else depthwise_weight.stride()
     residual_strides = (0, 0, 0, 0) if residual is None else residual.stride()
     align, wide = alignment(x, residual, out), needs_wide_index(x, residual, out)
-    tile = config("forward", x.dtype, o)
+    tile = choose("separable", "forward", x.dtype, x, o, max(dilation))
     with guard(x):
         separable_conv2d_fwd_kernel[
             n * triton.cdiv(ho, tile.height) * triton.cdiv(wo, tile.width), triton.cdiv(o, tile.outer), splits
@@ -207,7 +208,7 @@ def launch_forward(
             **tile.options(),
         )  # fmt: skip
         if splits > 1:
-            tile = config("finish", x.dtype, o)
+            tile = choose("separable", "finish", x.dtype, x, o)
             separable_conv2d_finish_kernel[
                 n * triton.cdiv(ho, tile.height) * triton.cdiv(wo, tile.width), triton.cdiv(o, tile.outer)
             ](

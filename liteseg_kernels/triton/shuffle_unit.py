@@ -7,7 +7,7 @@ Traffic:  minimum (N*C*H*W + N*CO*HO*WO [+ 9/4 of x for the pool]) * sizeof(T), 
           and read; eager moves 3*N*B*H*W + 3*N*B*HO*WO + 3*N*CO*HO*WO elements more
 Bound:    memory; not measured on a GPU yet
 Launch:   two: the compression (_layers.py), then the rest on a grid (N * pixel tiles, G * blocks of D / G [+ blocks of
-          C that pool]); _CONFIGS keyed on (dtype class, D / G). The products are those of the groups alone
+          C that pool]); tiles.csv: rows by (dtype class, D / G). The products are those of the groups alone
           (B / G = 12, 24, 48), not a dense one with zeros
 Numerics: float32 taps and accumulation; rounded to T where stored and where a product takes its operand. Deterministic
 Shuffle:  the compressed map is stored as computed; channel p after the shuffle is channel p % G * B/G + p // G before
@@ -27,7 +27,6 @@ from torch import Tensor
 from .._layout import empty_like_format
 from . import _layers as layers
 from ._common import (
-    Tile,
     activate,
     aligned,
     alignment,
@@ -36,7 +35,6 @@ from ._common import (
     needs_wide_index,
     offsets,
     tile_position,
-    width_class,
 )
 from ._separable_backward import (
     bias_gradient,
@@ -44,19 +42,9 @@ from ._separable_backward import (
     depthwise_weight_gradient,
     pre_activation_gradient,
 )
+from ._tiles import choose
 
 _RELU = 1
-
-# (dtype class, least output channels of a group) -> tile; `inner` is the block of a group's channels that is summed
-# over. Registers and shared memory: python -m tests.aot.report; not timed yet.
-_CONFIGS = {
-    ("half", 16): Tile(8, 8, 16, 16, 4, 1),
-    ("half", 64): Tile(4, 8, 16, 64, 4, 1),
-    ("half", 128): Tile(4, 8, 16, 128, 4, 1),
-    ("single", 16): Tile(4, 8, 16, 16, 4, 1),
-    ("single", 64): Tile(4, 8, 16, 64, 4, 1),
-    ("single", 128): Tile(4, 8, 16, 128, 8, 1),
-}
 
 
 @triton.jit
@@ -150,12 +138,6 @@ def shuffle_unit_fwd_kernel(
         tl.store(out + offsets(oy, ox, c, o_strides, WIDE), total.to(out.dtype.element_ty), mask=mask)
 
 
-def _config(dtype: torch.dtype, channels: int) -> Tile:
-    kind = width_class(dtype)
-    widths = sorted(key[1] for key in _CONFIGS if key[0] == kind)
-    return _CONFIGS[kind, next((w for w in widths if w >= channels), widths[-1])]
-
-
 def forward(
     x: Tensor,
     compress_weight: Tensor,
@@ -175,7 +157,7 @@ def forward(
     out = empty_like_format(x, (n, c + d if concat else d, ho, wo))
     if n == 0:
         return out
-    tile = _config(x.dtype, d // groups)
+    tile = choose("shuffle_unit", "forward", x.dtype, x, d // groups)
     blocks = groups * triton.cdiv(d // groups, tile.outer) + (triton.cdiv(c, tile.outer) if concat else 0)
     hidden = layers.nhwc(x, (n, b, h, w))
     with guard(x):

@@ -4,7 +4,7 @@ Replaces: F.interpolate + argmax(1); the K x H x W logits are never stored
 Shapes:   logits [N, K, h, w], any strides -> labels [N, H, W] uint8
 Traffic:  minimum N*K*h*w * sizeof(T) + N*H*W; eager moves 2*N*K*H*W*sizeof(T) + 7*N*H*W more (argmax gives int64)
 Bound:    the four loads a class and pixel, out of the caches; not measured on a GPU yet
-Launch:   grid (N * pixel tiles); _CONFIGS has one row
+Launch:   grid (N * pixel tiles); tiles.csv has one row
 Numerics: float32 coordinates (torch's rules) and values, never rounded to T; ties go to the lowest class, the first NaN
           wins; deterministic
 Limits:   float32, float16, bfloat16; K <= 256
@@ -19,10 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import Tile, guard, needs_wide_index, resize_scale, resize_source, tile_position, widen
-
-# Registers: python -m tests.aot.report; not timed yet.
-_CONFIGS = {"forward": Tile(4, 64, 1, 1, 4, 1)}
+from ._common import guard, needs_wide_index, resize_scale, resize_source, tile_position, widen
+from ._tiles import choose
 
 
 @triton.jit
@@ -73,7 +71,7 @@ def forward(logits: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
     labels = torch.empty((n, height, width), dtype=torch.uint8, device=logits.device)
     if n == 0:
         return labels
-    tile = _CONFIGS["forward"]
+    tile = choose("upsample_argmax", "forward", "any", logits)
     with guard(logits):
         upsample_argmax_kernel[(n * triton.cdiv(height, tile.height) * triton.cdiv(width, tile.width),)](
             logits, labels, classes, h, w, height, width, logits.stride(),

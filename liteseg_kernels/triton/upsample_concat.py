@@ -4,7 +4,7 @@ Replaces: F.interpolate + torch.cat (the resized map is written once, where it b
 Shapes:   x [N, C1, h, w], skip [N, C2, H, W], any strides -> out [N, C1+C2, H, W] in skip's memory format
 Traffic:  minimum (N*C1*h*w + N*C2*H*W + N*(C1+C2)*H*W) * sizeof(T); eager moves 2*N*C1*H*W*sizeof(T) more
 Bound:    memory; not measured on a GPU yet
-Launch:   grid (N * pixel tiles, C1 blocks + C2 blocks); _CONFIGS keyed on (pass, memory format)
+Launch:   grid (N * pixel tiles, C1 blocks + C2 blocks); tiles.csv: rows by (pass, memory format)
 Numerics: float32 coordinates (torch's rules) and sums; deterministic
 Backward: a gather in two passes, along the width into a float32 [N, C1, H, w] map, then along the height; torch's own
           backward adds with atomics
@@ -23,7 +23,6 @@ from torch._prims_common import suggest_memory_format
 
 from .._layout import empty_like_format
 from ._common import (
-    Tile,
     aligned,
     alignment,
     first_reader,
@@ -36,14 +35,7 @@ from ._common import (
     resize_source,
     tile_position,
 )
-
-# (pass, memory format) -> tile. Registers: python -m tests.aot.report; not timed yet.
-_CONFIGS = {
-    ("forward", torch.channels_last): Tile(8, 8, 1, 64, 8, 1),
-    ("forward", torch.contiguous_format): Tile(8, 64, 1, 4, 8, 1),
-    ("backward", torch.channels_last): Tile(8, 8, 1, 64, 8, 1),
-    ("backward", torch.contiguous_format): Tile(8, 64, 1, 4, 8, 1),
-}
+from ._tiles import choose
 
 
 @triton.jit
@@ -151,13 +143,17 @@ def upsample_concat_bwd_axis_kernel(
     tl.store(pointers, acc.to(out.dtype.element_ty), mask=inside[:, None] & (c < C)[None, :])
 
 
+def _layout(x: Tensor) -> str:
+    return "nhwc" if suggest_memory_format(x) is torch.channels_last else "nchw"
+
+
 def forward(x: Tensor, skip: Tensor, align_corners: bool) -> Tensor:
     n, c1, h, w = x.shape
     _, c2, height, width = skip.shape
     out = empty_like_format(skip, (n, c1 + c2, height, width))
     if n == 0:
         return out
-    tile = _CONFIGS["forward", suggest_memory_format(skip)]
+    tile = choose("upsample_concat", "forward", _layout(skip), x)
     blocks = triton.cdiv(c1, tile.outer) + triton.cdiv(c2, tile.outer)
     with guard(x):
         upsample_concat_fwd_kernel[
@@ -175,7 +171,7 @@ def _shrink(grad: Tensor, out: Tensor, axis: int, align_corners: bool) -> None:
     """The transpose of the resize along one axis: out's pixels gather from grad's along it."""
     n, c, height, width = out.shape
     size, readers_of = out.shape[axis], grad.shape[axis]
-    tile = _CONFIGS["backward", suggest_memory_format(out)]
+    tile = choose("upsample_concat", "backward", _layout(out), grad)
     inverse, readers = resize_readers(size, readers_of, align_corners)
     with guard(grad):
         upsample_concat_bwd_axis_kernel[

@@ -7,7 +7,7 @@ Traffic:  forward minimum N*K*h*w * sizeof(T) + N*H*W * sizeof(target); eager mo
           backward reads 4 + sizeof(target) bytes a pixel and class, out of the caches where N*H*W fits
 Bound:    exponentials and loads out of the caches; not measured on a GPU yet
 Launch:   forward grid (N * pixel tiles), one part a tile, then one program an image; backward the same tiles for the
-          log-sum-exp [N, H, W] float32 (its only temporary), then grid (N * source tiles, K); _CONFIGS: one row a pass
+          log-sum-exp [N, H, W] float32 (its only temporary), then grid (N * source tiles, K); tiles.csv: one row a pass
 Numerics: float32 throughout; online log-sum-exp. grad_logits is gathered: a source tile's gradient is Ay^T G Ax with G
           the full-size gradient of one class, computed again tile by tile, and Ay, Ax the resize's weights. No atomics,
           fixed order. A target that is neither a class nor ignore_index makes the loss NaN
@@ -23,7 +23,6 @@ from torch import Tensor
 
 from .._layout import empty_like_format
 from ._common import (
-    Tile,
     first_reader,
     guard,
     needs_wide_index,
@@ -34,10 +33,8 @@ from ._common import (
     tile_position,
     widen,
 )
+from ._tiles import choose
 
-# pass -> tile. The backward's are target pixels (height, width), and source pixels in `inner` rows of `outer`.
-# Registers: python -m tests.aot.report; not timed yet.
-_CONFIGS = {"forward": Tile(4, 64, 1, 1, 4, 1), "backward": Tile(32, 32, 16, 16, 8, 1)}
 # parts that one step of the sum over an image adds
 _SUM_BLOCK = 1024
 
@@ -269,7 +266,7 @@ def _launch_pixels(
 ) -> None:
     n, classes, h, w = logits.shape
     height, width = size
-    tile = _CONFIGS["forward"]
+    tile = choose("upsample_cross_entropy", "forward", "any", logits)
     upsample_cross_entropy_fwd_kernel[(n * triton.cdiv(height, tile.height) * triton.cdiv(width, tile.width),)](
         logits, target, weight, out, weights_out, classes, h, w, height, width, logits.stride(),
         (0, 0, 0) if target is None else target.stride(), ignore_index, label_smoothing,
@@ -306,7 +303,7 @@ def forward(
     align_corners: bool,
 ) -> tuple[Tensor, Tensor]:
     n, height, width = target.shape
-    tile = _CONFIGS["forward"]
+    tile = choose("upsample_cross_entropy", "forward", "any", logits)
     tiles = triton.cdiv(height, tile.height) * triton.cdiv(width, tile.width)
     losses, weights = (torch.empty((n, tiles), dtype=torch.float32, device=logits.device) for _ in range(2))
     loss, weight_sum = (torch.empty(n, dtype=torch.float32, device=logits.device) for _ in range(2))
@@ -339,7 +336,7 @@ def backward(
     normaliser = torch.empty(target.shape, dtype=torch.float32, device=logits.device)
     inverse_h, readers_h = resize_readers(h, height, align_corners)
     inverse_w, readers_w = resize_readers(w, width, align_corners)
-    tile = _CONFIGS["backward"]
+    tile = choose("upsample_cross_entropy", "backward", "any", logits)
     with guard(logits):
         _launch_pixels(logits, None, None, normaliser, None, (height, width), ignore_index, 0.0, align_corners)
         upsample_cross_entropy_bwd_kernel[

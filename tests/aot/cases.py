@@ -10,18 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# kernel -> the module of liteseg_kernels.triton that holds its launch table
-TABLES = {
-    "separable_conv2d": "_separable",
-    "inverted_residual": "inverted_residual",
-    "upsample_argmax": "upsample_argmax",
-    "upsample_concat": "upsample_concat",
-    "upsample_cross_entropy": "upsample_cross_entropy",
-    "layers": "_layers",
-    "shuffle_unit": "shuffle_unit",
-    "daspp": "daspp",
-    "preprocess": "preprocess",
-}
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -162,6 +150,18 @@ def _daspp(c: int, filters: int, height: int, width: int, deeper: bool) -> Case:
     return Case("daspp", f"{c}->{filters} {'deeper' if deeper else 'plain'} training", call)
 
 
+def _upsample_concat_separable(c1: int, c2: int, o: int, channels_last: bool = True, growth: int = 8) -> Case:
+    def call(dtype: torch.dtype) -> None:
+        ops = importlib.import_module("liteseg_kernels.triton.upsample_concat_separable_conv2d")
+        skip = _map(dtype, 1, c2, 256, 512, channels_last=channels_last)
+        weights = _vector(dtype, c1 + c2, 1, 3, 3), _vector(dtype, o, c1 + c2, 1, 1), _vector(dtype, o)
+        x = _map(dtype, 1, c1, 256 // growth, 512 // growth, channels_last=channels_last)
+        ops.forward(x, skip, *weights, [1, 1], [1, 1], [1, 1], 1, 0.0, True)
+
+    layout = "nhwc" if channels_last else "nchw"
+    return Case("upsample_concat_separable_conv2d", f"{c1}+{c2}->{o} {layout} x{growth}", call)
+
+
 def _preprocess(channels_last: bool) -> Case:
     def call(dtype: torch.dtype) -> None:
         ops = importlib.import_module("liteseg_kernels.triton.preprocess")
@@ -206,3 +206,7 @@ def cases() -> Iterator[Case]:
     yield _daspp(320, 32, 32, 64, True)
     yield _preprocess(True)
     yield _preprocess(False)
+    yield _upsample_concat_separable(96, 24, 96)
+    yield _upsample_concat_separable(96, 24, 96, channels_last=False)
+    yield _upsample_concat_separable(96, 48, 64, growth=4)
+    yield _upsample_concat_separable(32, 24, 16)

@@ -290,9 +290,9 @@ def test_twins_compute_what_the_ops_compute(layer: shapes.Layer) -> None:
 def test_calls_are_those_of_the_network() -> None:
     layers = shapes.inference("liteseg_mobilenetv2", (360, 640))
     counts = {op: sum(x.count for x in layers if x.call.op == op) for op in registry.TWINS}
-    assert counts["inverted_residual"] == 17 and counts["separable_conv2d"] == 2 and counts["shuffle_unit"] == 0
-    (concat,) = (layer for layer in layers if layer.call.op == "upsample_concat")
-    assert concat.name == "mobilenetv2/upsample_concat 360x640"
+    assert counts["inverted_residual"] == 17 and counts["separable_conv2d"] == 1 and counts["shuffle_unit"] == 0
+    (concat,) = (layer for layer in layers if layer.call.op == "upsample_concat_separable_conv2d")
+    assert concat.name == "mobilenetv2/upsample_concat_separable_conv2d 360x640"
     assert dict(concat.call.arguments)["skip"].shape == (1, 24, 90, 160)
     assert [a.shape for _, a in concat.call.batch(8).arguments[:2]] == [(8, 96, 12, 20), (8, 24, 90, 160)]
     (first, *_) = (layer.call for layer in layers if layer.call.op == "inverted_residual")

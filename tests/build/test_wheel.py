@@ -58,7 +58,7 @@ def test_both_libraries_are_in_it(files: zipfile.ZipFile) -> None:
 
 
 def test_every_module_and_data_file_is_in_it(files: zipfile.ZipFile, project: Path) -> None:
-    patterns = ["*.py", "py.typed", "weights/*.safetensors", "weights/*.md", "configs/*.yaml"]
+    patterns = ["*.py", "py.typed", "weights/*.safetensors", "weights/*.md", "configs/*.yaml", "tiles.csv"]
     expected = {
         path.relative_to(project).as_posix()
         for package in ("liteseg", "liteseg_kernels")

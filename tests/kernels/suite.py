@@ -40,7 +40,7 @@ def _has_kernel(op: str, backend: str) -> bool:
     if backend not in _dispatch._registry[op]:
         return False
     # a library that is loaded shows which kernels it has; without it the world says why it is missing
-    loaded = backend == "cpu" and _loader.missing("cpu") is None
+    loaded = backend == "cpu" and _loader.missing("cpu") is None and not _dispatch._registry[op][backend].note
     return not loaded or torch._C._dispatch_has_kernel_for_dispatch_key(f"liteseg_cpu::{op}", "CPU")
 
 

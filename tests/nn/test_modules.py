@@ -444,6 +444,23 @@ class TestUpsampling:
         assert ops_of(lk.to_reference(module), x, skip) == set()
         assert not module.state_dict()
 
+    def test_concat_into_a_convolution(self, align_corners: bool) -> None:
+        concat, module = lk.UpsampleConcat(align_corners), lk.SeparableConv2d(5, 4, activation="relu")
+        x, skip = torch.randn(2, 3, 4, 5), torch.randn(2, 2, 7, 9)
+        for mode in (True, False):
+            module.train(mode)
+            plain = copy.deepcopy(module)
+            expected = plain(concat(x, skip))
+            close(module.forward_concat(x, skip, concat), expected)
+            close(lk.to_reference(module).forward_concat(x, skip, lk.to_reference(concat)), expected)
+        close(lk.fuse(module).forward_concat(x, skip, concat), expected)
+
+        class Both(nn.Module):
+            def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+                return module.forward_concat(x, skip, concat)
+
+        assert ops_of(Both(), x, skip) == {"upsample_concat_separable_conv2d"}
+
     def test_argmax(self, align_corners: bool) -> None:
         module, logits = lk.UpsampleArgmax(align_corners), torch.randn(2, 3, 4, 5)
         up = tf.interpolate(logits, (9, 8), mode="bilinear", align_corners=align_corners)

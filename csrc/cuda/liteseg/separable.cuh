@@ -270,7 +270,7 @@ void launch_separable(const SeparableCall& call, const Input& input, const PoolS
     }
     const int64_t blocks = tiles_of(call.branches[0].out, g.branches[0].window);
     launch(separable_conv2d_kernel<M, kTiles, Input>,
-           dim3(static_cast<unsigned>(blocks), static_cast<unsigned>((g.count + pools) * g.column_blocks)),
+           dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(g.count * g.column_blocks + pools)),
            dim3(kSeparableThreads), fit.bytes, scope.stream(), g);
   };
   if (columns <= 32) {

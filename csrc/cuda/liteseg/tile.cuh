@@ -186,6 +186,11 @@ struct MapSource {
   const int64_t* offsets;
   int slots;
 
+  // the matrix operand of a chunk where no depthwise convolution lies before it
+  __device__ const T* operand(const T* tile, int) const {
+    return tile;
+  }
+
   __device__ void fill(T* tile, int first, int thread) const {
     using S = Shape<T>;
     for (int unit = thread; unit < slots * kVectorsOfChunk; unit += kThreads) {
@@ -482,7 +487,7 @@ __device__ void accumulate(float (&acc)[kTiles][4], const Buffers<typename M::El
       cp_async_wait<0>();
       __syncthreads();
     }
-    const T* operand = buffers.tile[stage];
+    const T* operand = source.operand(buffers.tile[stage], first);
     if (depthwise_weight != nullptr) {
       depthwise<kThreads>(buffers.operand, buffers.tile[stage], buffers.taps[stage], window, middle, channels, first,
                           thread);
