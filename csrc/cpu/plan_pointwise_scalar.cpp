@@ -1,0 +1,1 @@
+#include "plan_pointwise_impl.h"
