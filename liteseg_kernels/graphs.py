@@ -1,7 +1,7 @@
-"""CUDA graphs of a fused network: one for each kind of call and input, replayed instead of launching kernel by kernel.
+"""CUDA graphs of a fused network: one for each kind of call and input, replayed instead of launch after launch.
 
-`fuse(model, cuda_graph=True)` gives a network a `GraphCache`. A graph owns its input and output; a call copies the input
-in, replays, and copies the output out, so results never change afterwards. The logic knows CUDA only through
+`fuse(model, cuda_graph=True)` gives a network a `GraphCache`. A graph owns its input and output; a call copies the
+input in, replays, and copies the output out, so results never change afterwards. The logic knows CUDA only through
 `TorchGraphs`; tests put a recording stand-in there.
 """
 

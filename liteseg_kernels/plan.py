@@ -966,7 +966,8 @@ class PlannedModule(nn.Module):
         """Whether a call on an input like x, made as the caller is now, replays a CUDA graph, and if not, why."""
         reason = self._graph_refusal(x)
         graphs = self._graphs
-        return GraphReport(reason is None, reason or "", *((0, 0) if graphs is None else (len(graphs), graphs.capacity)))
+        counts = (0, 0) if graphs is None else (len(graphs), graphs.capacity)
+        return GraphReport(reason is None, reason or "", *counts)
 
     def replayed(self, call: Hashable, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """run(x), from a CUDA graph where `fuse(cuda_graph=True)` asked for one and x allows it; `call` names `run`."""

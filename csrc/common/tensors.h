@@ -1,5 +1,5 @@
-// Checks and rules about tensors that the CPU and the CUDA side share. Never include it where the code is compiled for a
-// wider instruction set: torch's headers and this one define inline functions.
+// Checks and rules about tensors that the CPU and the CUDA side share. Never include it where the code is compiled for
+// a wider instruction set: torch's headers and this one define inline functions.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

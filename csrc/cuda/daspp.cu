@@ -3,11 +3,13 @@
 // Shapes:   x [N, C, H, W] -> out [N, CO, H, W], in x's memory format; F filters a branch
 // Launches: 1. separable_conv2d's kernel for the first layer of all branches (up to four a launch), with blocks beside
 //              them that sum x over the image, already times the pooled branch's weight
-//           2. for a tile of 64 pixels: each branch's second layer, whose result stays in shared memory and is multiplied
-//              with its slice of the projection at once; then x times `direct`; the pooled branch is a bias of the image
-// Traffic:  x once a branch (from L2), the branch maps once each way, the output: 3*N*F*H*W*sizeof(T) each way at LiteSeg
-// Bound:    at stride 32 and batch 1 the number of tiles: six at 12 x 20. Not timed yet.
-// Numerics: float32 accumulation; branch maps are rounded to T, the pooled branch is not. Sums in a fixed order.
+//           2. for a tile of 64 pixels: each branch's second layer, whose result stays in shared memory and is
+//           multiplied
+//              with its slice of the projection at once; then x times `direct`; the pooled branch is a bias of the
+//              image
+// Traffic:  x once a branch (from L2), the branch maps once each way, the output: 3*N*F*H*W*sizeof(T) each way at
+// LiteSeg Bound:    at stride 32 and batch 1 the number of tiles: six at 12 x 20. Not timed yet. Numerics: float32
+// accumulation; branch maps are rounded to T, the pooled branch is not. Sums in a fixed order.
 //           float32 products are exact unless tf32 is allowed. Deterministic
 // Limits:   float32, float16, bfloat16; up to 8 rates
 #include <liteseg/separable.cuh>
@@ -34,10 +36,10 @@ struct Arguments {
   Map<const T> x;  // [N, C, H, W]
   Map<T> out;      // [N, CO, H, W]
   BranchArguments<T> branches[kMaxRates];
-  Matrix<T> direct;    // [CO, C], data null: none
-  Matrix<T> point;     // [F, C], data null: none
-  const T* point_bias;  // [F]
-  Matrix<T> project;    // [CO, maps * F]: point, branches, pool
+  Matrix<T> direct;       // [CO, C], data null: none
+  Matrix<T> point;        // [F, C], data null: none
+  const T* point_bias;    // [F]
+  Matrix<T> project;      // [CO, maps * F]: point, branches, pool
   const T* project_bias;  // [CO]
   const float* parts;     // [N, pool_chunks, F]
   const T* pool_bias;     // [F]
@@ -89,7 +91,8 @@ __device__ Matrix<T> columns_of(Matrix<T> matrix, int first, int count) {
 }
 
 template <typename M>
-__global__ void __launch_bounds__(kThreads, 1) daspp_project_kernel(const __grid_constant__ Arguments<typename M::Element> g) {
+__global__ void __launch_bounds__(kThreads, 1)
+    daspp_project_kernel(const __grid_constant__ Arguments<typename M::Element> g) {
   using T = typename M::Element;
   using S = Shape<T>;
   SharedCarver carver;
@@ -177,8 +180,8 @@ __global__ void __launch_bounds__(kThreads, 1) daspp_project_kernel(const __grid
   if (g.direct.data != nullptr) {
     locate_slots<kThreads>(memory.narrow, g.x, g.narrow, place, thread);
     __syncthreads();
-    accumulate<M, kTiles, kThreads>(acc, memory.buffers, x, g.narrow, static_cast<const T*>(nullptr), nothing,
-                                    g.direct, first_column, thread);
+    accumulate<M, kTiles, kThreads>(acc, memory.buffers, x, g.narrow, static_cast<const T*>(nullptr), nothing, g.direct,
+                                    first_column, thread);
   }
 #pragma unroll
   for (int t = 0; t < kTiles; ++t) {

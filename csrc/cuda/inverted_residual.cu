@@ -2,12 +2,15 @@
 // Replaces: three F.conv2d, two activations and an add; the hidden maps exist only in shared memory
 // Shapes:   x [N, C, H, W], expand [E, C, 1, 1] or none, depthwise [E, 1, KH, KW], project [CO, E, 1, 1]
 //           -> out [N, CO, HO, WO], in x's memory format; any strides in
-// Traffic:  minimum (N*C*H*W + N*CO*HO*WO + weights) * sizeof(T); eager moves 4*N*E*H*W*sizeof(T) more. The expansion is
+// Traffic:  minimum (N*C*H*W + N*CO*HO*WO + weights) * sizeof(T); eager moves 4*N*E*H*W*sizeof(T) more. The expansion
+// is
 //           computed for a tile's slots: 1.6 times at stride 1 and dilation 1, 1.1 times at stride 2
 // Bound:    tensor cores at the later blocks, memory at the first ones. Not timed yet.
-// Launch:   grid (tiles of up to 64 pixels over all images, blocks of 64 or 160 output channels), 256 threads. x's slots
+// Launch:   grid (tiles of up to 64 pixels over all images, blocks of 64 or 160 output channels), 256 threads. x's
+// slots
 //           stay in shared memory; for each chunk of 64 bytes of hidden channels the weights are copied while the chunk
-//           before is worked on. Without an expansion the block is a separable convolution with an activation in between
+//           before is worked on. Without an expansion the block is a separable convolution with an activation in
+//           between
 // Numerics: float32 accumulation; both hidden values are rounded to T, as eager stores them. A hidden value outside the
 //           image is zero, the expansion's bias does not leak into the padding. float32 products are exact unless tf32
 //           is allowed. One block owns a tile: deterministic.
@@ -24,15 +27,15 @@ constexpr int kColumnGroups = kWarps / 4;
 
 template <typename T>
 struct Arguments {
-  Map<const T> x;            // [N, C, H, W]
-  Matrix<T> expand;          // [E, C]
-  const T* expand_bias;      // [E] or null
-  const T* depthwise;        // [E, 1, KH, KW]
-  const T* depthwise_bias;   // [E] or null
-  Matrix<T> project;         // [CO, E]
-  const T* project_bias;     // [CO] or null
-  Map<const T> residual;     // x or, with data null, nothing
-  Map<T> out;                // [N, CO, HO, WO]
+  Map<const T> x;           // [N, C, H, W]
+  Matrix<T> expand;         // [E, C]
+  const T* expand_bias;     // [E] or null
+  const T* depthwise;       // [E, 1, KH, KW]
+  const T* depthwise_bias;  // [E] or null
+  Matrix<T> project;        // [CO, E]
+  const T* project_bias;    // [CO] or null
+  Map<const T> residual;    // x or, with data null, nothing
+  Map<T> out;               // [N, CO, HO, WO]
   Window window;
   Activation activation;
   int stages;
@@ -158,8 +161,8 @@ void launch_inverted_residual(Arguments<typename M::Element> g, const Tensor& ou
   });
   g.stages = fit.stages;
   const auto columns = static_cast<unsigned>((g.project.rows + kColumns - 1) / kColumns);
-  launch(inverted_residual_kernel<M, kTiles>,
-         dim3(static_cast<unsigned>(tiles_of(out, g.window)), columns), dim3(kThreads), fit.bytes, scope.stream(), g);
+  launch(inverted_residual_kernel<M, kTiles>, dim3(static_cast<unsigned>(tiles_of(out, g.window)), columns),
+         dim3(kThreads), fit.bytes, scope.stream(), g);
 }
 
 Tensor inverted_residual(const Tensor& x, const std::optional<Tensor>& expand_weight,

@@ -9,7 +9,8 @@
 //           cp.async where shared memory has room for them
 // Numerics: float32 taps and accumulation; the depthwise value is rounded to T for the product, as eager stores it.
 //           float32 products are exact unless tf32 is allowed. One block owns a tile: deterministic.
-// Limits:   float32, float16, bfloat16; kernels up to 5 x 5. 16-byte copies need channels that are adjacent, aligned and
+// Limits:   float32, float16, bfloat16; kernels up to 5 x 5. 16-byte copies need channels that are adjacent, aligned
+// and
 //           a multiple of 16 bytes; everything else (NCHW, views, odd channel counts) is read element by element
 #include <liteseg/separable.cuh>
 

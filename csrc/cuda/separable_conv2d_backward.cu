@@ -1,7 +1,8 @@
 // separable_conv2d_backward - gradients of the input, both weights, the bias and the residual.
 // Replaces: the backward of two F.conv2d, an add and an activation; the depthwise map is computed again, not kept
 // Shapes:   grad, output [N, CO, HO, WO], x [N, C, H, W], depthwise [C, 1, KH, KW], pointwise [CO, C, 1, 1]
-// Launches: dz * pointwise (the forward's kernel; dz = grad through the activation, formed where it is read) into the one
+// Launches: dz * pointwise (the forward's kernel; dz = grad through the activation, formed where it is read) into the
+// one
 //           temporary map [N, HO, WO, C]; a gather from it for x; for each weight the sums of at most 64 parts of the
 //           pixels and their sum in order; dz itself where a residual asks for it
 // Traffic:  grad and output once a block of 96 input channels; the temporary is written once and read twice
@@ -34,8 +35,7 @@ struct Upstream {
 
   __device__ float at(int64_t grad_offset, int64_t output_offset) const {
     const float value = static_cast<float>(grad.data[grad_offset]);
-    return activation.kind == 0 ? value
-                                : activation.gradient(value, static_cast<float>(output.data[output_offset]));
+    return activation.kind == 0 ? value : activation.gradient(value, static_cast<float>(output.data[output_offset]));
   }
 };
 
@@ -136,8 +136,8 @@ __global__ void __launch_bounds__(kThreads)
           continue;
         }
         const int64_t offset = offset_of(between, image, from_y / window.y.stride, from_x / window.x.stride);
-        const float w = static_cast<float>(
-            weight[(static_cast<int64_t>(c) * window.y.kernel + ky) * window.x.kernel + kx]);
+        const float w =
+            static_cast<float>(weight[(static_cast<int64_t>(c) * window.y.kernel + ky) * window.x.kernel + kx]);
         sum = fmaf(static_cast<float>(between.data[offset + c * between.stride_c]), w, sum);
       }
     }
@@ -238,7 +238,7 @@ __host__ __device__ PointwiseMemory<T> carve_pointwise(Carver& carver) {
 // a block of 64 x 32 weights: the product over a part's pixels of dz and the depthwise map, both turned so that the
 // pixels lie along the rows
 template <typename M>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     pointwise_parts_kernel(const __grid_constant__ Upstream<typename M::Element> upstream,
                            const __grid_constant__ Map<const typename M::Element> x,  // [N, C, H, W]
                            const typename M::Element* __restrict__ weight,            // [C, 1, KH, KW]
@@ -281,8 +281,8 @@ __global__ void __launch_bounds__(kThreads)
             for (int kx = 0; kx < window.x.kernel; ++kx) {
               const int ix = ox * window.x.stride - window.x.padding + kx * window.x.dilation;
               if (iy >= 0 && iy < x.height && ix >= 0 && ix < x.width) {
-                const float w = static_cast<float>(
-                    weight[(static_cast<int64_t>(c) * window.y.kernel + ky) * window.x.kernel + kx]);
+                const float w =
+                    static_cast<float>(weight[(static_cast<int64_t>(c) * window.y.kernel + ky) * window.x.kernel + kx]);
                 sum = fmaf(static_cast<float>(x.data[offset_of(x, image, iy, ix) + c * x.stride_c]), w, sum);
               }
             }
@@ -352,7 +352,8 @@ Gradients separable_conv2d_backward(const Tensor& grad, const Tensor& x, const T
       mask[0] ? empty_map(scope, {n, c, x.size(2), x.size(3)}, dtype, is_channels_last(x)) : wanted(0, {});
   const Tensor grad_depthwise = wanted(1, {c, 1, kernel[0], kernel[1]});
   const Tensor grad_pointwise = wanted(2, {co, c, 1, 1}), grad_bias = wanted(3, {co});
-  const Tensor grad_residual = mask[4] ? empty_map(scope, {n, co, ho, wo}, dtype, is_channels_last(output)) : wanted(4, {});
+  const Tensor grad_residual =
+      mask[4] ? empty_map(scope, {n, co, ho, wo}, dtype, is_channels_last(output)) : wanted(4, {});
 
   const int64_t pixels = n * ho * wo;
   const int parts = static_cast<int>(std::clamp<int64_t>(pixels / 256, 1, kMaxParts));
@@ -361,7 +362,8 @@ Gradients separable_conv2d_backward(const Tensor& grad, const Tensor& x, const T
   dispatch_math(kOp, "x", dtype, allow_tf32, [&](auto math) {
     using M = decltype(math);
     using T = typename M::Element;
-    const Upstream<T> upstream{map_of<const T>(grad), map_of<const T>(output),
+    const Upstream<T> upstream{map_of<const T>(grad),
+                               map_of<const T>(output),
                                {static_cast<int>(activation), static_cast<float>(negative_slope)}};
     const Map<const T> source = map_of<const T>(x);
     const Window window = make_window(grad, 64, kernel, stride, padding, dilation);
@@ -378,8 +380,13 @@ Gradients separable_conv2d_backward(const Tensor& grad, const Tensor& x, const T
       const Tensor between = empty_map(scope, {n, c, ho, wo}, dtype, true);
       if (between.numel() > 0) {
         SeparableCall call{kOp, {}, {1, 1}, std::nullopt, {}, {}};
-        call.branches.push_back({std::nullopt, std::nullopt, torch::stable::transpose(pointwise_weight, 0, 1),
-                                 std::nullopt, {0, 0}, {1, 1}, between});
+        call.branches.push_back({std::nullopt,
+                                 std::nullopt,
+                                 torch::stable::transpose(pointwise_weight, 0, 1),
+                                 std::nullopt,
+                                 {0, 0},
+                                 {1, 1},
+                                 between});
         launch_separable<M>(call, UpstreamInput<T>{upstream}, {}, scope);
       }
       if (mask[0] && grad_x.numel() > 0) {
@@ -389,10 +396,9 @@ Gradients separable_conv2d_backward(const Tensor& grad, const Tensor& x, const T
       }
       if (mask[1]) {
         const Tensor partial = parts_of(c * taps);
-        launch(depthwise_parts_kernel<T>,
-               dim3(groups(c), static_cast<unsigned>(parts), static_cast<unsigned>(taps)), dim3(kThreads), kScratch,
-               scope.stream(), map_of<const T>(between), source, static_cast<float*>(partial.mutable_data_ptr()),
-               window, pixels);
+        launch(depthwise_parts_kernel<T>, dim3(groups(c), static_cast<unsigned>(parts), static_cast<unsigned>(taps)),
+               dim3(kThreads), kScratch, scope.stream(), map_of<const T>(between), source,
+               static_cast<float*>(partial.mutable_data_ptr()), window, pixels);
         sum(partial, grad_depthwise);
       }
     }

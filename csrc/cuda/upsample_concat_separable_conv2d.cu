@@ -1,7 +1,7 @@
-// upsample_concat_separable_conv2d - the decoder's first layer in one launch: x resized to skip's size, concatenated with
-// skip, depthwise k x k, pointwise, + bias, activation.
-// Replaces: F.interpolate, torch.cat, two F.conv2d and an activation; neither the resized map nor the concatenation exists
-// Shapes:   x [N, C1, h, w], skip [N, C2, H, W], depthwise [C1 + C2, 1, KH, KW], pointwise [CO, C1 + C2, 1, 1]
+// upsample_concat_separable_conv2d - the decoder's first layer in one launch: x resized to skip's size, concatenated
+// with skip, depthwise k x k, pointwise, + bias, activation. Replaces: F.interpolate, torch.cat, two F.conv2d and an
+// activation; neither the resized map nor the concatenation exists Shapes:   x [N, C1, h, w], skip [N, C2, H, W],
+// depthwise [C1 + C2, 1, KH, KW], pointwise [CO, C1 + C2, 1, 1]
 //           -> out [N, CO, HO, WO], in skip's memory format; any strides in
 // Traffic:  minimum (N*C1*h*w + N*C2*H*W + N*CO*HO*WO + weights) * sizeof(T); eager moves 2*N*(2*C1 + C2)*H*W*sizeof(T)
 //           and the depthwise map more. A slot's resized value is computed once a tile, 1.6 times at 3 x 3
@@ -59,10 +59,9 @@ struct UpsampledInput {
         if (row >= 0 && c < x.channels) {
           const Neighbours y = neighbours(row, x.height, input.scale_h, input.align_corners);
           const Neighbours z = neighbours(column, x.width, input.scale_w, input.align_corners);
-          const T* corners[4] = {low + y.first * x.stride_h + z.first * x.stride_w,
-                                 low + y.first * x.stride_h + z.second * x.stride_w,
-                                 low + y.second * x.stride_h + z.first * x.stride_w,
-                                 low + y.second * x.stride_h + z.second * x.stride_w};
+          const T* corners[4] = {
+              low + y.first * x.stride_h + z.first * x.stride_w, low + y.first * x.stride_h + z.second * x.stride_w,
+              low + y.second * x.stride_h + z.first * x.stride_w, low + y.second * x.stride_h + z.second * x.stride_w};
           Vector<T> at[4];
 #pragma unroll
           for (int corner = 0; corner < 4; ++corner) {
@@ -147,13 +146,13 @@ Tensor upsample_concat_separable_conv2d(const Tensor& x, const Tensor& skip, con
   if (out.numel() == 0) {
     return out;
   }
-  SeparableCall call{kOp, {}, stride, std::nullopt, {}, {static_cast<int>(activation), static_cast<float>(negative_slope)}};
+  SeparableCall call{kOp,          {}, stride,
+                     std::nullopt, {}, {static_cast<int>(activation), static_cast<float>(negative_slope)}};
   call.branches.push_back(
       {dense(depthwise_weight), std::nullopt, pointwise_weight, dense(bias), padding, dilation, out});
   dispatch_math(kOp, "x", x.scalar_type(), allow_tf32, [&](auto math) {
     using T = typename decltype(math)::Element;
-    UpsampledInput<T> input{map_of<const T>(x), map_of<const T>(skip),
-                            scale_of(x.size(2), skip.size(2), align_corners),
+    UpsampledInput<T> input{map_of<const T>(x), map_of<const T>(skip), scale_of(x.size(2), skip.size(2), align_corners),
                             scale_of(x.size(3), skip.size(3), align_corners), align_corners};
     launch_separable<decltype(math)>(call, input, {}, scope);
   });

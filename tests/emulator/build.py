@@ -32,22 +32,25 @@ TORCH = Path(torch.__file__).resolve().parent
 SANITIZE = ("-fsanitize=address", "-fno-omit-frame-pointer", "-DLITESEG_EMULATOR_ASAN")
 
 
-def _flags() -> list[str]:
+def _flags(csrc: Path) -> list[str]:
     import pybind11
 
-    include = [f"-I{HEADERS}", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/cuda'}", "-isystem", str(TORCH / "include")]
+    include = [f"-I{HEADERS}", f"-I{csrc}", f"-I{csrc / 'cuda'}", "-isystem", str(TORCH / "include")]
     include += ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")]
     defines = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
     # nothing built here leaves this machine
-    return ["-O2", "-march=native", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas", *defines, *include]
+    warnings = ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+    return ["-O2", "-march=native", "-std=c++17", "-fPIC", "-fvisibility=hidden", *warnings, *defines, *include]
 
 
-def compile_module(name: str, sources: Sequence[Path], extra: Sequence[str] = (), *, ops: bool = True) -> Path:
+def compile_module(
+    name: str, sources: Sequence[Path], extra: Sequence[str] = (), *, ops: bool = True, csrc: Path = ROOT / "csrc"
+) -> Path:
     """The shared library of `sources`, the emulator and its controls, importable as `name`; only what changed is
-    compiled, by one process at a time. Without `ops` it needs no torch."""
+    compiled, by one process at a time. Without `ops` it needs no torch. `csrc` holds the kernels' headers."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    headers = [*(ROOT / "csrc").rglob("*.*h"), *HEADERS.rglob("*.*h")]
-    common = hashlib.sha256("\n".join([torch.__version__, *_flags(), *extra]).encode())
+    headers = [*csrc.rglob("*.*h"), *HEADERS.rglob("*.*h")]
+    common = hashlib.sha256("\n".join([torch.__version__, *_flags(csrc), *extra]).encode())
     for path in sorted(headers):
         if path.parent.name != "cpu":
             common.update(path.read_bytes())
@@ -61,7 +64,7 @@ def compile_module(name: str, sources: Sequence[Path], extra: Sequence[str] = ()
         if not target.is_file():
             partial = target.with_suffix(f".{os.getpid()}")
             define = [f"-DLITESEG_EMULATOR_MODULE={name}"]
-            call = ["g++", "-c", *_flags(), *extra, *define, "-x", "c++", str(source), "-o", str(partial)]
+            call = ["g++", "-c", *_flags(csrc), *extra, *define, "-x", "c++", str(source), "-o", str(partial)]
             subprocess.run(call, check=True)
             os.replace(partial, target)
         return target

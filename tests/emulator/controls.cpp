@@ -13,9 +13,7 @@ PYBIND11_MODULE(LITESEG_EMULATOR_MODULE, m) {
         if (schedule != "up" && schedule != "down" && schedule != "random") {
           throw py::value_error("configure: schedule: expected up, down or random, got " + schedule);
         }
-        controls.schedule = schedule == "up"     ? Schedule::kUp
-                            : schedule == "down" ? Schedule::kDown
-                                                 : Schedule::kRandom;
+        controls.schedule = schedule == "up" ? Schedule::kUp : schedule == "down" ? Schedule::kDown : Schedule::kRandom;
         controls.seed = seed;
         controls.poison = poison;
         controls.max_shared = max_shared;

@@ -200,8 +200,8 @@ std::string release_barrier() {
   }
   const int at_warp = block.threads - block.done - block.at_barrier;
   std::ostringstream text;
-  text << "emulator: divergent barrier: " << block.at_barrier << " of " << block.threads << " threads at __syncthreads, "
-       << at_warp << " at a warp operation, " << block.done << " returned";
+  text << "emulator: divergent barrier: " << block.at_barrier << " of " << block.threads
+       << " threads at __syncthreads, " << at_warp << " at a warp operation, " << block.done << " returned";
   return text.str();
 }
 
@@ -297,7 +297,8 @@ void run_block(std::mt19937_64& random) {
   for (const Array& array : block.arrays) {
     const unsigned char* gap = block.shared + array.offset + array.bytes;
     if (controls.poison && std::any_of(gap, gap + kGap, [](unsigned char byte) { return byte != kPoison; })) {
-      block.error = "emulator: shared memory: a write beyond the end of an array of " + std::to_string(array.bytes) + " bytes";
+      block.error =
+          "emulator: shared memory: a write beyond the end of an array of " + std::to_string(array.bytes) + " bytes";
       return;
     }
   }

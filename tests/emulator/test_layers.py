@@ -1,4 +1,4 @@
-"""The CUDA kernels at the channels of LiteSeg's real layers, on small maps: parity in every schedule, the paths taken."""
+"""The CUDA kernels at the channels of LiteSeg's real layers, on small maps: parity in every schedule, paths taken."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """How many kernels a fused network launches for one image, counted without a GPU.
 
-Our kernels run in the emulator, which counts its launches. What torch does itself (the stem, the last convolution of the
-encoder and the classifier, with their activations) is counted by operator, one launch each.
+Our kernels run in the emulator, which counts its launches. What torch does itself (the stem, the last convolution of
+the encoder and the classifier, with their activations) is counted by operator, one launch each.
 """
 
 from __future__ import annotations
@@ -36,9 +36,8 @@ class TorchLaunches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(
-    ("name", "most"), [("liteseg_mobilenetv2", 30)]
-)  # the other backbones have units without a CUDA kernel
+# the other backbones have units without a CUDA kernel
+@pytest.mark.parametrize(("name", "most"), [("liteseg_mobilenetv2", 30)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 def test_launches_from_input_to_labels(name: str, most: int, dtype: torch.dtype) -> None:
     if reason := build.load():

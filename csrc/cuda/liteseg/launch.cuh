@@ -53,8 +53,8 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, int64_t shared
   // what every kernel may have without asking
   constexpr int64_t kFree = 48 * 1024;
   if (shared_bytes > kFree) {
-    LITESEG_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                            static_cast<int>(shared_bytes)));
+    LITESEG_CUDA_CHECK(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
   }
   kernel<<<grid, block, static_cast<size_t>(shared_bytes), stream>>>(static_cast<Parameters>(arguments)...);
   LITESEG_CUDA_CHECK(cudaGetLastError());

@@ -1,5 +1,5 @@
-// All inline PTX, and the dynamic shared memory. Included as <liteseg/ptx.cuh>: a test that runs the same kernels on the
-// CPU puts a file of this name, with the same operations, earlier on the include path. sm_80 and later.
+// All inline PTX, and the dynamic shared memory. Included as <liteseg/ptx.cuh>: a test that runs the same kernels on
+// the CPU puts a file of this name, with the same operations, earlier on the include path. sm_80 and later.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -20,8 +20,7 @@ struct PlainInput {
   }
 
   template <int kThreads>
-  __device__ MapSource<T, kThreads> source(int64_t* table, const Window& window, const Place& place,
-                                           int thread) const {
+  __device__ MapSource<T, kThreads> source(int64_t* table, const Window& window, const Place& place, int thread) const {
     locate_slots<kThreads>(table, map, window, place, thread);
     return {map, map.data + place.image * map.stride_n, table, window.slots()};
   }
@@ -74,8 +73,8 @@ __device__ void store_tile(const float (&acc)[kTiles][4], const Map<T>& out, con
     }
     T* to = out.data + place.image * out.stride_n + y * out.stride_h + x * out.stride_w;
     const T* add = residual.data == nullptr ? nullptr
-                                            : residual.data + place.image * residual.stride_n +
-                                                  y * residual.stride_h + x * residual.stride_w;
+                                            : residual.data + place.image * residual.stride_n + y * residual.stride_h +
+                                                  x * residual.stride_w;
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
       const int column = first_column + t * 8 + lane % 4 * 2;

@@ -48,7 +48,8 @@ Matrix<T> matrix_of(const Tensor& weight, int64_t first = 0, int64_t columns = -
   const T* data = static_cast<const T*>(weight.const_data_ptr()) + first * weight.stride(1);
   const bool vector = reinterpret_cast<uintptr_t>(data) % 16 == 0 && columns % kVector == 0 && weight.stride(1) == 1 &&
                       (weight.size(0) == 1 || weight.stride(0) % kVector == 0);
-  return {data, weight.stride(0), weight.stride(1), static_cast<int>(weight.size(0)), static_cast<int>(columns), vector};
+  return {data,  weight.stride(0), weight.stride(1), static_cast<int>(weight.size(0)), static_cast<int>(columns),
+          vector};
 }
 
 template <typename T>

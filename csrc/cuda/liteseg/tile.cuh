@@ -102,8 +102,15 @@ struct Axis {
 inline Axis make_axis(int kernel, int stride, int padding, int dilation, int tile) {
   const int64_t span = int64_t{tile - 1} * stride + int64_t{kernel - 1} * dilation + 1;
   const bool packed = span > int64_t{tile} * kernel;
-  return {kernel,          stride, padding, dilation, tile, packed ? tile * kernel : static_cast<int>(span),
-          packed ? 1 : stride, packed ? tile : dilation, packed};
+  return {kernel,
+          stride,
+          padding,
+          dilation,
+          tile,
+          packed ? tile * kernel : static_cast<int>(span),
+          packed ? 1 : stride,
+          packed ? tile : dilation,
+          packed};
 }
 
 struct Window {
@@ -168,7 +175,8 @@ __device__ inline Place place_of(int64_t tile, int height, int width, int tile_h
 
 // offset inside an image of each slot of a window, or -1 outside of it
 template <int kThreads, typename T>
-__device__ void locate_slots(int64_t* offsets, const Map<T>& map, const Window& window, const Place& place, int thread) {
+__device__ void locate_slots(int64_t* offsets, const Map<T>& map, const Window& window, const Place& place,
+                             int thread) {
   const int top = place.y * window.y.stride - window.y.padding, left = place.x * window.x.stride - window.x.padding;
   for (int slot = thread; slot < window.slots(); slot += kThreads) {
     const int y = top + window.y.position(slot / window.x.slots), x = left + window.x.position(slot % window.x.slots);
