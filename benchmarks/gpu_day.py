@@ -27,18 +27,19 @@ from typing import IO, Any
 from . import report, rows
 from .rows import ROOT, Outcome, Row, Sheet
 
-# where the rows come from, which CSV they go to, and the most seconds a section may take beside others
+# where the rows come from, which CSV they go to, and the most seconds a section may take beside others. In the
+# order of what one wants to know of a day that ends early: does it build, is it right, how fast are the networks
 SECTIONS: dict[str, tuple[str, str, int]] = {
     "build": ("machine", "checks", 240),
     "info": ("machine", "checks", 60),
-    "parity": ("checks", "checks", 240),
-    "graphs": ("checks", "checks", 120),
+    "ceilings": ("speed", "ceilings", 40),
+    "parity": ("checks", "checks", 200),
+    "networks": ("speed", "networks", 150),
+    "ops": ("speed", "ops", 150),
+    "graphs": ("checks", "checks", 90),
+    "training": ("speed", "training", 120),
     "large": ("checks", "checks", 90),
     "sanitizer": ("checks", "checks", 150),
-    "ceilings": ("speed", "ceilings", 40),
-    "ops": ("speed", "ops", 240),
-    "networks": ("speed", "networks", 240),
-    "training": ("speed", "training", 150),
 }
 # a call on the GPU machine may take 600 s; a dry run measures nothing and may take its time
 BUDGET = 540
@@ -181,7 +182,8 @@ def publish(results: Path, logs: Path) -> None:
     if not out:
         return
     for folder, name in ((results, "results"), (logs, "logs")):
-        shutil.copytree(folder, Path(out) / name, dirs_exist_ok=True)
+        if folder.is_dir():
+            shutil.copytree(folder, Path(out) / name, dirs_exist_ok=True)
 
 
 def _environment(dry: bool, logs: Path) -> dict[str, str]:
@@ -255,21 +257,25 @@ def main(given: Sequence[str] | None = None) -> int:
     print("gpu-day:", ", ".join(f"{name} {value}" for name, value in environment.items()), flush=True)
     chosen = [section for section in SECTIONS if not arguments.sections or section in arguments.sections]
     done: list[Result] = []
-    for section in chosen:
-        left = end - time.time()
-        if left < 10:
-            done.append(Result(section, "partial", Outcome(left=1), 0.0, "not started: out of time"))
-            continue
-        # the last one may use what the others left; a machine that only runs it dry may be slow
-        alone = arguments.dry_run or section == chosen[-1]
-        limit = left if alone else min(left, SECTIONS[section][2])
-        print(f"== {section} (at most {limit:.0f} s)", flush=True)
-        place = sheet(section, results, arguments.logs)
-        deadline = time.time() + limit
-        command = _command(section, arguments, results, deadline - 5, since)
-        done.append(supervise(section, command, place, arguments.logs, deadline))
-        _record(done[-1], results, device)
-        report.write(results, device)
+    try:
+        for section in chosen:
+            left = end - time.time()
+            if left < 10:
+                done.append(Result(section, "partial", Outcome(left=1), 0.0, "not started: out of time"))
+                continue
+            # the last one may use what the others left; a machine that only runs it dry may be slow
+            alone = arguments.dry_run or section == chosen[-1]
+            limit = left if alone else min(left, SECTIONS[section][2])
+            print(f"== {section} (at most {limit:.0f} s)", flush=True)
+            place = sheet(section, results, arguments.logs)
+            deadline = time.time() + limit
+            command = _command(section, arguments, results, deadline - 5, since)
+            done.append(supervise(section, command, place, arguments.logs, deadline))
+            _record(done[-1], results, device)
+            report.write(results, device)
+            publish(results, arguments.logs)
+    finally:
+        # also when this process is told to stop in the middle of a section
         publish(results, arguments.logs)
     return _close(done, results, device)
 

@@ -109,6 +109,8 @@ def _digest(paths: Iterable[Path]) -> str:
 def sources() -> str:
     """Digest of everything that decides what our kernels compute and how fast."""
     folders = [(ROOT / "csrc", "*.*"), (ROOT / "liteseg_kernels", "*.py"), (ROOT / "liteseg", "*.py")]
+    # the launch tables
+    folders += [(ROOT / "liteseg_kernels", "*.csv")]
     files = [path for folder, pattern in folders for path in folder.rglob(pattern) if path.is_file()]
     # written by the build
     return _digest([ROOT / "setup.py", *(path for path in files if path.name != "_build_info.py")])

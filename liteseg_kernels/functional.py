@@ -3,6 +3,8 @@
 Common to all: NCHW shapes; float32, float16, bfloat16 (float64 through the reference); NCHW or channels_last input,
 views included, and output in the input's memory format; batch 0 is allowed. Wrong shapes and values raise ValueError,
 wrong types and dtypes TypeError, before any kernel runs. Which backend runs: see `use_backend` and `explain`.
+float32 products are exact; on a GPU they are rounded to tf32 where both torch.backends.cuda.matmul.allow_tf32 (off by
+default) and torch.backends.cudnn.allow_tf32 (on by default) say so.
 """
 
 from __future__ import annotations

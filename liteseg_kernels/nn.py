@@ -170,7 +170,7 @@ class ConvNormAct(FusedModule):
         )
         self.norm = nn.BatchNorm2d(out_channels, momentum=momentum) if norm else None
         self.activation = _activation_module(activation, negative_slope)
-        self._activation_name = activation
+        self._activation_args: dict[str, Any] = {"activation": activation, "negative_slope": negative_slope}
 
     def _fold(self) -> Weights:
         weight, bias = _fold_norm(self.conv.weight, self.conv.bias, self.norm)
@@ -178,7 +178,7 @@ class ConvNormAct(FusedModule):
 
     def lower(self, program: Program, x: int) -> int:
         """Add this module to a plan (`plan.Program`)."""
-        return program.convolution(x, **self.folded(), **_geometry(self.conv), activation=self._activation_name)
+        return program.convolution(x, **self.folded(), **_geometry(self.conv), **self._activation_args)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.fused:
@@ -233,9 +233,7 @@ class SeparableConv2d(FusedModule):
 
     def lower(self, program: Program, x: int) -> int:
         """Add this module to a plan (`plan.Program`)."""
-        arguments = self._arguments()
-        del arguments["negative_slope"]
-        return program.separable(x, **arguments)
+        return program.separable(x, **self._arguments())
 
     def _arguments(self) -> dict[str, Any]:
         """Weights and settings as functional.separable_conv2d takes them."""

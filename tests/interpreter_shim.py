@@ -124,7 +124,7 @@ def install() -> None:
     cast, convert, dot = builder.cast_impl, builder.create_fp_to_fp, builder.create_dot
     load, store = builder.create_masked_load, builder.create_masked_store
     init_args, reduce = interpreter.GridExecutor._init_args_hst, interpreter.ReduceScanOpInterface.apply
-    handle = interpreter.TensorHandle
+    handle, patch_lang_tensor = interpreter.TensorHandle, interpreter._patch_lang_tensor
 
     def cast_bf16(src: Any, target: Any) -> Any:
         data = _widened(src.data) if src.dtype.scalar == tl.bfloat16 else src.data
@@ -181,6 +181,11 @@ def install() -> None:
         _regions[:] = [region for region in map(_region, tensors) if region is not None]
         return host_args, host_kwargs
 
+    def _patch_lang_tensor(tensor: Any, scope: Any) -> None:
+        patch_lang_tensor(tensor, scope)
+        # triton 3.6 makes an int of an array of one element, which numpy 2.4 refuses: run-time bounds of range() fail
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
     for name, operands in (("binary_op", 2), ("unary_op", 1), ("create_fma", 3), ("create_fabs", 1)):
         refusing(name, operands)
     for function in (cast_impl, create_fp_to_fp, create_dot, create_masked_load, create_masked_store):
@@ -188,4 +193,5 @@ def install() -> None:
     builder.create_atomic_rmw = builder.create_atomic_cas = no_atomics
     interpreter.ReduceScanOpInterface.apply = apply
     interpreter.GridExecutor._init_args_hst = _init_args_hst
+    interpreter._patch_lang_tensor = _patch_lang_tensor
     builder.liteseg_shim = True

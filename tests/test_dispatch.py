@@ -315,7 +315,7 @@ def _cast(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return change(value) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-CAST = ("separable_conv2d", "inverted_residual", "shuffle_unit", "daspp")
+CAST = ("separable_conv2d", "inverted_residual", "shuffle_unit", "daspp", "upsample_concat_separable_conv2d")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -3,6 +3,7 @@
 // The program is a flat list of layers that liteseg_kernels/plan.py writes, so the op keeps no state: its arguments can
 // be copied, pickled and used by several threads at once. Everything that depends on the input's size (shapes, the
 // arena's layout, the split over threads) is worked out at each call, which takes microseconds.
+#include <cstring>
 #include <functional>
 #include <limits>
 #include <memory>
@@ -12,11 +13,12 @@
 #include "cpu/inverted_residual.h"
 #include "cpu/isa.h"
 #include "cpu/pack_table.h"
+#include "cpu/plan_convolution.h"
 #include "cpu/plan_daspp.h"
 #include "cpu/plan_decoder.h"
-#include "cpu/plan_pointwise.h"
 #include "cpu/plan_stem.h"
 #include "cpu/plan_stem_pool.h"
+#include "cpu/plan_winograd.h"
 #include "cpu/resample.h"
 #include "cpu/shuffle_unit.h"
 #include "cpu/team.h"
@@ -35,8 +37,10 @@ enum Kind : int64_t {
   kPyramid = 3,
   kDecoder = 4,
   kStemPool = 5,
-  kPointwise = 6,
-  kShuffleUnit = 7,
+  kShuffleUnit = 6,
+  kConvolution = 7,
+  kWinograd = 8,
+  kMaxPool = 9,
 };
 
 // a feature map [N, h, w, c] in the arena
@@ -72,6 +76,14 @@ class Program {
   }
   int activation() {
     return static_cast<int>(word("an activation", kNone, kRelu6));
+  }
+  // an activation, and the slope of a leaky one as the bits of a float
+  int activation(float* slope) {
+    const int value = static_cast<int>(word("an activation", kNone, kLeakyRelu));
+    const auto bits = static_cast<uint32_t>(word("the bits of a float", 0, std::numeric_limits<uint32_t>::max()));
+    static_assert(sizeof(bits) == sizeof(*slope));
+    std::memcpy(slope, &bits, sizeof(bits));
+    return value;
   }
   bool flag() {
     return word("a flag", 0, 1) != 0;
@@ -220,11 +232,17 @@ class Run {
       case kStemPool:
         stem_pool();
         break;
-      case kPointwise:
-        pointwise();
-        break;
       case kShuffleUnit:
         shuffle_unit();
+        break;
+      case kConvolution:
+        convolution();
+        break;
+      case kWinograd:
+        winograd();
+        break;
+      case kMaxPool:
+        max_pool();
         break;
       default:
         LITESEG_CHECK(false, kOp, "program", "a known layer", "another one");
@@ -281,29 +299,6 @@ class Run {
     stage(n_ * g->oh, table.scratch_bytes(*g), [g, &table](int64_t begin, int64_t end, char* scratch, bool fresh) {
       table.run(*g, begin, end, scratch, fresh);
     });
-  }
-
-  void pointwise() {
-    auto g = std::make_shared<PointwiseArgs>();
-    const size_t from = source();
-    const Map map = maps_[from];
-    g->c = code_.channels();
-    LITESEG_CHECK(from > 0 && map.c == g->c, kOp, "program", text("a map of ", g->c, " channels"), map.c);
-    g->co = code_.channels();
-    g->activation = code_.activation();
-    g->weight = matrix(g->co, g->c);
-    g->bias = bias(g->co);
-    g->pixels = n_ * map.h * map.w;
-    g->tile = balanced_tile(48, 1, g->pixels);
-    add_map(g->co, map.h, map.w);
-    const size_t to = maps_.size() - 1;
-    places_.push_back([this, g, from, to] {
-      g->x = at(from);
-      g->out = at(to);
-    });
-    const PointwiseTable& table = LITESEG_CHOOSE(pointwise_table);
-    stage(div_up(g->pixels, g->tile), 0,
-          [g, &table](int64_t begin, int64_t end, char*, bool) { table.run(*g, begin, end); });
   }
 
   GroupedPointwise grouped(int64_t groups, int64_t in, int64_t out) {
@@ -572,6 +567,159 @@ class Run {
     stage(n_ * g->oh, table.scratch_bytes(*g), [g, &table](int64_t begin, int64_t end, char* scratch, bool fresh) {
       table.run(*g, begin, end, scratch, fresh);
     });
+  }
+
+  // a map after an optional 2x2 pool of stride 2
+  void add_pooled_map(int64_t c, int64_t h, int64_t w, bool pool) {
+    const int64_t step = pool ? 2 : 1;
+    LITESEG_CHECK(h >= step && w >= step, kOp, "x", "enough rows and columns for every pool", text(h, "x", w));
+    add_map(c, h / step, w / step);
+  }
+
+  void convolution() {
+    auto g = std::make_shared<ConvolutionArgs>();
+    const size_t from = source();
+    const Map map = maps_[from];
+    g->c = code_.channels();
+    if (from == 0) {
+      LITESEG_CHECK(map.c == g->c, kOp, "x", "the plan's number of channels", map.c);
+      g->xs = strides_of(x_);
+    } else {
+      LITESEG_CHECK(map.c == g->c, kOp, "program", text("a map of ", g->c, " channels"), map.c);
+      g->xs = {map.h * map.w * g->c, 1, map.w * g->c, g->c};
+    }
+    g->co = code_.channels();
+    g->kernel = code_.word("a kernel", 1, kMostTaps);
+    g->stride = code_.word("a stride", 1, 8);
+    g->padding = code_.word("a padding", 0, 1 << 10);
+    g->dilation = code_.word("a dilation", 1, 1 << 16);
+    g->pool = code_.flag();
+    g->activation = code_.activation(&g->slope);
+    g->weight = matrix(g->co, g->kernel * g->kernel * g->c);
+    g->bias = bias(g->co);
+    g->n = n_;
+    g->h = map.h;
+    g->w = map.w;
+    g->oh = output_size(kOp, "x", g->h, g->kernel, g->stride, g->padding, g->dilation);
+    g->ow = output_size(kOp, "x", g->w, g->kernel, g->stride, g->padding, g->dilation);
+    add_pooled_map(g->co, g->oh, g->ow, g->pool);
+    if (g->pool) {
+      g->oh -= g->oh % 2;
+      g->ow -= g->ow % 2;
+    }
+    const size_t to = maps_.size() - 1;
+    places_.push_back([this, g, from, to] {
+      g->x = from == 0 ? static_cast<const float*>(read_of(x_)) : at(from);
+      g->out = at(to);
+    });
+    const ConvolutionTable& table = LITESEG_CHOOSE(convolution_table);
+    if (from > 0 && g->kernel == 1 && g->stride == 1 && !g->pool) {
+      const int64_t pixels = n_ * g->h * g->w;
+      g->tile = balanced_tile(96, 1, pixels);
+      stage(div_up(pixels, g->tile), 0,
+            [g, &table](int64_t begin, int64_t end, char*, bool) { table.points(*g, begin, end); });
+      return;
+    }
+    stage(n_ * maps_[to].h, table.scratch_bytes(*g),
+          [g, &table](int64_t begin, int64_t end, char* scratch, bool fresh) {
+            table.rows(*g, begin, end, scratch, fresh);
+          });
+  }
+
+  void winograd() {
+    auto g = std::make_shared<WinogradArgs>();
+    const size_t from = inner_source(code_.channels());
+    const Map map = maps_[from];
+    g->c = map.c;
+    g->co = code_.channels();
+    g->padding = code_.word("a padding", 0, 1 << 10);
+    g->dilation = code_.word("a dilation", 1, 1 << 16);
+    g->output = 2 * code_.word("a tile of 2 or 4 outputs", 1, 2);
+    g->pool = code_.flag();
+    LITESEG_CHECK(!g->pool || g->dilation == 1, kOp, "program", "no dilation before a pool", g->dilation);
+    const bool passes = code_.flag();
+    g->activation = code_.activation(&g->slope);
+    const int64_t taps = (g->output + 2) * (g->output + 2);
+    g->weight = matrix(g->co, taps * g->c);
+    g->bias = bias(g->co);
+    g->n = n_;
+    g->h = map.h;
+    g->w = map.w;
+    g->oh = output_size(kOp, "x", g->h, 3, 1, g->padding, g->dilation);
+    g->ow = output_size(kOp, "x", g->w, 3, 1, g->padding, g->dilation);
+    add_pooled_map(g->co, g->oh, g->ow, g->pool);
+    if (g->pool) {
+      g->oh -= g->oh % 2;
+      g->ow -= g->ow % 2;
+    }
+    g->grid_rows = std::min(g->dilation, g->oh);
+    g->grid_columns = std::min(g->dilation, g->ow);
+    g->rows = div_up(div_up(g->oh, g->dilation), g->output);
+    g->columns = div_up(div_up(g->ow, g->dilation), g->output);
+    const int64_t tiles = n_ * g->grid_rows * g->grid_columns * g->rows * g->columns;
+    const WinogradTable& table = LITESEG_CHOOSE(winograd_table);
+    const int64_t panel_count = panels(g->co) / panel_;
+    const size_t to = maps_.size() - 1;
+    g->block = 1;
+    if (!passes) {
+      // most of the second level of cache
+      constexpr int64_t floats = 163840;
+      g->block = std::max<int64_t>(12, floats / (table.v_floats(*g) + table.m_floats(*g, 1)));
+      g->block = balanced_tile(g->block, 1, tiles);
+      g->count = tiles;
+      places_.push_back([this, g, from, to] {
+        g->x = at(from);
+        g->out = at(to);
+      });
+      stage(div_up(tiles, g->block), table.run_scratch(*g),
+            [g, &table](int64_t begin, int64_t end, char* scratch, bool) { table.run(*g, begin, end, scratch); });
+      return;
+    }
+    // a good part of the cache that all cores share
+    constexpr int64_t floats = int64_t{6} << 20;
+    g->block = std::max<int64_t>(48, floats / (table.v_floats(*g) + table.m_floats(*g, panel_count)));
+    const int64_t rounds = std::max<int64_t>(1, div_up(tiles, g->block));
+    g->block = div_up(tiles, rounds);
+    const auto v = temporary(table.v_floats(*g));
+    const auto m = temporary(table.m_floats(*g, panel_count));
+    for (int64_t first = 0; first < tiles; first += g->block) {
+      const auto pass = std::make_shared<WinogradArgs>(*g);
+      pass->first = first;
+      pass->count = std::min(g->block, tiles - first);
+      places_.push_back([this, pass, from, to, v, m] {
+        pass->x = at(from);
+        pass->out = at(to);
+        pass->v = at(v);
+        pass->m = at(m);
+      });
+      const auto add = [&](int64_t items, int64_t scratch, auto run) {
+        stage(items, scratch,
+              [pass, run](int64_t begin, int64_t end, char* memory, bool) { run(*pass, begin, end, memory); });
+      };
+      add(pass->count, table.pass_scratch(*pass), table.transform);
+      add(taps * panel_count, 0,
+          [&table](const WinogradArgs& args, int64_t begin, int64_t end, char*) { table.multiply(args, begin, end); });
+      add(panel_count * pass->count, 0,
+          [&table](const WinogradArgs& args, int64_t begin, int64_t end, char*) { table.finish(args, begin, end); });
+    }
+  }
+
+  void max_pool() {
+    auto g = std::make_shared<PoolArgs>();
+    const size_t from = inner_source(code_.channels());
+    const Map map = maps_[from];
+    g->n = n_;
+    g->c = map.c;
+    g->h = map.h;
+    g->w = map.w;
+    add_pooled_map(g->c, g->h, g->w, true);
+    const size_t to = maps_.size() - 1;
+    places_.push_back([this, g, from, to] {
+      g->x = at(from);
+      g->out = at(to);
+    });
+    const ConvolutionTable& table = LITESEG_CHOOSE(convolution_table);
+    stage(n_ * (g->h / 2), 0, [g, &table](int64_t begin, int64_t end, char*, bool) { table.pool(*g, begin, end); });
   }
 
   // the network's output: logits as they are, or labels at the size asked for

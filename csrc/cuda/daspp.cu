@@ -209,6 +209,8 @@ Tensor daspp(const Tensor& x, const std::optional<Tensor>& direct_weight, const 
   check_sizes(kOp, "x", x);
   check_sizes(kOp, "pool_weight", pool_weight);
   check_sizes(kOp, "project_weight", project_weight);
+  LITESEG_CHECK(x.size(2) * x.size(3) <= std::numeric_limits<int32_t>::max(), kOp, "x",
+                "fewer than 2^31 pixels an image", shape_text(x));
   const int64_t n = x.size(0), c = x.size(1), filters = pool_weight.size(0), co = project_weight.size(0);
   const size_t count = rates.size();
   LITESEG_CHECK(count >= 1 && count <= kMaxRates, kOp, "rates", "1 to 8 rates", count);

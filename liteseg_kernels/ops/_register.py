@@ -84,7 +84,7 @@ def add_compiled(
         return missing or _dtype_refusal(args, dtypes, image, dtype) or limits(*args)
 
     def run_with_precision(*args: Any) -> Any:
-        return overload(*args, torch.backends.cuda.matmul.fp32_precision == "tf32")
+        return overload(*args, _dispatch.tf32_allowed())
 
     run = run_with_precision if backend == "cuda" and op in TF32_OPS else overload
     _dispatch.implement(op, backend, run, refuses)

@@ -11,6 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._dispatch import tf32_allowed
+from ._tiles import Tile as Tile
+
 # a wider index is used from here on; offsets are counted in elements
 _INT32_MAX = 2**31 - 1
 
@@ -21,8 +24,8 @@ def guard(x: Tensor) -> AbstractContextManager[object]:
 
 
 def dot_precision(x: Tensor) -> str:
-    """`input_precision` of products: exact, unless torch's switch for float32 matrix products allows tf32."""
-    return "tf32" if x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    """`input_precision` of products: exact, unless torch may round float32 products to tf32."""
+    return "tf32" if x.dtype == torch.float32 and tf32_allowed() else "ieee"
 
 
 def needs_wide_index(*tensors: Tensor | None) -> bool:

@@ -15,7 +15,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 @dataclass(frozen=True)
 class Case:
-    """A launcher call at a layer's shape; `call(dtype)` makes it on meta tensors."""
+    """A launcher call at a layer's shape; `call(dtype)` makes it, on the device that torch has as default."""
 
     kernel: str
     name: str
@@ -24,11 +24,11 @@ class Case:
 
 def _map(dtype: torch.dtype, *shape: int, channels_last: bool = True) -> Tensor:
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
+    return torch.empty(shape, dtype=dtype, memory_format=memory_format)
 
 
 def _vector(dtype: torch.dtype, *shape: int) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
+    return torch.empty(shape, dtype=dtype)
 
 
 def _separable(c: int, o: int, height: int, width: int, k: int = 3, dilation: int = 1, **options: Any) -> Case:

@@ -100,7 +100,7 @@ class FakeDriver:
         return torch.device("meta")
 
 
-def _gpu_target(target: str) -> GPUTarget:
+def gpu_target(target: str) -> GPUTarget:
     return GPUTarget("hip", target, 64) if target.startswith("gfx") else GPUTarget("cuda", int(target[3:]), 32)
 
 
@@ -161,7 +161,7 @@ class Launch:
         return len(_tensors(self.args))
 
     def compile(self, case: str, dtype: torch.dtype) -> Resources:
-        triton.runtime.driver.set_active(FakeDriver(_gpu_target(self.target)))
+        triton.runtime.driver.set_active(FakeDriver(gpu_target(self.target)))
         compiled = self.function.run(*self.args, grid=(1, 1, 1), warmup=True, **self.options)
         sizes = [str(v) for k, v in self.options.items() if k.startswith(("TILE", "BLOCK", "TAPS", "SPLITS"))]
         return Resources(
@@ -237,6 +237,6 @@ def launches(target: str, call: Callable[[], Any]) -> list[Launch]:
         found.setdefault(key, Launch(function, args, options, target, key))
 
     _tiles.target_of = lambda device: target
-    with _collecting(collect):
+    with _collecting(collect), torch.device("meta"):
         call()
     return list(found.values())

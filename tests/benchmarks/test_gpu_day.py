@@ -85,7 +85,7 @@ def test_dry_run_resumes_and_publishes(
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        (["parity", "speed"], "SECTION: expected one of build, info, parity,"),
+        (["parity", "speed"], "SECTION: expected one of build, info, ceilings,"),
         (["--budget", "0"], "--budget: expected a number above 0, got 0"),
     ],
 )

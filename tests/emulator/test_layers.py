@@ -72,14 +72,17 @@ def test_real_layers(op: Any, oracle: Any, case: Any, dtype: torch.dtype, contro
 def test_tf32_where_torch_allows_it(controls: Any) -> None:
     case = separable("", 1, 96, 9, 8, 96, padding=1)
     tensors = case.make(torch.Generator().manual_seed(0))
-    before = torch.backends.cuda.matmul.fp32_precision
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [switch.fp32_precision for switch in switches]
     try:
-        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        for switch in switches:
+            switch.fp32_precision = "tf32"
         with world("emulator") as here:
             given = inputs(tensors, here, torch.float32, "channels_last", ("x",), grad=False)
             actual = F.separable_conv2d(**given, **case.options)
     finally:
-        torch.backends.cuda.matmul.fp32_precision = before
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
     expected = test_separable_conv2d.oracle(**rounded(tensors, torch.float32), **case.options)
     relative = ((actual.double() - expected).norm() / expected.norm()).item()
     assert RELATIVE[torch.float32] < relative < 1e-3

@@ -28,12 +28,14 @@ LAYOUTS = ("nchw", "channels_last", "sliced", "expanded", "unaligned")
 
 @dataclass(frozen=True)
 class Case:
-    """Inputs of one call: what `make` gives goes in by name, `options` as they are. `slow`: not in an interpreter."""
+    """Inputs of one call: what `make` gives goes in by name, `options` as they are. `slow`: not in an interpreter;
+    `wide`: there in two combinations of dtype and layout alone, for what takes many channels."""
 
     name: str
     make: Callable[[torch.Generator], dict[str, Tensor | list[Tensor] | None]]
     options: dict[str, Any] = field(default_factory=dict)
     slow: bool = False
+    wide: bool = False
 
 
 def _has_kernel(op: str, backend: str) -> bool:
@@ -74,6 +76,8 @@ def combinations(
     here: World, case: Case, dtypes: Sequence[torch.dtype], layouts: Sequence[str]
 ) -> list[tuple[torch.dtype, str]]:
     """Dtypes and layouts to run: all of them where runs are cheap, else each dtype and each layout once."""
+    if case.wide and here.name in ("interpreter", "emulator"):
+        return [(dtypes[0], "sliced"), (dtypes[1], "channels_last")]
     if not (case.slow or here.name in ("interpreter", "emulator")):
         return [(dtype, layout) for dtype in dtypes for layout in layouts]
     return [(dtypes[i % len(dtypes)], layouts[i % len(layouts)]) for i in range(max(len(dtypes), len(layouts)))]
@@ -179,7 +183,7 @@ def check_backward(
     case: Case,
     *,
     maps: Sequence[str],
-    layouts: Sequence[str] = ("nchw", "channels_last", "sliced"),
+    layouts: Sequence[str] = ("nchw", "channels_last", "expanded", "sliced"),
     dtypes: Sequence[torch.dtype] | None = None,
     factor: float = 2.0,
     before_activation: Callable[..., Tensor] | None = None,
@@ -191,11 +195,15 @@ def check_backward(
     """
     tensors = case.make(torch.Generator().manual_seed(0))
     with enter(world_name) as here:
+        # one image cannot be expanded, several can be sliced as one can
+        if here.name == "interpreter":
+            images = tensors[maps[0]].shape[0]
+            layouts = [layout for layout in layouts if layout != ("sliced" if images > 1 else "expanded")]
         for dtype, layout in combinations(here, case, dtypes or here.dtypes, layouts):
-            leaves = {
-                k: _each(v, lambda t: t.clone().requires_grad_(t.is_floating_point()))
-                for k, v in rounded(tensors, dtype).items()
-            }
+            shown = rounded(tensors, dtype)
+            if layout == "expanded":
+                shown |= {m: shown[m][:1].expand(shown[m].shape) for m in maps if shown[m].shape[0] > 1}
+            leaves = {k: _each(v, lambda t: t.clone().requires_grad_(t.is_floating_point())) for k, v in shown.items()}
             expected_out = oracle(**leaves, **case.options)
             upstream = torch.randn(expected_out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
             upstream = upstream.to(dtype).double()
@@ -213,7 +221,7 @@ def check_backward(
             expanded = upstream.new_ones(()).expand(upstream.shape) if smooth.all() else smooth
             for grad in (upstream, expanded) if here.name != "interpreter" or layout == "nchw" else (upstream,):
                 sent = grad.to(here.device, actual_out.dtype)
-                sent = as_layout(sent, layout) if grad is upstream else sent
+                sent = as_layout(sent, layout) if grad is upstream and layout != "expanded" else sent
                 expected = torch.autograd.grad(expected_out, wanted, grad, retain_graph=True, allow_unused=True)
                 first, *again = (
                     torch.autograd.grad(actual_out, sources, sent, retain_graph=True, allow_unused=True)

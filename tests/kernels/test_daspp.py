@@ -97,12 +97,13 @@ def case(
     direct: bool = True,
     point: bool = False,
     slow: bool = False,
+    wide: bool = False,
 ) -> Case:
     def make(g: torch.Generator) -> dict[str, Any]:
         weights = tensors(g, c, filters, out or filters, len(rates), deeper, direct, point)
         return {"x": randn(g, n, c, h, w), **weights}
 
-    return Case(name, make, {"rates": rates}, slow)
+    return Case(name, make, {"rates": rates}, slow, wide)
 
 
 CASES = [
@@ -116,6 +117,9 @@ CASES = [
     case("rates beyond the map, other output channels", 1, 5, 3, 4, 4, (9, 20), out=7),
     case("31 channels", 1, 31, 3, 3, 5, (2,)),
     case("deeper at four rates", 1, 2, 3, 4, 2, (1, 2, 3, 4)),
+    case("24 channels and filters", 1, 24, 2, 2, 24, (2,), wide=True),
+    case("96 channels", 1, 96, 1, 3, 3, (1,), wide=True),
+    case("384 channels", 1, 384, 1, 2, 3, (1,), deeper=False, wide=True),
     case("batch 0", 0, 4, 5, 6, 3, (3, 6)),
     case("LiteSeg's at 12 x 20", 1, 320, 12, 20, 96, (3, 6, 9), slow=True),
     case("ASPP, 31 x 33, batch 2", 2, 96, 31, 33, 24, (6, 12, 18), deeper=False, point=True, direct=False, slow=True),

@@ -64,6 +64,7 @@ def case(
     *,
     bias: bool = True,
     slow: bool = False,
+    wide: bool = False,
     **options: Any,
 ) -> Case:
     def make(g: torch.Generator) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def case(
             "project_bias": randn(g, out) if bias else None,
         }
 
-    return Case(name, make, options, slow)
+    return Case(name, make, options, slow, wide)
 
 
 CASES = [
@@ -93,6 +94,9 @@ CASES = [
     case("stride 2 along the width, dilation 2", 1, 4, 5, 7, 6, 2, stride=(1, 2), dilation=2),
     case("31 channels, leaky", 1, 31, 3, 4, 7, 1, activation="leaky_relu", negative_slope=0.2),
     case("kernel 1 x 5, no activation", 1, 3, 4, 6, 5, 2, (1, 5), activation=None),
+    case("24 to 24", 1, 24, 3, 3, 24, 2, residual=True, wide=True),
+    case("96 to 31", 1, 96, 2, 3, 31, 1, wide=True),
+    case("384 to 24", 1, 384, 1, 2, 24, 1, stride=2, wide=True),
     case("batch 0", 0, 4, 5, 6, 3, 2),
     case("24 to 24, 31 x 65", 1, 24, 31, 65, 24, 6, residual=True, slow=True),
     case("96 to 24, stride 2, 63 x 17, batch 2", 2, 96, 63, 17, 24, 6, stride=2, slow=True),

@@ -44,6 +44,7 @@ CASES = [
     case("the same size, asked for", (4, 5, 3), size=(4, 5)),
     case("one channel", (2, 4, 5, 1), size=(5, 3), mean=(0.5,), std=(2.0,)),
     case("four channels", (4, 5, 4), mean=(0.0, 0.1, 0.2, 0.3), std=(1.0, 1.0, 0.5, 0.25)),
+    case("31 channels", (2, 3, 31), mean=(0.5,) * 31, std=(0.25,) * 31),
     case("batch 0", (0, 4, 5, 3), size=(3, 3)),
     case("a video frame", (2, 90, 161, 3), size=(63, 127), slow=True),
 ]

@@ -56,6 +56,7 @@ def case(
     bias: bool = True,
     residual: bool = False,
     slow: bool = False,
+    wide: bool = False,
     **options: Any,
 ) -> Case:
     kh, kw = (kernel, kernel) if isinstance(kernel, int) else kernel
@@ -74,7 +75,7 @@ def case(
             tensors["residual"] = randn(g, *shape)
         return tensors
 
-    return Case(name, make, options, slow)
+    return Case(name, make, options, slow, wide)
 
 
 CASES = [
@@ -88,6 +89,8 @@ CASES = [
     case("residual before the activation", 2, 8, 5, 6, 8, residual=True, activation="relu"),
     case("padding wider than the kernel", 1, 3, 4, 4, 2, padding=3),
     case("different in height and width", 1, 6, 8, 9, 5, (3, 5), stride=(2, 1), padding=(0, 2), dilation=(1, 2)),
+    case("96 to 31", 1, 96, 3, 4, 31, activation="relu", wide=True),
+    case("384 to 24, stride 2", 1, 384, 3, 3, 24, stride=2, wide=True),
     case("batch 0", 0, 4, 5, 6, 3, activation="relu"),
     case("96 to 96, 63 x 65", 1, 96, 63, 65, 96, dilation=6, padding=6, activation="relu", slow=True),
     case("384 to 19, batch 3", 3, 384, 17, 13, 19, residual=True, activation="leaky_relu", slow=True),

@@ -79,13 +79,14 @@ def case(
     first: int | None = None,
     branch: int | None = None,
     slow: bool = False,
+    wide: bool = False,
     **options: Any,
 ) -> Case:
     def make(g: torch.Generator) -> dict[str, Any]:
         parts = weights(g, c, bottleneck, branch or c, groups, first or groups)
         return {"x": randn(g, n, c, h, w), **dict(zip(NAMES, parts, strict=True))}
 
-    return Case(name, make, {"groups": groups, "concat": branch is not None, **options}, slow)
+    return Case(name, make, {"groups": groups, "concat": branch is not None, **options}, slow, wide)
 
 
 CASES = [
@@ -99,6 +100,9 @@ CASES = [
     case("dilation beyond the map", 1, 4, 3, 4, 4, 2, dilation=6),
     case("strides and dilations differ by axis", 1, 4, 5, 9, 4, 2, branch=4, stride=(1, 3), dilation=(2, 1)),
     case("31 channels", 1, 31, 3, 3, 4, 1),
+    case("24 channels", 1, 24, 2, 3, 8, 4, wide=True),
+    case("96 channels", 1, 96, 2, 2, 24, 8, wide=True),
+    case("384 channels, 2 groups", 1, 384, 1, 2, 6, 2, wide=True),
     case("batch 0", 0, 8, 5, 6, 4, 2),
     case("384 channels, 8 groups, 12 x 20", 1, 384, 12, 20, 96, 8, slow=True),
     case(

@@ -35,9 +35,16 @@ def compare(actual: Tensor, logits: Tensor, dtype: torch.dtype, what: str) -> No
 
 
 def case(
-    name: str, n: int, k: int, size: tuple[int, int], to: tuple[int, int], slow: bool = False, **options: Any
+    name: str,
+    n: int,
+    k: int,
+    size: tuple[int, int],
+    to: tuple[int, int],
+    slow: bool = False,
+    wide: bool = False,
+    **options: Any,
 ) -> Case:
-    return Case(name, lambda g: {"logits": randn(g, n, k, *size)}, {"size": to, **options}, slow)
+    return Case(name, lambda g: {"logits": randn(g, n, k, *size)}, {"size": to, **options}, slow, wide)
 
 
 CASES = [
@@ -55,6 +62,8 @@ CASES = [
     case("smaller, half-pixel", 1, 11, (9, 17), (4, 5), align_corners=False),
     case("larger and smaller", 1, 4, (3, 17), (9, 5)),
     case("one column", 1, 4, (5, 1), (9, 1)),
+    case("24 classes", 1, 24, (2, 2), (3, 4)),
+    case("96 classes", 1, 96, (2, 2), (3, 4), wide=True),
     case("256 classes", 1, 256, (2, 2), (3, 5)),
     case("batch 0", 0, 19, (3, 4), (6, 8)),
     case("19 classes to 360 x 640", 1, 19, (90, 160), (360, 640), True),

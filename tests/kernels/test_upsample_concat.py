@@ -32,12 +32,20 @@ def oracle(x: Tensor, skip: Tensor, align_corners: bool = True) -> Tensor:
 
 
 def case(
-    name: str, n: int, c: int, size: tuple[int, int], skip: int, to: tuple[int, int], slow: bool = False, **options: Any
+    name: str,
+    n: int,
+    c: int,
+    size: tuple[int, int],
+    skip: int,
+    to: tuple[int, int],
+    slow: bool = False,
+    wide: bool = False,
+    **options: Any,
 ) -> Case:
     def make(g: torch.Generator) -> dict[str, Any]:
         return {"x": randn(g, n, c, *size), "skip": randn(g, n, skip, *to)}
 
-    return Case(name, make, options, slow)
+    return Case(name, make, options, slow, wide)
 
 
 CASES = [
@@ -55,6 +63,7 @@ CASES = [
     case("smaller, half-pixel", 1, 3, (9, 8), 2, (4, 3), align_corners=False),
     case("larger and smaller", 1, 2, (3, 9), 1, (8, 4)),
     case("31 and 24 channels", 1, 31, (2, 3), 24, (3, 5)),
+    case("96 and 384 channels", 1, 96, (2, 2), 384, (3, 3), wide=True),
     case("batch 0", 0, 4, (2, 3), 5, (4, 6)),
     case("LiteSeg's at 90 x 160", 1, 96, (23, 40), 24, (90, 160), slow=True),
     case("384 channels, 63 x 65, half-pixel", 2, 384, (8, 9), 1, (63, 65), slow=True, align_corners=False),

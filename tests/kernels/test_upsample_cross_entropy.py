@@ -83,12 +83,13 @@ def case(
     dtype: torch.dtype = torch.int64,
     ignored: int | None = 255,
     slow: bool = False,
+    wide: bool = False,
     **options: Any,
 ) -> Case:
     def make(g: torch.Generator) -> dict[str, Any]:
         return {"logits": randn(g, n, k, *size, scale=3.0), "target": targets(g, (n, *to), k, dtype, ignored)}
 
-    return Case(name, make, {"ignore_index": 255 if ignored is None else ignored, **options}, slow)
+    return Case(name, make, {"ignore_index": 255 if ignored is None else ignored, **options}, slow, wide)
 
 
 CASES = [
@@ -122,6 +123,9 @@ CASES = [
     case("smaller, half-pixel", 1, 4, (9, 7), (4, 3), reduction="sum", align_corners=False),
     case("one pixel to a map", 1, 4, (1, 1), (4, 5), ignored=None),
     case("31 classes", 1, 31, (2, 2), (3, 5), reduction="sum"),
+    case("24 classes", 1, 24, (2, 2), (3, 4), wide=True),
+    case("96 classes", 1, 96, (1, 2), (2, 3), reduction="sum", wide=True),
+    case("384 classes", 1, 384, (1, 1), (1, 2), reduction="sum", ignored=None, wide=True),
     case("batch 0, sum", 0, 4, (2, 3), (4, 5), ignored=None, reduction="sum"),
     case("batch 0, a loss a pixel", 0, 4, (2, 3), (4, 5), ignored=None, reduction="none"),
     case("19 classes to 120 x 127", 2, 19, (15, 16), (120, 127), dtype=torch.uint8, slow=True),

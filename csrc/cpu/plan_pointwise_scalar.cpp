@@ -1,1 +1,0 @@
-#include "plan_pointwise_impl.h"
