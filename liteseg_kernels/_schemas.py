@@ -61,11 +61,22 @@ SCHEMAS = {
 
 public = Library("liteseg", "DEF")
 _compiled = [Library(namespace, "DEF") for namespace in ("liteseg_cpu", "liteseg_cuda")]
+# CUDA kernels whose float32 products may be tf32: torch's switch is Python's to read
+TF32_OPS = (
+    "separable_conv2d",
+    "separable_conv2d_backward",
+    "inverted_residual",
+    "daspp",
+    "upsample_concat_separable_conv2d",
+)
 for _name, _signature in SCHEMAS.items():
     # the kernels take any strides, and the fake kernels promise strides from those of the traced inputs
     public.define(_name + _signature, tags=(Tag.pt2_compliant_tag, Tag.needs_exact_strides))
-    for _library in _compiled:
-        _library.define(_name + _signature.replace("SymInt", "int"))
+    _signature = _signature.replace("SymInt", "int")
+    _compiled[0].define(_name + _signature)
+    if _name in TF32_OPS:
+        _signature = _signature.replace(") -> ", ", bool allow_tf32) -> ", 1)
+    _compiled[1].define(_name + _signature)
 _compiled[0].define("isa() -> str")
 # a whole network (plan.py): labels at `size`, or logits where it is empty; seconds of each layer; columns of a panel
 _compiled[0].define("run_plan(Tensor x, Tensor packed, Tensor program, int[] size) -> Tensor")

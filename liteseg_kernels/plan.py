@@ -10,9 +10,10 @@ by module as before: see `PlannedModule.plan_for`.
 
 from __future__ import annotations
 
+import logging
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -20,8 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from . import _dispatch, _loader
+from .graphs import GraphCache, GraphReport
 
 __all__ = ["LayerReport", "Plan", "PlanReport", "PlannedModule", "Program", "Unplannable"]
+
+_logger = logging.getLogger("liteseg_kernels")
 
 _VERSION = 1
 _STEM, _INVERTED_RESIDUAL, _PYRAMID, _DECODER = 1, 2, 3, 4
@@ -1041,7 +1045,8 @@ class PlannedModule(nn.Module):
 
     The plan is made from the folded weights when it is first needed, is no part of the `state_dict`, and is made again
     after anything that may change them: loading a `state_dict`, `.to()`, copying and unpickling. Going back to training
-    drops it for good.
+    drops it for good. CUDA graphs (`graphs.GraphCache`), where `fuse` was asked for them, follow the same rules;
+    subclasses hand what they want replayed to `replayed`.
     """
 
     in_channels = 3
@@ -1050,6 +1055,8 @@ class PlannedModule(nn.Module):
         super().__init__()
         self._planned = False
         self._plan: Plan | str | None = None
+        self._graphs: GraphCache | None = None
+        self._graph_refusals: set[str] = set()
         self.register_load_state_dict_post_hook(_forget)
 
     def lower(self, program: Program, x: int) -> int:
@@ -1114,6 +1121,49 @@ class PlannedModule(nn.Module):
         """Run module by module from now on."""
         self._planned = False
         self._plan = None
+        self._forget_graphs()
+        self._graphs = None
+
+    def graph_(self, cache: GraphCache) -> None:
+        """Replay CUDA graphs from `cache` from now on, where the input allows it."""
+        self._graphs = cache
+        self._graph_refusals.clear()
+
+    def _graph_refusal(self, x: Tensor) -> str | None:
+        if self._graphs is None:
+            return "the network was not fused with cuda_graph=True"
+        if self.training:
+            return "the network is in training mode"
+        reason = self._graphs.refusal(x)
+        if reason is None and torch.is_grad_enabled() and any(t.requires_grad for t in (x, *self.parameters())):
+            reason = "gradients are recorded (use torch.inference_mode())"
+        return reason
+
+    def explain_graph(self, x: Tensor) -> GraphReport:
+        """Whether a call on an input like x, made as the caller is now, replays a CUDA graph, and if not, why."""
+        reason = self._graph_refusal(x)
+        graphs = self._graphs
+        counts = (0, 0) if graphs is None else (len(graphs), graphs.capacity)
+        return GraphReport(reason is None, reason or "", *counts)
+
+    def replayed(self, call: Hashable, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """run(x), from a CUDA graph where `fuse(cuda_graph=True)` asked for one and x allows it; `call` names `run`."""
+        if self._graphs is None:
+            return run(x)
+        reason = self._graph_refusal(x)
+        if reason is None:
+            return self._graphs.run(call, run, x, (t for of in (self.parameters, self.buffers) for t in of()))
+        if reason not in self._graph_refusals:
+            # once each: asked for, and not what happens
+            self._graph_refusals.add(reason)
+            _logger.log(
+                logging.DEBUG if "part of a graph" in reason else logging.WARNING, "cuda_graph: no replay: %s", reason
+            )
+        return run(x)
+
+    def _forget_graphs(self) -> None:
+        if self._graphs is not None:
+            self._graphs.clear()
 
     def train(self: Self, mode: bool = True) -> Self:
         if mode:
@@ -1123,6 +1173,7 @@ class PlannedModule(nn.Module):
 
     def _apply(self: Self, *args: Any, **kwargs: Any) -> Self:
         self._plan = None
+        self._forget_graphs()
         return super()._apply(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -1133,3 +1184,4 @@ class PlannedModule(nn.Module):
 def _forget(module: nn.Module, incompatible_keys: object) -> None:
     assert isinstance(module, PlannedModule)
     module._plan = None
+    module._forget_graphs()

@@ -405,7 +405,10 @@ CPU_KERNELS = {
 CPU_COMPOSED = {"upsample_concat_separable_conv2d", "upsample_concat_separable_conv2d_backward"}
 TRITON_BACKWARDS = {"inverted_residual_backward", "shuffle_unit_backward", "daspp_backward"}
 TRITON_KERNELS = CPU_KERNELS | CPU_COMPOSED | TRITON_BACKWARDS
-CUDA_KERNELS = {"upsample_argmax"}
+CUDA_KERNELS = {
+    *("separable_conv2d", "separable_conv2d_backward", "inverted_residual", "daspp"),
+    *("upsample_concat_separable_conv2d", "upsample_argmax"),
+}
 
 
 @pytest.mark.parametrize(

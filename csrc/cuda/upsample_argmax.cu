@@ -14,6 +14,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/HeaderOnlyArrayRef.h>
 
+#include <liteseg/bilinear.cuh>
 #include <liteseg/launch.cuh>
 
 #include <algorithm>
@@ -42,27 +43,6 @@ struct Geometry {
   Index stride_n, stride_c, stride_h, stride_w;
   float scale_h, scale_w;
 };
-
-// the two neighbours of an output position on one axis, and the weight of the second
-struct Neighbours {
-  int64_t first, second;
-  float weight;
-};
-
-__device__ inline Neighbours neighbours(int64_t position, int64_t in_size, float scale, bool align_corners) {
-  float source;
-  if (align_corners) {
-    source = scale * static_cast<float>(position);
-  } else {
-    source = fmaxf(scale * (static_cast<float>(position) + 0.5f) - 0.5f, 0.0f);
-  }
-  Neighbours result;
-  // rounding of the scale may carry the last position past the edge
-  result.first = min(static_cast<int64_t>(source), in_size - 1);
-  result.second = min(result.first + 1, in_size - 1);
-  result.weight = fminf(fmaxf(source - static_cast<float>(result.first), 0.0f), 1.0f);
-  return result;
-}
 
 template <typename T, typename Index>
 __global__ void upsample_argmax_kernel(const T* __restrict__ logits,  // [N, K, h, w], strides in geometry
@@ -108,13 +88,6 @@ __global__ void upsample_argmax_kernel(const T* __restrict__ logits,  // [N, K, 
   }
 }
 
-float scale_of(int64_t in_size, int64_t out_size, bool align_corners) {
-  if (!align_corners) {
-    return static_cast<float>(in_size) / static_cast<float>(out_size);
-  }
-  return out_size > 1 ? static_cast<float>(in_size - 1) / static_cast<float>(out_size - 1) : 0.0f;
-}
-
 template <typename T, typename Index>
 void launch_upsample_argmax(const Tensor& logits, const Tensor& labels, bool align_corners, cudaStream_t stream) {
   Geometry<Index> g;
@@ -134,7 +107,7 @@ void launch_upsample_argmax(const Tensor& logits, const Tensor& labels, bool ali
   const int64_t tiles_y = (labels.size(1) + Traits::kTileHeight - 1) / Traits::kTileHeight;
   const int64_t blocks = std::min(tiles_x * tiles_y * labels.size(0), Traits::kMaxBlocks);
   launch(upsample_argmax_kernel<T, Index>, dim3(static_cast<unsigned>(blocks)),
-         dim3(Traits::kTileWidth, Traits::kTileHeight), stream, logits.const_data_ptr<T>(),
+         dim3(Traits::kTileWidth, Traits::kTileHeight), 0, stream, logits.const_data_ptr<T>(),
          labels.mutable_data_ptr<uint8_t>(), g, align_corners);
 }
 

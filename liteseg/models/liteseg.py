@@ -150,6 +150,9 @@ class LiteSeg(PlannedModule):
         plan = self.plan_for(x)
         if plan is not None:
             return plan.logits(x)
+        return self.replayed("logits", self._low_resolution_logits, x)
+
+    def _low_resolution_logits(self, x: torch.Tensor) -> torch.Tensor:
         low_level, encoded = self.backbone(x)
         y = self.daspp(encoded)
         if self.upsample_concat is None:

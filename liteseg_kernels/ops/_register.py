@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .. import _dispatch, _loader
-from .._schemas import public
+from .._schemas import TF32_OPS, public
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -72,15 +72,29 @@ def add_compiled(
     dtypes: Sequence[torch.dtype] = KERNEL_DTYPES,
     image: int = 0,
     dtype: int | None = None,
+    limits: Callable[..., str | None] = lambda *args: None,
 ) -> None:
     """Register the compiled kernel `liteseg_<backend>::<op>`. The dtype of the argument numbered `image` decides, or
-    the argument `dtype` where one names the result's."""
+    the argument `dtype` where one names the result's. `limits` on all arguments returns None or what the kernel cannot
+    do."""
     overload = getattr(getattr(torch.ops, f"liteseg_{backend}"), op).default
 
     def refuses(*args: Any) -> str | None:
-        return _missing_kernel(op, backend, args[image]) or _dtype_refusal(args, dtypes, image, dtype)
+        missing = _missing_kernel(op, backend, args[image])
+        return missing or _dtype_refusal(args, dtypes, image, dtype) or limits(*args)
 
-    _dispatch.implement(op, backend, overload, refuses)
+    def run_with_precision(*args: Any) -> Any:
+        return overload(*args, _dispatch.tf32_allowed())
+
+    run = run_with_precision if backend == "cuda" and op in TF32_OPS else overload
+    _dispatch.implement(op, backend, run, refuses)
+
+
+def small_kernel(weight: torch.Tensor, most: int = 5) -> str | None:
+    """The limit of the CUDA kernels on a depthwise weight."""
+    if max(weight.shape[2:]) > most:
+        return f"the depthwise kernel is {weight.shape[2]} x {weight.shape[3]}, more than {most} x {most}"
+    return None
 
 
 def add_composed(op: str, backend: str, run: Callable[..., Any], parts: Sequence[str], *, image: int = 0) -> None:

@@ -125,6 +125,11 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return (*_nested(ctx, gradients, 14), None)
 
 
+def _cuda_limits(*args: Any) -> str | None:
+    rates = args[14]
+    return f"{len(rates)} rates are more than the 8 of one launch" if len(rates) > 8 else None
+
+
 _register.define(OP, check, _fake, reference.forward)
 _register.define(f"{OP}_backward", _check_backward, _fake_backward, reference.backward)
 torch.library.register_autograd(f"liteseg::{OP}", _backward, setup_context=_setup_context, lib=public)
@@ -132,3 +137,4 @@ _register.once_differentiable(f"{OP}_backward")
 _register.add_compiled(OP, "cpu")
 _register.add_triton(OP, OP)
 _register.add_triton(f"{OP}_backward", OP, "backward", image=1)
+_register.add_compiled(OP, "cuda", limits=_cuda_limits)

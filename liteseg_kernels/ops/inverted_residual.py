@@ -93,10 +93,18 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return (*_register.given(gradients, mask), None, None, None, None, None)
 
 
+def _cuda_limits(*args: Any) -> str | None:
+    x, expand_weight, depthwise_weight = args[0], args[1], args[3]
+    if expand_weight is not None and x.shape[1] > 384:
+        return f"x has {x.shape[1]} channels, more than the 384 that fit shared memory"
+    return _register.small_kernel(depthwise_weight)
+
+
 _register.define(OP, check, _fake, reference.forward)
 _register.define(f"{OP}_backward", _check_backward, _fake_backward, reference.backward)
 torch.library.register_autograd(f"liteseg::{OP}", _backward, setup_context=_setup_context, lib=public)
 _register.once_differentiable(f"{OP}_backward")
 _register.add_compiled(OP, "cpu")
+_register.add_compiled(OP, "cuda", limits=_cuda_limits)
 _register.add_triton(OP, OP)
 _register.add_triton(f"{OP}_backward", OP, "backward", image=1)

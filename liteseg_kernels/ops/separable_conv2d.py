@@ -88,3 +88,5 @@ _register.once_differentiable(f"{OP}_backward")
 for _op, _function, _image in ((OP, "forward", 0), (f"{OP}_backward", "backward", 1)):
     _register.add_compiled(_op, "cpu", image=_image)
     _register.add_triton(_op, OP, _function, image=_image)
+_register.add_compiled(OP, "cuda", limits=lambda *args: _register.small_kernel(args[1]))
+_register.add_compiled(f"{OP}_backward", "cuda", image=1)

@@ -130,3 +130,4 @@ _register.add_composed(OP, "cpu", _composed, _PARTS)
 _register.add_composed(f"{OP}_backward", "cpu", _composed_backward, [f"{op}_backward" for op in _PARTS], image=1)
 for _op, _function, _image in ((OP, "forward", 0), (f"{OP}_backward", "backward", 1)):
     _register.add_triton(_op, OP, _function, image=_image)
+_register.add_compiled(OP, "cuda", limits=lambda *args: _register.small_kernel(args[2]))

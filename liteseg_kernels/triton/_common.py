@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._dispatch import tf32_allowed
 from ._tiles import Tile as Tile
 
 # a wider index is used from here on; offsets are counted in elements
@@ -23,11 +24,8 @@ def guard(x: Tensor) -> AbstractContextManager[object]:
 
 
 def dot_precision(x: Tensor) -> str:
-    """`input_precision` of products: exact, unless torch may round float32 products to tf32, those of matrices (which
-    it may not by default: torch.backends.cuda.matmul.allow_tf32) and those of convolutions (which it may by default:
-    torch.backends.cudnn.allow_tf32). Either switch keeps float32 exact."""
-    allowed = (torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision)
-    return "tf32" if x.dtype == torch.float32 and allowed == ("tf32", "tf32") else "ieee"
+    """`input_precision` of products: exact, unless torch may round float32 products to tf32."""
+    return "tf32" if x.dtype == torch.float32 and tf32_allowed() else "ieee"
 
 
 def needs_wide_index(*tensors: Tensor | None) -> bool:

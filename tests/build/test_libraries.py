@@ -73,7 +73,11 @@ from liteseg_kernels import _loader
 has = torch._C._dispatch_has_kernel_for_dispatch_key
 print(_loader.STATUS)
 print(has("liteseg_cpu::separable_conv2d", "CPU"), has("liteseg_cpu::separable_conv2d", "CUDA"))
-print(has("liteseg_cuda::upsample_argmax", "CUDA"), has("liteseg_cuda::upsample_argmax", "CPU"))
+ops = (
+    "daspp", "inverted_residual", "separable_conv2d", "separable_conv2d_backward", "upsample_argmax",
+    "upsample_concat_separable_conv2d",
+)
+print(all(has(f"liteseg_cuda::{op}", "CUDA") for op in ops), any(has(f"liteseg_cuda::{op}", "CPU") for op in ops))
 """
     done = python(ROOT, "-c", code, LITESEG_LOAD_CUDA="1")
     status, cpu, cuda = done.stdout.splitlines()

@@ -22,13 +22,25 @@ inline bool on_device(const torch::stable::Tensor& tensor) {
 class DeviceScope {
  public:
   explicit DeviceScope(const torch::stable::Tensor& tensor)
-      : guard_(tensor.get_device_index()), stream_(current_stream(tensor.get_device_index())) {}
+      : index_(tensor.get_device_index()), guard_(index_), stream_(current_stream(index_)) {}
 
   cudaStream_t stream() const {
     return stream_;
   }
 
+  torch::stable::Device device() const {
+    return torch::stable::Device(torch::headeronly::DeviceType::CUDA, index_);
+  }
+
+  // bytes of dynamic shared memory that a block may ask for on this device
+  int64_t max_shared() const {
+    int bytes = 0;
+    LITESEG_CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index_));
+    return bytes;
+  }
+
  private:
+  int32_t index_;
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_;
 };
@@ -36,8 +48,15 @@ class DeviceScope {
 // Launches on a stream and reports a launch that was refused. Each argument is converted to the kernel's parameter
 // type.
 template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t stream, const Arguments&... arguments) {
-  kernel<<<grid, block, 0, stream>>>(static_cast<Parameters>(arguments)...);
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, int64_t shared_bytes, cudaStream_t stream,
+            const Arguments&... arguments) {
+  // what every kernel may have without asking
+  constexpr int64_t kFree = 48 * 1024;
+  if (shared_bytes > kFree) {
+    LITESEG_CUDA_CHECK(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
+  }
+  kernel<<<grid, block, static_cast<size_t>(shared_bytes), stream>>>(static_cast<Parameters>(arguments)...);
   LITESEG_CUDA_CHECK(cudaGetLastError());
 }
 

@@ -20,23 +20,20 @@ class DeviceScope {
   cudaStream_t stream() const {
     return nullptr;
   }
+
+  torch::stable::Device device() const {
+    return torch::stable::Device(torch::headeronly::DeviceType::CPU);
+  }
+
+  int64_t max_shared() const {
+    return emulator::controls.max_shared;
+  }
 };
 
-// The last block runs first and its last thread first: results that need the usual order would show.
 template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t, const Arguments&... arguments) {
-  gridDim = grid;
-  blockDim = block;
-  const auto descend = [](dim3 size, dim3& index, auto&& body) {
-    for (index.z = size.z; index.z-- > 0;) {
-      for (index.y = size.y; index.y-- > 0;) {
-        for (index.x = size.x; index.x-- > 0;) {
-          body();
-        }
-      }
-    }
-  };
-  descend(grid, blockIdx, [&] { descend(block, threadIdx, [&] { kernel(static_cast<Parameters>(arguments)...); }); });
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, int64_t shared_bytes, cudaStream_t,
+            const Arguments&... arguments) {
+  emulator::run(grid, block, shared_bytes, [&] { kernel(static_cast<Parameters>(arguments)...); });
 }
 
 }  // namespace liteseg

@@ -1,0 +1,286 @@
+// The kernel of all separable convolutions: of one map or of several branches of it, each with a window, weights and an
+// output of its own. `Input` says how the map's slots are read, see PlainInput.
+#pragma once
+
+#include <liteseg/tensors.cuh>
+#include <liteseg/tile.cuh>
+
+namespace liteseg {
+
+constexpr int kSeparableThreads = 128;
+constexpr int kMaxBranches = 4;
+
+template <typename T>
+struct PlainInput {
+  Map<const T> map;
+
+  template <typename Carver>
+  static __host__ __device__ int64_t* carve(Carver& carver, int slots) {
+    return carver.template take<int64_t>(slots);
+  }
+
+  template <int kThreads>
+  __device__ MapSource<T, kThreads> source(int64_t* table, const Window& window, const Place& place, int thread) const {
+    locate_slots<kThreads>(table, map, window, place, thread);
+    return {map, map.data + place.image * map.stride_n, table, window.slots()};
+  }
+};
+
+template <typename T>
+struct SeparableBranch {
+  const T* depthwise;    // [C, 1, KH, KW]; null: the slots are multiplied as they are, the window is 1 x 1
+  const T* middle_bias;  // [C] or null
+  Matrix<T> pointwise;   // [CO, C]
+  const T* bias;         // [CO] or null
+  Map<T> out;            // [N, CO, HO, WO]
+  Window window;
+};
+
+// The sums over each image's pixels of 64-byte chunks of channels, already multiplied with the pooled branch's weight:
+// what one chunk adds to weight * mean.
+template <typename T>
+struct PoolSums {
+  Map<const T> x;    // [N, C, H, W]
+  Matrix<T> weight;  // [F, C]
+  float* parts;      // [N, chunks, F], null: no pooled branch
+  int images;
+};
+
+template <typename T, typename Input>
+struct SeparableArguments {
+  Input input;
+  SeparableBranch<T> branches[kMaxBranches];
+  Map<const T> residual;  // of the first branch, data null: none
+  PoolSums<T> pool;
+  Activation middle, activation;
+  int count, column_blocks;
+  // the most that a branch has
+  int slots, taps;
+  int stages;
+};
+
+// + bias + residual, activation, rounding: one warp's part of a tile's product into the map `out`
+template <int kTiles, typename T>
+__device__ void store_tile(const float (&acc)[kTiles][4], const Map<T>& out, const Window& window, const Place& place,
+                           const T* bias, const Map<const T>& residual, const Activation& activation, int first_row,
+                           int first_column, int lane) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int pixel = first_row + lane / 4 + 8 * half;
+    const int y = place.y + pixel / window.x.tile, x = place.x + pixel % window.x.tile;
+    if (pixel >= window.pixels() || y >= out.height || x >= out.width) {
+      continue;
+    }
+    T* to = out.data + place.image * out.stride_n + y * out.stride_h + x * out.stride_w;
+    const T* add = residual.data == nullptr ? nullptr
+                                            : residual.data + place.image * residual.stride_n + y * residual.stride_h +
+                                                  x * residual.stride_w;
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      const int column = first_column + t * 8 + lane % 4 * 2;
+      struct alignas(2 * sizeof(T)) Pair {
+        T values[2];
+      } pair;
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int c = column + e;
+        float value = acc[t][2 * half + e];
+        if (c < out.channels) {
+          value += bias == nullptr ? 0.0f : static_cast<float>(bias[c]);
+          value += add == nullptr ? 0.0f : static_cast<float>(add[c * residual.stride_c]);
+        }
+        pair.values[e] = T(activation(value));
+      }
+      if (out.vector && column + 1 < out.channels) {
+        *reinterpret_cast<Pair*>(to + column) = pair;
+      } else {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          if (column + e < out.channels) {
+            to[(column + e) * out.stride_c] = pair.values[e];
+          }
+        }
+      }
+    }
+  }
+}
+
+// job: one image and one chunk of channels, summed over the pixels in a fixed order
+template <typename T>
+__device__ void pool_sums(const PoolSums<T>& pool, float* scratch, int64_t job, int thread) {
+  using S = Shape<T>;
+  constexpr int kGroups = kSeparableThreads / kVectorsOfChunk;
+  const Map<const T>& x = pool.x;
+  const int chunks = (x.channels + S::kChunk - 1) / S::kChunk;
+  const int image = static_cast<int>(job / chunks), chunk = static_cast<int>(job % chunks);
+  const int part = thread % kVectorsOfChunk * S::kVector, c = chunk * S::kChunk + part;
+  const T* data = x.data + image * x.stride_n;
+  float sum[S::kVector] = {};
+  const int pixels = x.height * x.width;
+  for (int pixel = thread / kVectorsOfChunk; pixel < pixels; pixel += kGroups) {
+    const T* from = data + pixel / x.width * x.stride_h + pixel % x.width * x.stride_w;
+    if (x.vector && c < x.channels) {
+      const Vector<T> vector = *reinterpret_cast<const Vector<T>*>(from + c);
+#pragma unroll
+      for (int i = 0; i < S::kVector; ++i) {
+        sum[i] += static_cast<float>(vector.values[i]);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < S::kVector; ++i) {
+        sum[i] += c + i < x.channels ? static_cast<float>(from[(c + i) * x.stride_c]) : 0.0f;
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < S::kVector; ++i) {
+    scratch[thread / kVectorsOfChunk * S::kChunk + part + i] = sum[i];
+  }
+  __syncthreads();
+  if (thread < S::kChunk) {
+    float total = 0.0f;
+    for (int group = 0; group < kGroups; ++group) {
+      total += scratch[group * S::kChunk + thread];
+    }
+    // group 0's sum of this channel has been read by this thread alone
+    scratch[thread] = total / static_cast<float>(pixels);
+  }
+  __syncthreads();
+  for (int row = thread; row < pool.weight.rows; row += kSeparableThreads) {
+    float product = 0.0f;
+    const T* weight = pool.weight.data + row * pool.weight.row_stride;
+    for (int i = 0; i < S::kChunk && chunk * S::kChunk + i < x.channels; ++i) {
+      product += static_cast<float>(weight[(chunk * S::kChunk + i) * pool.weight.column_stride]) * scratch[i];
+    }
+    pool.parts[job * pool.weight.rows + row] = product;
+  }
+  // the next job writes where this one has just read
+  __syncthreads();
+}
+
+template <typename M, int kTiles, typename Input>
+__global__ void __launch_bounds__(kSeparableThreads, kTiles > 4 ? 2 : 3)
+    separable_conv2d_kernel(const __grid_constant__ SeparableArguments<typename M::Element, Input> g) {
+  using T = typename M::Element;
+  SharedCarver carver;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
+  const auto table = Input::carve(carver, g.slots);
+  const Buffers<T> buffers = carve_buffers<T>(carver, max(g.slots, kTilePixels), g.taps, kTiles * 8, g.stages);
+  const int index = static_cast<int>(blockIdx.y) / g.column_blocks;
+  if (index == g.count) {
+    float* scratch = carver.template take<float>(kSeparableThreads / kVectorsOfChunk * Shape<T>::kChunk);
+    const int chunks = (g.pool.x.channels + Shape<T>::kChunk - 1) / Shape<T>::kChunk;
+    for (int64_t job = blockIdx.x; job < int64_t{g.pool.images} * chunks; job += gridDim.x) {
+      pool_sums(g.pool, scratch, job, thread);
+    }
+    return;
+  }
+  const SeparableBranch<T>& branch = g.branches[index];
+  const int first_column = static_cast<int>(blockIdx.y) % g.column_blocks * kTiles * 8;
+  const Place place =
+      place_of(blockIdx.x, branch.out.height, branch.out.width, branch.window.y.tile, branch.window.x.tile);
+  const auto source = g.input.template source<kSeparableThreads>(table, branch.window, place, thread);
+  __syncthreads();
+  float acc[kTiles][4];
+  clear(acc);
+  accumulate<M, kTiles, kSeparableThreads>(acc, buffers, source, branch.window, branch.depthwise,
+                                           Middle<T>{branch.middle_bias, g.middle}, branch.pointwise, first_column,
+                                           thread);
+  store_tile(acc, branch.out, branch.window, place, branch.bias, g.residual, g.activation, warp * 16, first_column,
+             lane);
+}
+
+template <typename M, int kTiles, typename Input>
+int64_t separable_shared_bytes(int slots, int taps, int stages, bool pool) {
+  using T = typename M::Element;
+  SharedMeter meter;
+  Input::carve(meter, slots);
+  carve_buffers<T>(meter, std::max(slots, kTilePixels), taps, kTiles * 8, stages);
+  if (pool) {
+    meter.take<float>(kSeparableThreads / kVectorsOfChunk * Shape<T>::kChunk);
+  }
+  return meter.bytes();
+}
+
+// one branch as the host has it
+struct BranchTensors {
+  std::optional<Tensor> depthwise, middle_bias;
+  Tensor pointwise;
+  std::optional<Tensor> bias;
+  std::vector<int64_t> padding, dilation;
+  Tensor out;
+
+  std::vector<int64_t> kernel() const {
+    return depthwise.has_value() ? std::vector<int64_t>{depthwise->size(2), depthwise->size(3)}
+                                 : std::vector<int64_t>{1, 1};
+  }
+};
+
+struct SeparableCall {
+  const char* op;
+  std::vector<BranchTensors> branches;
+  std::vector<int64_t> stride;
+  std::optional<Tensor> residual;
+  Activation middle{0, 0.0f}, activation{0, 0.0f};
+};
+
+// Launches `call` for the map(s) behind `input`; the weights must be contiguous where they are depthwise or biases.
+template <typename M, typename Input>
+void launch_separable(const SeparableCall& call, const Input& input, const PoolSums<typename M::Element>& pool,
+                      const DeviceScope& scope) {
+  using T = typename M::Element;
+  int64_t columns = 0;
+  for (const BranchTensors& branch : call.branches) {
+    columns = std::max(columns, branch.pointwise.size(0));
+  }
+  const auto run = [&](auto tiles) {
+    constexpr int kTiles = decltype(tiles)::value;
+    SeparableArguments<T, Input> g{};
+    g.input = input;
+    g.pool = pool;
+    g.middle = call.middle;
+    g.activation = call.activation;
+    g.count = static_cast<int>(call.branches.size());
+    g.column_blocks = static_cast<int>((columns + kTiles * 8 - 1) / (kTiles * 8));
+    if (call.residual.has_value()) {
+      g.residual = map_of<const T>(*call.residual);
+    }
+    const bool pools = pool.parts != nullptr;
+    const Fit fit = fit_shared(call.op, scope.max_shared(), [&](int pixels, int stages) {
+      g.slots = g.taps = 0;
+      for (size_t i = 0; i < call.branches.size(); ++i) {
+        const BranchTensors& branch = call.branches[i];
+        g.branches[i].window =
+            make_window(branch.out, pixels, branch.kernel(), call.stride, branch.padding, branch.dilation);
+        g.slots = std::max(g.slots, g.branches[i].window.slots());
+        g.taps = std::max(g.taps, g.branches[i].window.taps());
+      }
+      return separable_shared_bytes<M, kTiles, Input>(g.slots, g.taps, stages, pools);
+    });
+    g.stages = fit.stages;
+    for (size_t i = 0; i < call.branches.size(); ++i) {
+      const BranchTensors& branch = call.branches[i];
+      SeparableBranch<T>& b = g.branches[i];
+      b.depthwise = pointer<T>(branch.depthwise);
+      b.middle_bias = pointer<T>(branch.middle_bias);
+      b.pointwise = matrix_of<T>(branch.pointwise);
+      b.bias = pointer<T>(branch.bias);
+      b.out = map_of<T>(branch.out);
+    }
+    const int64_t blocks = tiles_of(call.branches[0].out, g.branches[0].window);
+    launch(separable_conv2d_kernel<M, kTiles, Input>,
+           dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(g.count * g.column_blocks + pools)),
+           dim3(kSeparableThreads), fit.bytes, scope.stream(), g);
+  };
+  if (columns <= 32) {
+    run(std::integral_constant<int, 4>{});
+  } else {
+    run(std::integral_constant<int, 12>{});
+  }
+}
+
+// the same for a plain map, compiled once in separable_conv2d.cu; `parts`, `pool_weight`: see PoolSums
+void separable_conv2d_of_map(const SeparableCall& call, const Tensor& x, const std::optional<Tensor>& pool_weight,
+                             const std::optional<Tensor>& parts, bool allow_tf32, const DeviceScope& scope);
+
+}  // namespace liteseg

@@ -1,0 +1,60 @@
+"""The machine code of the CUDA library: no spills, matrix instructions where promised, and the committed table true."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from . import nvcc
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[nvcc.Resources]:
+    if reason := nvcc.missing():
+        pytest.skip(reason)
+    return nvcc.read()
+
+
+def _committed() -> list[dict[str, str]]:
+    with nvcc.TABLE.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_no_kernel_is_over_the_limits(rows: list[nvcc.Resources]) -> None:
+    assert {row.kernel for row in rows} >= set(nvcc.PRODUCTS)
+    assert {f"{r.target} {r.kernel}<{r.instance}>": r.faults() for r in rows if r.faults()} == {}
+
+
+def test_the_committed_table_is_of_these_kernels(rows: list[nvcc.Resources]) -> None:
+    """Registers may move with the compiler; what there is, and what it promises, may not without a new table."""
+    committed = {(r["kernel"], r["instance"], r["target"]): r for r in _committed()}
+    assert {(r.kernel, r.instance, r.target) for r in rows} == set(committed), "run python -m tests.aot.nvcc"
+    for row in rows:
+        before = committed[row.kernel, row.instance, row.target]
+        for column in ("matrix_instructions", "copies_16", "loads_16"):
+            assert (getattr(row, column) > 0) == (int(before[column]) > 0), f"{row.kernel}<{row.instance}>: {column}"
+
+
+def test_faults_are_found() -> None:
+    fields = {"kernel": "inverted_residual_kernel", "instance": "Fp16, 4", "target": "sm_90", "nvcc": ""}
+    numbers = {name: 1 for name in nvcc.COLUMNS if name not in fields} | {"stack": 0, "local_accesses": 0}
+    assert nvcc.Resources(**fields, **numbers).faults() == []  # type: ignore[arg-type]
+    for change, text in (
+        ({"stack": 8}, "spills"),
+        ({"local_accesses": 2}, "spills"),
+        ({"matrix_instructions": 0}, "without a tensor-core instruction"),
+        ({"copies_16": 0}, "no 16-byte copy"),
+    ):
+        found = nvcc.Resources(**fields, **(numbers | change)).faults()  # type: ignore[arg-type]
+        assert len(found) == 1 and text in found[0]
+    exact = nvcc.Resources(**(fields | {"instance": "Fp32, 4"}), **(numbers | {"matrix_instructions": 0}))  # type: ignore[arg-type]
+    assert exact.faults() == []
+
+
+def test_the_table_is_written_whole_or_not_at_all(rows: list[nvcc.Resources], tmp_path: Path) -> None:
+    nvcc.write(rows, tmp_path / "table.csv")
+    with (tmp_path / "table.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(rows)
+    assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]

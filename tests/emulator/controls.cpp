@@ -1,0 +1,36 @@
+// The emulator's own controls for Python, in the library that holds the kernels, for they share its state.
+#include "cuda_runtime.h"
+
+#include <pybind11/pybind11.h>
+
+namespace py = pybind11;
+using namespace liteseg::emulator;
+
+PYBIND11_MODULE(LITESEG_EMULATOR_MODULE, m) {
+  m.def(
+      "configure",
+      [](const std::string& schedule, uint64_t seed, bool poison, int64_t max_shared) {
+        if (schedule != "up" && schedule != "down" && schedule != "random") {
+          throw py::value_error("configure: schedule: expected up, down or random, got " + schedule);
+        }
+        controls.schedule = schedule == "up" ? Schedule::kUp : schedule == "down" ? Schedule::kDown : Schedule::kRandom;
+        controls.seed = seed;
+        controls.poison = poison;
+        controls.max_shared = max_shared;
+      },
+      py::kw_only(), py::arg("schedule") = "up", py::arg("seed") = 0, py::arg("poison") = true,
+      py::arg("max_shared") = 163 * 1024);
+  m.def("reset_counters", [] { counters = {}; });
+  m.def("counters", [] {
+    py::dict values;
+    values["launches"] = counters.launches;
+    values["blocks"] = counters.blocks;
+    values["switches"] = counters.switches;
+    values["barriers"] = counters.barriers;
+    values["warp_operations"] = counters.warp_operations;
+    values["matrix_products"] = counters.matrix_products;
+    values["matrix_loads"] = counters.matrix_loads;
+    values["shared_copies"] = counters.shared_copies;
+    return values;
+  });
+}

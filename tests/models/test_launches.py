@@ -1,0 +1,58 @@
+"""How many kernels a fused network launches for one image, counted without a GPU.
+
+Our kernels run in the emulator, which counts its launches. What torch does itself (the stem, the last convolution of
+the encoder and the classifier, with their activations) is counted by operator, one launch each.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import liteseg
+from liteseg.predict import segment
+from liteseg_kernels import use_backend
+from tests.emulator import build
+
+# views, allocations and metadata
+FREE = {"detach", "empty", "view", "permute", "transpose", "expand", "slice", "as_strided", "_unsafe_view", "alias"}
+
+
+class TorchLaunches(TorchDispatchMode):
+    """Counts torch's own operators that would launch something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name
+        if name.startswith("aten::") and name.removeprefix("aten::").rstrip("_") not in FREE:
+            self.counted[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+# the other backbones have units without a CUDA kernel
+@pytest.mark.parametrize(("name", "most"), [("liteseg_mobilenetv2", 30)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_launches_from_input_to_labels(name: str, most: int, dtype: torch.dtype) -> None:
+    if reason := build.load():
+        pytest.skip(reason)
+    model = liteseg.fuse(liteseg.create_model(name, num_classes=19).eval()).to(dtype)
+    x = torch.randn(1, 3, 64, 96).to(dtype).contiguous(memory_format=torch.channels_last)
+    build.controls().reset_counters()
+    with torch.inference_mode(), use_backend("cuda", strict=True), TorchLaunches() as torchs:
+        labels = segment(model, x, (64, 96))
+    ours = build.controls().counters()["launches"]
+    assert labels.shape == (1, 64, 96)
+    # 17 blocks, 2 of the pyramid, 2 of the decoder, the labels
+    assert ours == 22, torchs.counted
+    # preprocessing is one launch more
+    assert 1 + ours + torchs.counted.total() <= most, torchs.counted
+    with torch.inference_mode(), use_backend("reference"):
+        expected = segment(model.float(), x.float(), (64, 96))
+    assert (labels == expected).float().mean() > 0.97
