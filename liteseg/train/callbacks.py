@@ -36,7 +36,7 @@ class EMA(WeightAveraging):
             if not averaged.is_floating_point():
                 return current.clone()
             n = int(count)
-            return averaged.lerp(current, 1.0 - min(decay, (1 + n) / (10 + n)))
+            return averaged.lerp(current.to(averaged.dtype), 1.0 - min(decay, (1 + n) / (10 + n)))
 
         super().__init__(avg_fn=average)
 
