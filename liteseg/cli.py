@@ -13,10 +13,11 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from liteseg.errors import MissingExtraError, UserError
+from liteseg.errors import ElsewhereError, MissingExtraError, UserError
 
 if TYPE_CHECKING:
     from liteseg.models import Network
@@ -231,8 +232,12 @@ def _parser() -> argparse.ArgumentParser:
 def _device(text: str) -> Any:
     import torch
 
+    from liteseg.distributed import local_rank, world_size
+
     if text == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        text = "cuda" if torch.cuda.is_available() else "cpu"
+    if text == "cuda" and world_size() > 1:
+        text = f"cuda:{local_rank()}"
     try:
         device = torch.device(text)
     except RuntimeError:
@@ -264,13 +269,16 @@ def _finished(model: Network, args: argparse.Namespace) -> Any:
 
 
 def _predict(args: argparse.Namespace) -> int:
+    from liteseg.distributed import rank, shared_errors
     from liteseg.files import predict_files
     from liteseg.palette import palette_for
 
-    model = _load(args)
+    with shared_errors():
+        model = _load(args)
+        ready = _finished(model, args)
     config = model.config
     outcome = predict_files(
-        _finished(model, args),
+        ready,
         args.inputs,
         args.out,
         palette=palette_for(config.class_names, config.num_classes),
@@ -282,6 +290,9 @@ def _predict(args: argparse.Namespace) -> int:
         scale=args.scale,
         progress=not args.quiet,
     )
+    if rank():
+        # the first process tells what became of all files
+        return EXIT_BAD_INPUT if not outcome.done else EXIT_SOME_FAILED if outcome.failures else EXIT_OK
     for note in outcome.renamed:
         print(f"liteseg: note: {note}", file=sys.stderr)
     if not outcome.done:
@@ -301,6 +312,7 @@ def _predict(args: argparse.Namespace) -> int:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from liteseg.data import dataset
+    from liteseg.distributed import rank, shared_errors, world_size
     from liteseg.evaluate import evaluate
     from liteseg.submission import write_submission
 
@@ -315,8 +327,11 @@ def _evaluate(args: argparse.Namespace) -> int:
         for name in ("crop", "flip", "json", "csv"):
             if getattr(args, name):
                 raise UserError(f"--submission: expected without --{name} (nothing is measured)")
-    data = dataset(args.dataset, args.data, args.split)
-    model = _finished(_load(args), args)
+        if world_size() > 1:
+            raise UserError(f"--submission: expected one process, got {world_size()}")
+    with shared_errors():
+        data = dataset(args.dataset, args.data, args.split)
+        model = _finished(_load(args), args)
     if args.submission is not None:
         count = write_submission(model, data, args.submission, scale=args.scale, progress=not args.quiet)
         print(f"{count} label maps in {args.submission}")
@@ -325,6 +340,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     result.settings.update(
         dataset=args.dataset, split=args.split, weights=args.weights, model=model.config.name, dtype=args.dtype
     )
+    if rank():
+        return EXIT_OK
     print(result.table())
     for path in (args.json, args.csv):
         if path is not None:
@@ -456,11 +473,15 @@ def _run(argv: list[str]) -> int:
     if args.command is None:
         parser.error("expected a command")
     backend = getattr(args, "backend", None)
-    if backend is None:
-        return args.run(args)
-    import liteseg_kernels as lk
+    with ExitStack() as stack:
+        if backend is not None:
+            import liteseg_kernels as lk
 
-    with lk.use_backend(backend):
+            stack.enter_context(lk.use_backend(backend))
+        if args.command in ("predict", "evaluate") and os.environ.get("WORLD_SIZE", "1") != "1":
+            from liteseg.distributed import process_group
+
+            stack.enter_context(process_group())
         return args.run(args)
 
 
@@ -480,6 +501,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # the reader of our output (head, less) went away; keep the interpreter from flushing into it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
+    except ElsewhereError:
+        return EXIT_BAD_INPUT
     except (ValueError, TypeError, OSError) as error:
         if debug:
             traceback.print_exc()

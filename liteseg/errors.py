@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["MissingExtraError", "UserError"]
+__all__ = ["ElsewhereError", "MissingExtraError", "UserError"]
 
 
 class UserError(ValueError):
     """Bad input or wrong usage: the command line prints its text as one line and exits with code 2."""
+
+
+class ElsewhereError(UserError):
+    """Bad input that another process of the same job reports: this one ends with the same code and without a word."""
 
 
 class MissingExtraError(UserError):

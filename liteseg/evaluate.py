@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from liteseg.distributed import rank, shared_errors, sum_counts, world_size
 from liteseg.image_io import atomic_path
 from liteseg.metrics import ConfusionMatrix, mean_of_present
 from liteseg.predict import evaluating, input_size, predict_at
@@ -135,6 +136,35 @@ def center_crop(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return array[top : top + size[0], left : left + size[1]]
 
 
+def _count(
+    model: nn.Module,
+    sample: Any,
+    matrix: ConfusionMatrix,
+    crop: tuple[int, int] | None,
+    scale: float,
+    flip: bool,
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Counts one image; its size (cropped) and that of the network's input for it, height and width."""
+    if sample.label is None:
+        raise ValueError(f"evaluate: dataset: expected labels, got none for {sample.path}")
+    image, label = sample.image, sample.label
+    try:
+        if image.shape[:2] != label.shape:
+            raise ValueError(f"evaluate: label: expected {image.shape[:2]} as the image has, got {label.shape}")
+        if crop is not None:
+            if image.shape[0] < crop[0] or image.shape[1] < crop[1]:
+                raise ValueError(
+                    f"evaluate: crop: expected images of at least {crop[0]}x{crop[1]}, "
+                    f"got {image.shape[0]}x{image.shape[1]}"
+                )
+            image, label = center_crop(image, crop), center_crop(label, crop)
+        matrix.update(predict_at(model, image, scale=scale, flip=flip), label)
+    except ValueError as error:
+        raise ValueError(f"{sample.path}: {error}") from error
+    shape = (image.shape[0], image.shape[1])
+    return shape, input_size(shape, scale)
+
+
 def evaluate(
     model: nn.Module,
     dataset: Any,
@@ -147,7 +177,8 @@ def evaluate(
     """Runs a model over a labelled data set, one image at a time, and counts pixels.
 
     Every image goes the way of :func:`liteseg.predict`: normalised, run at the input scale, labels taken from the
-    low-resolution logits straight at the label's size. No augmentation, nothing random.
+    low-resolution logits straight at the label's size. No augmentation, nothing random. Inside a torch.distributed
+    process group each process takes its share of the images and all return the counts of all images.
 
     Args:
         model: its ``config.num_classes``, where it has one, must be the data set's.
@@ -173,29 +204,13 @@ def evaluate(
         scale = float(getattr(getattr(model, "config", None), "input_scale", 1.0))
     matrix = ConfusionMatrix(num_classes, dataset.ignore_index)
     settings: dict[str, Any] = {"crop": crop, "scale": scale, "flip": flip}
-    with evaluating(model):
-        for i in progress_bar(range(len(dataset)), desc="evaluate", unit="image", show=progress):
-            sample = dataset.load(i)
-            if sample.label is None:
-                raise ValueError(f"evaluate: dataset: expected labels, got none for {sample.path}")
-            image, label = sample.image, sample.label
-            try:
-                if image.shape[:2] != label.shape:
-                    raise ValueError(f"evaluate: label: expected {image.shape[:2]} as the image has, got {label.shape}")
-                if size is not None:
-                    if image.shape[0] < size[0] or image.shape[1] < size[1]:
-                        raise ValueError(
-                            f"evaluate: crop: expected images of at least {size[0]}x{size[1]}, "
-                            f"got {image.shape[0]}x{image.shape[1]}"
-                        )
-                    image, label = center_crop(image, size), center_crop(label, size)
-                matrix.update(predict_at(model, image, scale=scale, flip=flip), label)
-            except ValueError as error:
-                raise ValueError(f"{sample.path}: {error}") from error
+    share = range(rank(), len(dataset), world_size())
+    with shared_errors(), evaluating(model):
+        for i in progress_bar(share, desc="evaluate", unit="image", show=progress and rank() == 0):
+            at = _count(model, dataset.load(i), matrix, size, scale, flip)
             if i == 0:
-                at = input_size((image.shape[0], image.shape[1]), scale)
-                settings["first_image"] = f"{image.shape[0]}x{image.shape[1]}"
-                settings["first_input"] = f"{at[0]}x{at[1]}"
+                settings["first_image"], settings["first_input"] = (f"{height}x{width}" for height, width in at)
+    sum_counts(matrix)
     return EvaluationResult(
         matrix=matrix,
         class_names=tuple(dataset.class_names),

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from liteseg.distributed import gather, rank, world_size
 from liteseg.errors import UserError
 from liteseg.image_io import IMAGE_SUFFIXES, add_legend, overlay, read_image, write_image
 from liteseg.palette import Palette
@@ -145,6 +146,8 @@ def predict_files(
 ) -> Outcome:
     """Segments files, folders, globs and videos; one bad file does not lose the others.
 
+    Inside a torch.distributed process group each process takes its share of the files; all return the whole outcome.
+
     Args:
         given: names as typed by the user.
         out: folder of the results: ``NAME_labels.png`` (8-bit train ids) and ``NAME_overlay.png``, or
@@ -164,7 +167,12 @@ def predict_files(
     outcome = Outcome()
     inputs, outcome.failures = find_inputs(given, out, recursive=recursive)
     bar: tqdm | None = None
-    for index, one in enumerate(_distinct(inputs, out, labels_only, outcome)):
+    # every process gives all names, so that none is given twice
+    share = _distinct(inputs, out, labels_only, outcome)[rank() :: world_size()]
+    if rank():
+        # what all of them find is told by the first
+        outcome = Outcome()
+    for index, one in enumerate(share):
         try:
             results = one.results(out, labels_only)
             if one.is_video:
@@ -177,7 +185,7 @@ def predict_files(
                     palette=palette,
                     alpha=alpha,
                     scale=scale,
-                    progress=progress and len(inputs) == 1,
+                    progress=progress and len(inputs) == 1 and rank() == 0,
                 )
             else:
                 image = read_image(one.path)
@@ -198,12 +206,23 @@ def predict_files(
         else:
             outcome.written += results
             outcome.done += 1
-            if bar is None and len(inputs) > 1:
+            if bar is None and len(share) > 1:
                 # made at the first success: when nothing works, the reason is all that is printed
-                bar = progress_bar(total=len(inputs), desc="predict", unit="file", show=progress)
+                bar = progress_bar(total=len(share), desc="predict", unit="file", show=progress and rank() == 0)
                 bar.update(index)
         if bar is not None:
             bar.update()
     if bar is not None:
         bar.close()
-    return outcome
+    return _together(gather(outcome))
+
+
+def _together(outcomes: Sequence[Outcome]) -> Outcome:
+    """What became of the inputs of all processes."""
+    first, *others = outcomes
+    for other in others:
+        first.written += other.written
+        first.renamed += other.renamed
+        first.failures += other.failures
+        first.done += other.done
+    return first

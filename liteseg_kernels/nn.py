@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as tf
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import functional as lf
 from .plan import Program, Unplannable
@@ -70,7 +71,8 @@ def _fold_norm(weight: Tensor, bias: Tensor | None, norm: nn.Module | None) -> t
     w = weight.to(dtype)
     b = w.new_zeros(w.shape[0]) if bias is None else bias.to(dtype)
     if norm is not None:
-        if not isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)) or norm.running_mean is None:
+        # BatchNorm2d, SyncBatchNorm and relatives
+        if not isinstance(norm, _BatchNorm) or norm.running_mean is None:
             raise TypeError(f"fuse: norm: expected a BatchNorm2d or SyncBatchNorm with running statistics, got {norm}")
         assert norm.running_var is not None
         scale = torch.rsqrt(norm.running_var.to(dtype) + norm.eps)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -30,6 +31,7 @@ class Sample:
 
 
 Transform = Callable[[Sample, np.random.Generator], Any]
+Transforms = Transform | Sequence[Transform]
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -76,9 +78,13 @@ def require_folder(path: Path, expected: str) -> Path:
 class SegmentationDataset(Dataset[Any]):
     """Images with per-pixel class labels.
 
-    Indexing by an int `i` uses augmentation epoch 0; indexing by `(epoch, i)` draws the augmentation from a generator
-    seeded with (seed, epoch, i), so a result depends neither on workers nor on what was loaded before. Without a
-    transform an item is the plain `Sample`.
+    Indexing by an int `i` is turn 0; indexing by `(turn, i)` draws the augmentation from a generator seeded with
+    (seed, turn, i), so a result depends neither on workers nor on what was loaded before. Without a transform an item
+    is the plain `Sample`; of several transforms, turn t uses number t modulo their count.
+
+    Attributes:
+        on_error: what indexing does about an unreadable file: "fail" raises ValueError; "replace" warns and takes the
+            next readable item; "drop" warns and gives None. A folder that is gone always raises.
     """
 
     name: str
@@ -88,18 +94,19 @@ class SegmentationDataset(Dataset[Any]):
     ignore_index: int = VOID
     lut: np.ndarray
     allowed_ids: str
+    on_error: Literal["fail", "replace", "drop"] = "fail"
 
     def __init__(
         self,
         items: Sequence[tuple[Path, Path | None]],
         *,
         split: str,
-        transform: Transform | None = None,
+        transform: Transforms | None = None,
         seed: int = 0,
     ) -> None:
         self.items = list(items)
         self.split = split
-        self.transform = transform
+        self.transforms = () if transform is None else (transform,) if callable(transform) else tuple(transform)
         self.seed = seed
 
     @property
@@ -131,18 +138,46 @@ class SegmentationDataset(Dataset[Any]):
         return read_label(label_path, self.lut, self.allowed_ids)
 
     def __getitem__(self, index: int | tuple[int, int]) -> Any:
-        epoch, item = index if isinstance(index, tuple) else (0, index)
-        sample = self.load(item)
-        if self.transform is None:
+        turn, item = index if isinstance(index, tuple) else (0, index)
+        sample = self._load(item)
+        if sample is None or not self.transforms:
             return sample
-        return self.transform(sample, np.random.default_rng((self.seed, epoch, item)))
+        return self.transforms[turn % len(self.transforms)](sample, np.random.default_rng((self.seed, turn, item)))
+
+    def _load(self, index: int) -> Sample | None:
+        for candidate in (*range(index, len(self)), *range(index)):
+            try:
+                return self.load(candidate)
+            except ValueError as error:
+                self._tolerate(candidate, error)
+                if self.on_error == "drop":
+                    return None
+        raise ValueError(
+            f"{self.items[index][0]}: none of the {len(self)} images of the {self.split} split is readable"
+        )
+
+    def _tolerate(self, index: int, error: ValueError) -> None:
+        """Warns of an unreadable item, or raises where that is wanted or its folder is gone."""
+        if self.on_error == "fail":
+            raise error
+        for path in self.items[index]:
+            if path is not None:
+                require_folder(path.parent, f"the files of the {self.split} split; it was there at the start")
+        warnings.warn(f"skipped: {error}", stacklevel=2)
+
+    def class_counts(self, indices: Iterable[int] | None = None) -> np.ndarray:
+        """Labelled pixels of each class, int64 [num_classes], in all or some items; reads their labels once."""
+        counts = np.zeros(256, dtype=np.int64)
+        for index in range(len(self)) if indices is None else indices:
+            try:
+                counts += np.bincount(self.load_label(index).ravel(), minlength=256)
+            except ValueError as error:
+                self._tolerate(index, error)
+        return counts[: self.num_classes]
 
     def class_shares(self) -> np.ndarray:
-        """Share of each class among all non-void pixels, float64 [num_classes]; reads every label once."""
-        counts = np.zeros(256, dtype=np.int64)
-        for index in range(len(self)):
-            counts += np.bincount(self.load_label(index).ravel(), minlength=256)
-        counts = counts[: self.num_classes]
+        """Share of each class among all labelled pixels, float64 [num_classes]."""
+        counts = self.class_counts()
         return counts / max(int(counts.sum()), 1)
 
     def __repr__(self) -> str:

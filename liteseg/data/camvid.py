@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .base import IMAGE_SUFFIXES, SegmentationDataset, Transform, require_folder
+from .base import IMAGE_SUFFIXES, SegmentationDataset, Transforms, require_folder
 from .tables import CAMVID_CLASSES, CAMVID_LUT, CAMVID_PALETTE
 
 _SPLITS = {"train": ("train",), "val": ("val",), "test": ("test",), "trainval": ("train", "val")}
@@ -24,7 +24,7 @@ class CamVid(SegmentationDataset):
     allowed_ids = "0..10 and 11 (void)"
 
     def __init__(
-        self, root: str | Path, split: str = "train", transform: Transform | None = None, *, seed: int = 0
+        self, root: str | Path, split: str = "train", transform: Transforms | None = None, *, seed: int = 0
     ) -> None:
         root = Path(root)
         if split not in _SPLITS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .base import SegmentationDataset, Transform, require_folder
+from .base import SegmentationDataset, Transforms, require_folder
 from .tables import CITYSCAPES_CATEGORIES, CITYSCAPES_CLASSES, CITYSCAPES_LUT, CITYSCAPES_PALETTE
 
 _SPLITS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -40,7 +40,7 @@ class Cityscapes(SegmentationDataset):
         root: str | Path,
         split: str = "train",
         mode: str | None = None,
-        transform: Transform | None = None,
+        transform: Transforms | None = None,
         *,
         seed: int = 0,
     ) -> None:

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+
+class _Watched(io.FileIO):
+    """A file that remembers why a write failed: torch.save turns it into an error of its own without the reason."""
+
+    reason: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view, done = memoryview(data).cast("B"), 0
+        try:
+            # an unbuffered file may take a part only
+            while done < len(view):
+                done += super().write(view[done:]) or 0
+        except OSError as error:
+            self.reason = error
+            raise
+        return done
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -21,9 +39,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         # one fixed name: what a killed run left behind is overwritten by the next one
         temporary = path.with_name(f".{path.name}.part")
         try:
-            with open(temporary, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
+            with _Watched(temporary, "w") as file:
+                try:
+                    torch.save(checkpoint, file)
+                except Exception as error:
+                    if file.reason is None:
+                        raise
+                    raise OSError(f"{path}: not written: {file.reason.strerror}") from error
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:

@@ -10,7 +10,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,43 +19,25 @@ import torch
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from liteseg.models import save_weights
+import liteseg_kernels as lk
+from liteseg.data import dataset
+from liteseg.distributed import rank
+from liteseg.errors import ElsewhereError
+from liteseg.evaluate import evaluate
+from liteseg.models import create_model, save_weights
 
+from .callbacks import EMA, LastCheckpoint, Pictures
 from .checkpoint import AtomicCheckpointIO, model_state, read_checkpoint
 from .datamodule import SegmentationData
-from .ema import EMA
 from .module import NotFiniteError, SegmentationModule
+from .presets import resolve, with_config
+from .sync import LayerSync
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
-
-
-def find_config(name: str) -> str:
-    """Path of a configuration: `name` itself if it exists, else the preset of that name shipped with liteseg.
-
-    `configs/NAME.yaml`, `NAME.yaml` and `NAME` all name a preset. ValueError that lists the presets for other names.
-    """
-    if os.path.isfile(name):
-        return name
-    presets = {path.name.removesuffix(".yaml"): path for path in (resources.files("liteseg") / "configs").iterdir()}
-    if Path(name).parent in (Path("."), Path("configs")):
-        preset = presets.get(Path(name).name.removesuffix(".yaml"))
-        if preset is not None:
-            return str(preset)
-    raise ValueError(f"config: expected a file or one of the presets {', '.join(sorted(presets))}, got {name!r}")
-
-
-def _resolve_configs(argv: Sequence[str]) -> list[str]:
-    resolved: list[str] = []
-    for position, argument in enumerate(argv):
-        if position and argv[position - 1] in ("--config", "-c"):
-            argument = find_config(argument)
-        elif argument.startswith("--config="):
-            argument = f"--config={find_config(argument.removeprefix('--config='))}"
-        resolved.append(argument)
-    return resolved
 
 
 def versions() -> dict[str, str]:
@@ -87,9 +69,26 @@ class TrainCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--out", type=str, default="runs/liteseg", help="Folder of logs, checkpoints and weights.")
         parser.add_argument("--resume", type=bool, default=True, help="Go on from OUT/checkpoints/last.ckpt.")
+        parser.add_argument(
+            "--before",
+            type=dict | None,
+            default=None,
+            help="Changes that make this configuration that of a run which comes first, in OUT/before; this run starts "
+            "from its weights.",
+        )
         parser.add_argument("--ema_decay", type=float, default=0.998, help="Of the averaged weights; 0 for none.")
         parser.add_argument(
+            "--checkpoint_steps", type=int, default=0, help="Steps between checkpoints; 0 for one an epoch."
+        )
+        parser.add_argument("--pictures", type=int, default=4, help="Validation pictures shown in TensorBoard.")
+        parser.add_argument(
             "--export_dtype", type=Literal["float32", "float16"], default="float32", help="Of OUT/weights.safetensors."
+        )
+        parser.add_argument(
+            "--evaluate",
+            type=str | None,
+            default="val",
+            help="Split that OUT/weights.safetensors is evaluated on at the end, into OUT/SPLIT.json.",
         )
         parser.link_arguments("model.input_scale", "data.val_input_scale")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_data_seed)
@@ -97,18 +96,32 @@ class TrainCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         # the parent warns whenever arguments are given from within python
+        self.arguments = args
         self.config = parser.parse_args(args)
+
+    def before_instantiate_classes(self) -> None:
+        if self.config["before"] is None:
+            return
+        folder = Path(self.config["out"]) / "before"
+        if not (folder / "weights.safetensors").is_file():
+            first = with_config(self.arguments, {**self.config["before"], "before": None})
+            train([*first, "--out", str(folder), "--evaluate", "null"])
+            self._set_seed()
+        if self.config["trainer"]["fast_dev_run"]:
+            return
+        self.config["model"]["weights"] = str(folder / "weights.safetensors")
+        self.config["model"]["backbone_weights"] = None
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         out = Path(self.config["out"])
         own: list[Callback] = [
-            ModelCheckpoint(
-                out / "checkpoints", "last", save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False
-            ),
+            LastCheckpoint(out / "checkpoints" / "last.ckpt", self.config["checkpoint_steps"]),
             ModelCheckpoint(out / "checkpoints", "best", monitor="val/miou", mode="max", enable_version_counter=False),
         ]
         if self.config["ema_decay"] != 0:
             own.append(EMA(self.config["ema_decay"]))
+        if self.config["pictures"] > 0:
+            own.append(Pictures(self.config["pictures"]))
         self._dump_config()
         own.append(_Record(self.config_dump))
         settings = self.config_init["trainer"]
@@ -118,8 +131,30 @@ class TrainCLI(LightningCLI):
             kwargs["logger"] = _logger(out)
         kwargs.setdefault("default_root_dir", str(out))
         kwargs["plugins"] = [*(settings["plugins"] or []), AtomicCheckpointIO()]
+        if _processes() > 1:
+            if settings["strategy"] == "auto":
+                # statistics of batch norm are equal on all processes already; sending them at every forward would also
+                # make validation wait for processes that have an image less
+                kwargs["strategy"] = DDPStrategy(broadcast_buffers=False)
+            if settings["sync_batchnorm"]:
+                kwargs["plugins"].append(LayerSync())
+                kwargs["sync_batchnorm"] = False
         kwargs["callbacks"] = own
         return super().instantiate_trainer(**kwargs)
+
+
+def _processes() -> int:
+    """How many processes torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _trainer_defaults() -> dict[str, Any]:
+    # the loaders shard themselves; the summary shows no more than the parameter count
+    defaults: dict[str, Any] = {"use_distributed_sampler": False, "enable_model_summary": False, "sync_batchnorm": True}
+    if _processes() > 1:
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        defaults.update(devices=local, num_nodes=_processes() // local)
+    return defaults
 
 
 def _data_seed(seed: bool | int) -> int:
@@ -191,14 +226,13 @@ def train(argv: Sequence[str]) -> Path | None:
         SegmentationData,
         save_config_callback=SaveConfigCallback,
         save_config_kwargs={"overwrite": True},
-        # the sampler shards itself; the summary shows no more than the parameter count
-        trainer_defaults={"use_distributed_sampler": False, "enable_model_summary": False},
+        trainer_defaults=_trainer_defaults(),
         parser_kwargs={
             "prog": "liteseg train",
             "description": "Train a model; presets are in the package's configs folder.",
             "exit_on_error": False,
         },
-        args=_resolve_configs(argv),
+        args=resolve(argv),
         run=False,
         auto_configure_optimizers=False,
         seed_everything_default=0,
@@ -214,30 +248,78 @@ def train(argv: Sequence[str]) -> Path | None:
         return None
     weights = out / "weights.safetensors"
     if cli.trainer.is_global_zero:
+        for leftover in out.glob(f".{weights.name}.*.tmp"):
+            # of a run killed while it wrote
+            leftover.unlink()
         export(cli, last, weights)
         rank_zero_info(f"wrote {weights}")
+    cli.trainer.strategy.barrier()
+    if cli.config["evaluate"] is not None:
+        _evaluate(cli, weights, cli.config["evaluate"])
     return weights
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point: exit code 0 on success, 2 on bad input, 1 when the loss is no longer finite; one line on stderr.
+def _evaluate(cli: TrainCLI, weights: Path, split: str) -> None:
+    """Scores of the exported weights, as `liteseg evaluate` gives them."""
+    model = lk.fuse(create_model(weights=weights).eval().to(cli.trainer.strategy.root_device))
+    data = dataset(cli.datamodule.name, cli.datamodule.root, split)
+    flip = cli.config["model"]["val_flip"]
+    result = evaluate(model, data, flip=flip, progress=cli.trainer.progress_bar_callback is not None)
+    if cli.trainer.is_global_zero:
+        result.settings.update(dataset=cli.datamodule.name, split=split, model=model.config.name, dtype="float32")
+        result.write(weights.parent / f"{split}.json")
+        rank_zero_info(f"{split}, {result.images} images{', with mirrored ones' if flip else ''}:\n{result.table()}")
 
-    `--debug` shows the traceback instead.
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point: exit code 0 on success; one line on stderr otherwise, with the traceback after `--debug`.
+
+    2: bad input, or a file that cannot be read or written. 1: the run stopped: the loss is no longer finite, a loader
+    process died, memory is exhausted. 130: interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     if debug:
         arguments.remove("--debug")
+    if "--deterministic" in arguments:
+        position = arguments.index("--deterministic")
+        arguments[position : position + 1] = ["--trainer.deterministic", "true"]
     # lightning's own use of torch, nothing a user could act on
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     try:
         train(arguments)
-    except (ValueError, TypeError, OSError, argparse.ArgumentError, MisconfigurationException, NotFiniteError) as error:
-        if debug:
+    except SystemExit as end:
+        # what lightning makes of it
+        if isinstance(end.__context__, KeyboardInterrupt):
+            return 130
+        raise
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        code, reason = _explain(error)
+        if debug or code is None:
             raise
-        print(f"liteseg train: {_reason(error)}", file=sys.stderr)
-        return 1 if isinstance(error, NotFiniteError) else 2
+        if not isinstance(error, ElsewhereError):
+            who = f" (process {rank()})" if rank() else ""
+            print(f"liteseg train{who}: {reason}", file=sys.stderr)
+        return code
     return 0
+
+
+_BAD_INPUT = (ValueError, TypeError, OSError, argparse.ArgumentError, MisconfigurationException)
+
+
+def _explain(error: Exception) -> tuple[int | None, str]:
+    """Exit code and reason; None for errors that no user can act on."""
+    if isinstance(error, NotFiniteError):
+        return 1, _reason(error)
+    if isinstance(error, _BAD_INPUT):
+        return 2, _reason(error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+        return 1, f"out of memory; try a smaller --data.batch_size or --data.augment.crop ({_reason(error)})"
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+        return 1, f"a loader process died, killed from outside or for memory; run again to go on ({_reason(error)})"
+    return None, ""
 
 
 def _reason(error: Exception) -> str:

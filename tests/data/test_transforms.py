@@ -143,7 +143,7 @@ def test_same_draw_for_same_epoch_and_index_whatever_loads_it(tmp_path: Path) ->
         assert all(torch.equal(a["label"], b["label"]) for a, b in zip(alone, loaded, strict=True))
     # another epoch, another seed: another picture
     assert not torch.equal(alone[0]["image"], alone[2]["image"])
-    other = CamVid(root, "train", transform=data.transform, seed=8)
+    other = CamVid(root, "train", transform=data.transforms, seed=8)
     assert not torch.equal(alone[0]["image"], other[order[0]]["image"])
 
 

@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("pytorch_lightning", reason="needs liteseg[train]")
 
+from liteseg.train.callbacks import EMA
 from liteseg.train.datamodule import EpochSampler, SegmentationData
-from liteseg.train.ema import EMA
 from liteseg.train.module import log_class_weights
 from liteseg.train.schedule import learning_rate_factor
 from tests.data import folders
