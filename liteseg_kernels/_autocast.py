@@ -14,7 +14,7 @@ import torch
 
 from ._schemas import public
 
-CAST = ("separable_conv2d", "inverted_residual", "shuffle_unit", "daspp")
+CAST = ("separable_conv2d", "depthwise_conv2d", "inverted_residual", "shuffle_unit", "daspp")
 PROMOTE = ("upsample_concat",)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 # kernel -> the module of liteseg_kernels.triton that holds its launch table
 TABLES = {
+    "batch_norm_activation": "batch_norm_activation",
     "separable_conv2d": "_separable",
     "inverted_residual": "inverted_residual",
     "upsample_argmax": "upsample_argmax",
@@ -162,6 +163,21 @@ def _daspp(c: int, filters: int, height: int, width: int, deeper: bool) -> Case:
     return Case("daspp", f"{c}->{filters} {'deeper' if deeper else 'plain'} training", call)
 
 
+def _batch_norm_activation(c: int, height: int, width: int, activation: int, residual: bool, nchw: bool) -> Case:
+    def call(dtype: torch.dtype) -> None:
+        ops = importlib.import_module("liteseg_kernels.triton.batch_norm_activation")
+        x = _map(dtype, 1, c, height, width, channels_last=not nchw)
+        skip = torch.empty_like(x) if residual else None
+        normaliser = [_vector(torch.float32, c) for _ in range(4)]
+        ops.statistics(x)
+        ops.forward(x, *normaliser, skip, activation, 0.1, "")
+        total, dot = ops.backward_reduce(x, x, *normaliser, skip, activation, 0.1)
+        ops.backward(x, x, *normaliser, skip, total, dot, activation, 0.1, [True, residual and activation > 0])
+
+    layout = "nchw" if nchw else "nhwc"
+    return Case("batch_norm_activation", f"{c} act{activation} residual={residual} {layout} training", call)
+
+
 def _preprocess(channels_last: bool) -> Case:
     def call(dtype: torch.dtype) -> None:
         ops = importlib.import_module("liteseg_kernels.triton.preprocess")
@@ -204,5 +220,9 @@ def cases() -> Iterator[Case]:
     yield _daspp(1280, 96, 32, 64, True)
     yield _daspp(1024, 96, 64, 128, False)
     yield _daspp(320, 32, 32, 64, True)
+    yield _batch_norm_activation(96, 256, 512, 2, False, False)
+    yield _batch_norm_activation(384, 64, 128, 1, True, False)
+    yield _batch_norm_activation(24, 256, 512, 0, True, False)
+    yield _batch_norm_activation(96, 256, 512, 2, False, True)
     yield _preprocess(True)
     yield _preprocess(False)
