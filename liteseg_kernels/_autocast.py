@@ -14,7 +14,10 @@ import torch
 
 from ._schemas import public
 
-CAST = ("separable_conv2d", "inverted_residual", "shuffle_unit", "daspp", "upsample_concat_separable_conv2d")
+CAST = (
+    *("separable_conv2d", "depthwise_conv2d", "inverted_residual", "shuffle_unit", "daspp"),
+    "upsample_concat_separable_conv2d",
+)
 PROMOTE = ("upsample_concat",)
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 from torch import Tag
 from torch.library import Library
 
-_SEPARABLE_GEOMETRY = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, int activation, float negative_slope"
+_GEOMETRY = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation"
+_SEPARABLE_GEOMETRY = f"{_GEOMETRY}, int activation, float negative_slope"
+_NORMALISED = "Tensor x, Tensor mean, Tensor invstd, Tensor? weight, Tensor? bias, Tensor? residual"
 
 # arguments and results after the op's name; activation is the index in _checks.ACTIVATIONS
 SCHEMAS = {
@@ -18,6 +20,17 @@ SCHEMAS = {
     f"{_SEPARABLE_GEOMETRY}) -> Tensor",
     "separable_conv2d_backward": "(Tensor grad, Tensor x, Tensor depthwise_weight, Tensor pointwise_weight, "
     f"Tensor output, {_SEPARABLE_GEOMETRY}, bool[5] output_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "depthwise_conv2d": f"(Tensor x, Tensor weight, {_GEOMETRY}) -> Tensor",
+    "depthwise_conv2d_backward": f"(Tensor grad, Tensor x, Tensor weight, {_GEOMETRY}, bool[2] output_mask) "
+    "-> (Tensor, Tensor)",
+    # mean and sum of squared deviations
+    "batch_norm_statistics": "(Tensor x) -> (Tensor, Tensor)",
+    # the gradient of x is that through its statistics too; group: process group they were combined over, or ""
+    "batch_norm_activation": f"({_NORMALISED}, int activation, float negative_slope, str group) -> Tensor",
+    "batch_norm_activation_backward_reduce": f"(Tensor grad, {_NORMALISED}, int activation, float negative_slope) "
+    "-> (Tensor, Tensor)",
+    "batch_norm_activation_backward": f"(Tensor grad, {_NORMALISED}, Tensor mean_grad, Tensor mean_dot, "
+    "int activation, float negative_slope, bool[2] output_mask) -> (Tensor, Tensor)",
     "inverted_residual": "(Tensor x, Tensor? expand_weight, Tensor? expand_bias, Tensor depthwise_weight, "
     "Tensor? depthwise_bias, Tensor project_weight, Tensor? project_bias, SymInt[2] stride, SymInt[2] dilation, "
     "int activation, float negative_slope, bool residual) -> Tensor",

@@ -16,10 +16,13 @@ import torch
 from torch import Tensor
 
 from . import _dispatch, ops
-from ._checks import activation_index, flag, integer, number, pair, sequence, tensors
+from ._checks import activation_index, flag, image, integer, number, pair, sequence, tensors
+from .reference._parts import compute_dtype
 
 __all__ = [
+    "batch_norm_activation",
     "daspp",
+    "depthwise_conv2d",
     "inverted_residual",
     "preprocess",
     "separable_conv2d",
@@ -517,8 +520,156 @@ def preprocess(
     )
 
 
+def _depthwise_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+) -> tuple[Any, ...]:
+    op = "depthwise_conv2d"
+    tensors(op, x=x, weight=weight)
+    return x, weight, pair(op, "stride", stride, 1), pair(op, "padding", padding, 0), pair(op, "dilation", dilation, 1)
+
+
+def depthwise_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+) -> Tensor:
+    """Convolution with one filter a channel, for training, where normalisation follows it.
+
+    Args:
+        x: [N, C, H, W].
+        weight: [C, 1, kh, kw].
+        stride, padding, dilation: as torch.nn.functional.conv2d takes them.
+
+    Returns: [N, C, H', W']. Differentiable once.
+    """
+    return torch.ops.liteseg.depthwise_conv2d(
+        *_depthwise_conv2d(x, weight, stride=stride, padding=padding, dilation=dilation)
+    )
+
+
+def _batch_norm_activation(
+    x: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    residual: Tensor | None = None,
+    process_group: Any = None,
+) -> tuple[Any, ...]:
+    """Arguments of the op, with places for the statistics."""
+    op = "batch_norm_activation"
+    optional = ("running_mean", "running_var", "weight", "bias", "residual")
+    tensors(
+        *(op, optional),
+        **{"x": x, "running_mean": running_mean, "running_var": running_var},
+        **{"weight": weight, "bias": bias, "residual": residual},
+    )
+    image(op, "x", x)
+    number(op, "momentum", momentum)
+    number(op, "eps", eps)
+    dtype = compute_dtype(x.dtype)
+    for name, running in (("running_mean", running_mean), ("running_var", running_var)):
+        if running is not None and list(running.shape) != [x.shape[1]]:
+            raise ValueError(f"{op}: {name}: expected [{x.shape[1]}], got {list(running.shape)}")
+    mean, invstd = (x.new_empty(x.shape[1], dtype=dtype) for _ in range(2))
+    return (
+        *(x, mean, invstd, None if weight is None else weight.to(dtype), None if bias is None else bias.to(dtype)),
+        *(residual, activation_index(op, activation), number(op, "negative_slope", negative_slope)),
+        "" if process_group is None else process_group.group_name,
+    )
+
+
+@torch.no_grad()
+def _batch_statistics(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    process_group: Any,
+) -> tuple[Tensor, Tensor]:
+    """Mean and inverse standard deviation of x over all processes; updates the running statistics."""
+    count: Any = x.numel() // x.shape[1]
+    mean, squares = torch.ops.liteseg.batch_norm_statistics(x)
+    if process_group is not None:
+        mean, squares, count = ops.batch_norm_activation.combine(mean, squares, count, process_group)
+    elif count == 1:
+        raise ValueError(
+            f"batch_norm_activation: x: expected more than one value a channel to normalise by, got {list(x.shape)}"
+        )
+    elif count == 0:
+        return mean, squares
+    if running_mean is not None:
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+    if running_var is not None:
+        running_var.lerp_((squares / (count - 1)).to(running_var.dtype), momentum)
+    return mean, torch.rsqrt(squares / count + eps)
+
+
+def batch_norm_activation(
+    x: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    residual: Tensor | None = None,
+    process_group: Any = None,
+) -> Tensor:
+    """Batch normalisation by the statistics of the batch (training), residual, activation (Ioffe and Szegedy 2015).
+
+    Args:
+        x: [N, C, H, W]. An empty batch is returned as it is; one value a channel raises, as in torch.
+        running_mean, running_var: [C], updated in place where given.
+        weight, bias: [C].
+        momentum: share of the batch in the updated running statistics.
+        activation: None, "relu", "relu6" or "leaky_relu" (with `negative_slope`).
+        residual: [N, C, H, W], added before the activation.
+        process_group: torch.distributed group over which the statistics are combined (SyncBatchNorm), on any device.
+
+    Returns: [N, C, H, W]. Sums are float32 (float64 of float64); neither the normalised map nor a mask is kept for
+    backward. Differentiable once.
+    """
+    args = _batch_norm_activation(
+        x,
+        running_mean,
+        running_var,
+        weight,
+        bias,
+        momentum=momentum,
+        eps=eps,
+        activation=activation,
+        negative_slope=negative_slope,
+        residual=residual,
+        process_group=process_group,
+    )
+    # wrong arguments must not reach the running statistics
+    ops.batch_norm_activation.check(*args)
+    statistics = _batch_statistics(x, running_mean, running_var, momentum, eps, process_group)
+    return torch.ops.liteseg.batch_norm_activation(x, *statistics, *args[3:])
+
+
 # functional form -> (its arguments as the op takes them, the op's check)
 _CALLS: dict[str, tuple[Callable[..., tuple[Any, ...]], Callable[..., Any]]] = {
+    "batch_norm_activation": (_batch_norm_activation, ops.batch_norm_activation.check),
+    "depthwise_conv2d": (_depthwise_conv2d, ops.depthwise_conv2d.check),
     "separable_conv2d": (_separable_conv2d, ops.separable_conv2d.check),
     "inverted_residual": (_inverted_residual, ops.inverted_residual.check),
     "shuffle_unit": (_shuffle_unit, ops.shuffle_unit.check),

@@ -3,7 +3,8 @@
 Every module keeps ordinary parameters in ordinary sub-modules (`Conv2d`, `BatchNorm2d`), so its `state_dict` is that of
 the torch.nn composition it stands for, whichever backend runs it. Three ways of running it:
 
-* training: convolutions and batch normalisation stay apart (batch statistics are needed between them);
+* training: convolutions and batch normalisation stay apart (batch statistics are needed between them), each by the
+  kernel that is fastest, with activation and residual fused into the normalisation;
 * eval: the fused op runs, with batch normalisation folded into the convolution before it;
 * after `fuse`: the same, with the folded weights computed once and kept in non-persistent buffers.
 
@@ -13,6 +14,7 @@ Shapes are NCHW throughout; sizes as torch.nn.Conv2d takes them.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as tf
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from . import _loader
 from . import functional as lf
 from .plan import Program, Unplannable
 
@@ -52,17 +55,91 @@ def _activation_module(name: str | None, negative_slope: float) -> nn.Module:
     raise ValueError(f"activation: expected None, 'relu', 'relu6' or 'leaky_relu', got {name!r}")
 
 
+_ACTIVATION_MODULES = (nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU)
+_RELU = nn.ReLU()
+
+
 def _geometry(conv: Any) -> dict[str, Any]:
     return {name: getattr(conv, name) for name in ("stride", "padding", "dilation", "groups")}
 
 
-def _normalise(norm: nn.Module | None, x: Tensor) -> Tensor:
-    if norm is None:
-        return x
-    if isinstance(norm, nn.BatchNorm2d) and norm.training and x.size(0) * x.size(2) * x.size(3) == 1:
-        # one value a channel has no variance (the pooled branch at batch 1): the running statistics stand in
-        return tf.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
-    return norm(x)
+# where batch normalisation in training has a kernel of this library; elsewhere torch.nn's own modules run
+_NORMALISES = {
+    "cpu": _loader.missing("cpu") is None,
+    "cuda": importlib.util.find_spec("triton") is not None,
+}
+
+
+def _untouched(module: nn.Module, *types: type[nn.Module]) -> bool:
+    """Whether calling `module` only does what `types` do: no subclass, no hook that would be passed by."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return type(module) in types and not any(hooks)
+
+
+def _process_group(norm: nn.Module) -> Any:
+    """The processes whose statistics are combined, or None."""
+    if not isinstance(norm, nn.SyncBatchNorm) or not torch.distributed.is_available():
+        return None
+    if not torch.distributed.is_initialized():
+        return None
+    group: Any = norm.process_group or torch.distributed.group.WORLD
+    return group if group.size() > 1 else None
+
+
+def _normalise(
+    norm: nn.Module | None,
+    x: Tensor,
+    activation: nn.Module,
+    options: dict[str, Any],
+    residual: Tensor | None = None,
+    fused: bool = True,
+) -> Tensor:
+    """Normalisation, residual and activation (`options` are functional.batch_norm_activation's for it)."""
+    if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training:
+        single = x.size(0) * x.size(2) * x.size(3) == 1
+        fused = (
+            fused
+            and not single
+            and _NORMALISES.get(x.device.type, False)
+            and _untouched(norm, nn.BatchNorm2d, nn.SyncBatchNorm)
+            and _untouched(activation, *_ACTIVATION_MODULES)
+            and (residual is None or residual.dtype == x.dtype)
+        )
+        if fused:
+            momentum = norm.momentum
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.add_(1)
+                if momentum is None:
+                    momentum = 1.0 / float(norm.num_batches_tracked)
+            return lf.batch_norm_activation(
+                x,
+                norm.running_mean,
+                norm.running_var,
+                norm.weight,
+                norm.bias,
+                momentum=momentum or 0.0,
+                eps=norm.eps,
+                residual=residual,
+                process_group=_process_group(norm),
+                **options,
+            )
+        if single and isinstance(norm, nn.BatchNorm2d):
+            # one value a channel has no variance (the pooled branch at batch 1): the running statistics stand in
+            x = tf.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+            norm = None
+    if norm is not None:
+        x = norm(x)
+    return activation(x if residual is None else residual + x)
+
+
+def _convolve(conv: nn.Conv2d, x: Tensor, fused: bool = True) -> Tensor:
+    """A convolution in training: by this library's kernel where it is depthwise and on the CPU."""
+    depthwise = conv.groups == conv.in_channels == conv.out_channels and conv.kernel_size != (1, 1)
+    if fused and depthwise and conv.bias is None and x.device.type == "cpu" and _NORMALISES["cpu"]:
+        if _untouched(conv, nn.Conv2d) and x.is_floating_point() and conv.padding_mode == "zeros":
+            weight, stride, padding, dilation = (getattr(conv, n) for n in ("weight", "stride", "padding", "dilation"))
+            return lf.depthwise_conv2d(x, weight, stride=stride, padding=padding, dilation=dilation)
+    return conv(x)
 
 
 def _fold_norm(weight: Tensor, bias: Tensor | None, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
@@ -145,7 +222,8 @@ class ConvNormAct(FusedModule):
     """Convolution -> batch normalisation -> activation, run by PyTorch's own convolution.
 
     `fuse` folds the normalisation into the convolution. Input [N, in_channels, H, W], output
-    [N, out_channels, H', W'] with torch.nn.Conv2d's size rule. `padding=None` keeps the size at stride 1.
+    [N, out_channels, H', W'] with torch.nn.Conv2d's size rule. `padding=None` keeps the size at stride 1. `residual`
+    is added before the activation.
     """
 
     def __init__(
@@ -182,13 +260,15 @@ class ConvNormAct(FusedModule):
         """Add this module to a plan (`plan.Program`)."""
         return program.convolution(x, **self.folded(), **_geometry(self.conv), **self._activation_args)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if not self.fused:
-            return self.activation(_normalise(self.norm, self.conv(x)))
+            fused = not self.reference
+            y = _convolve(self.conv, x, fused)
+            return _normalise(self.norm, y, self.activation, self._activation_args, residual, fused)
         weights = self.folded()
         conv: Any = self.conv
         y = tf.conv2d(x, weights["weight"], weights["bias"], conv.stride, conv.padding, conv.dilation, conv.groups)
-        return self.activation(y)
+        return self.activation(y if residual is None else residual + y)
 
 
 class SeparableConv2d(FusedModule):
@@ -245,7 +325,9 @@ class SeparableConv2d(FusedModule):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training or self.reference:
-            return self.activation(_normalise(self.norm, self.pointwise(self.depthwise(x))))
+            fused = not self.reference
+            y = self.pointwise(_convolve(self.depthwise, x, fused))
+            return _normalise(self.norm, y, self.activation, self._activation_args, fused=fused)
         return lf.separable_conv2d(x, **self._arguments())
 
     def forward_concat(self, x: Tensor, skip: Tensor, concat: UpsampleConcat) -> Tensor:
@@ -290,8 +372,7 @@ class InvertedResidual(FusedModule):
     def forward(self, x: Tensor) -> Tensor:
         if self.training or self.reference:
             hidden = x if self.expand is None else self.expand(x)
-            out = self.project(self.depthwise(hidden))
-            return x + out if self.residual else out
+            return self.project(self.depthwise(hidden), x if self.residual else None)
         conv: Any = self.depthwise.conv
         return lf.inverted_residual(
             x, **self.folded(), stride=conv.stride, dilation=conv.dilation, residual=self.residual
@@ -368,9 +449,11 @@ class ShuffleUnit(FusedModule):
                 dilation=conv.dilation,
                 concat=self.combine == "concat",
             )
-        branch = self.expand(self.depthwise(tf.channel_shuffle(self.compress(x), self.groups)))
+        shuffled = self.depthwise(tf.channel_shuffle(self.compress(x), self.groups))
         if self.combine == "add":
-            return tf.relu(x + branch)
+            expanded = _convolve(self.expand.conv, shuffled)
+            return _normalise(self.expand.norm, expanded, _RELU, {"activation": "relu"}, x, not self.reference)
+        branch = self.expand(shuffled)
         return tf.relu(torch.cat((tf.avg_pool2d(x, 3, self.stride, 1), branch), 1))
 
 

@@ -16,6 +16,7 @@
 #pragma once
 
 #include "depthwise.h"
+#include "depthwise_backward.h"
 #include "output.h"
 #include "rows.h"
 #include "separable_conv2d_backward.h"
@@ -43,20 +44,6 @@ struct Scratch {
     ring = layout.take<float>(slots * g.w * g.c);
   }
 };
-
-// gradient before the activation, from the activation's output; zero at the kinks, as torch has it
-LITESEG_INLINE Vec activation_gradient(Vec grad, Vec out, int activation, Vec slope) {
-  switch (activation) {
-    case cpu::kRelu:
-      return where_greater(out, zero(), grad, zero());
-    case cpu::kRelu6:
-      return where_greater(out, zero(), where_greater(set1(6.0f), out, grad, zero()), zero());
-    case cpu::kLeakyRelu:
-      return where_greater(out, zero(), grad, mul(grad, slope));
-    default:
-      return grad;
-  }
-}
 
 // sum[m][n] += sum_k a[k][m] * b[k][n] for M rows and V vectors of columns
 template <int M, int V>
@@ -122,40 +109,8 @@ void add_outer(int64_t m_count, int64_t n_count, int64_t k_count, const float* a
   }
 }
 
-// depthwise_sum[tap] += sum over a run of pixels of one row of map_grad * x
-template <typename Element>
-void add_depthwise(const SeparableConvBackwardArgs& g, const Element* const* rows, const int64_t* taps,
-                   int64_t row_count, int64_t pixel, int64_t ox, int64_t count, const float* map_grad, float* sums) {
-  constexpr int64_t unroll = 4;
-  for (int64_t r = 0; r < row_count; ++r) {
-    for (int64_t j = 0; j < g.kw; ++j) {
-      // outputs [first, last) of the run whose tap j lies inside of the row
-      const int64_t shift = g.pw - j * g.dw;
-      const int64_t first = max_i(ox, shift > 0 ? div_up(shift, g.sw) : 0);
-      const int64_t last = min_i(ox + count, g.w - 1 + shift >= 0 ? (g.w - 1 + shift) / g.sw + 1 : 0);
-      if (first >= last) {
-        continue;
-      }
-      const Element* x = rows[r] + (first * g.sw - shift) * pixel;
-      const float* grad = map_grad + (first - ox) * g.channel_stride;
-      float* sum = sums + (taps[r] * g.kw + j) * g.channel_stride;
-      for (int64_t c = 0; c < g.c; c += unroll * Vec::width) {
-        Vec acc[unroll] = {zero(), zero(), zero(), zero()};
-        const int64_t vectors = min_i(unroll, div_up(g.c - c, Vec::width));
-        for (int64_t p = 0; p < last - first; ++p) {
-          for (int64_t u = 0; u < vectors; ++u) {
-            const int64_t at = c + u * Vec::width;
-            acc[u] =
-                fma(load(grad + p * g.channel_stride + at), load_partial(x + p * g.sw * pixel + at, g.c - at), acc[u]);
-          }
-        }
-        for (int64_t u = 0; u < vectors; ++u) {
-          const int64_t at = c + u * Vec::width;
-          store(sum + at, add(load(sum + at), acc[u]));
-        }
-      }
-    }
-  }
+DepthwiseTaps taps_of(const SeparableConvBackwardArgs& g) {
+  return {g.c, g.w, g.ow, g.kh, g.kw, g.sw, g.pw, g.dw};
 }
 
 void clear(float* p, int64_t count) {
@@ -233,8 +188,8 @@ void sum_tiles(const SeparableConvBackwardArgs& g, int64_t chunk, Rows source, c
         }
       }
       if (depthwise_sum != nullptr) {
-        add_depthwise(g, rows, taps, row_count, source.pixel_stride(), ox, count, map_grad + offset * g.channel_stride,
-                      depthwise_sum);
+        add_depthwise(taps_of(g), rows, taps, row_count, source.pixel_stride(), ox, count,
+                      map_grad + offset * g.channel_stride, g.channel_stride, depthwise_sum, g.channel_stride);
       }
       if (pointwise_sum != nullptr) {
         depthwise_run(rows, taps, row_count, geometry, g.depthwise, ox, ox + count, map + offset * g.channel_stride,
@@ -270,35 +225,16 @@ void sum_chunks(const SeparableConvBackwardArgs& g, int64_t begin, int64_t end, 
 
 struct InputScratch {
   ScratchLayout layout;
-  int64_t sums, rows, taps;
+  int64_t sums, rows, taps, places, weights;
 
   explicit InputScratch(const SeparableConvBackwardArgs& g) {
+    places = layout.take<void*>(g.kh * g.kw);
+    weights = layout.take<void*>(g.kh * g.kw);
     sums = layout.take<float>(g.w * g.channel_stride);
     rows = layout.take<void*>(g.kh);
     taps = layout.take<int64_t>(g.kh);
   }
 };
-
-// one row of x's gradient where the forward skipped columns: each pixel looks for the outputs that read it
-void gather_strided(const SeparableConvBackwardArgs& g, const float* const* rows, const int64_t* taps,
-                    int64_t row_count, float* sums) {
-  for (int64_t x = 0; x < g.w; ++x) {
-    for (int64_t c = 0; c < g.c; c += Vec::width) {
-      Vec sum = zero();
-      for (int64_t r = 0; r < row_count; ++r) {
-        for (int64_t j = 0; j < g.kw; ++j) {
-          const int64_t position = x + g.pw - j * g.dw;
-          if (position >= 0 && position % g.sw == 0 && position / g.sw < g.ow) {
-            const float* grad = rows[r] + position / g.sw * g.channel_stride + c;
-            const float* weight = g.depthwise + (taps[r] * g.kw + j) * g.c + c;
-            sum = fma(load(grad), load_partial(weight, g.c - c), sum);
-          }
-        }
-      }
-      store(sums + x * g.channel_stride + c, sum);
-    }
-  }
-}
 
 template <typename T>
 void input_rows(const SeparableConvBackwardArgs& g, int64_t begin, int64_t end, char* scratch) {
@@ -306,6 +242,8 @@ void input_rows(const SeparableConvBackwardArgs& g, int64_t begin, int64_t end, 
   float* sums = at_offset<float>(scratch, s.sums);
   const float** rows = at_offset<const float*>(scratch, s.rows);
   int64_t* taps = at_offset<int64_t>(scratch, s.taps);
+  const float** places = at_offset<const float*>(scratch, s.places);
+  const float** weights = at_offset<const float*>(scratch, s.weights);
   const Output<T> out{static_cast<T*>(g.grad_x), g.dxs, nullptr, {}, g.c, g.h, g.w, cpu::kNone, 0.0f};
   // without steps along x the gradient is itself a depthwise convolution, with the taps in reverse
   const DepthwiseRow geometry{g.c,     g.ow,       g.kh, g.kw, 1, g.dw * (g.kw - 1) - g.pw, g.dw, g.channel_stride,
@@ -324,19 +262,11 @@ void input_rows(const SeparableConvBackwardArgs& g, int64_t begin, int64_t end, 
     if (g.sw == 1) {
       depthwise_run(rows, taps, row_count, geometry, g.depthwise_flipped, 0, g.w, sums, g.channel_stride);
     } else {
-      gather_strided(g, rows, taps, row_count, sums);
+      gather_strided(taps_of(g), rows, taps, row_count, g.channel_stride, g.depthwise, places, weights, sums,
+                     g.channel_stride);
     }
     finish_row(out, sums, g.channel_stride, n, y, 0, g.w);
   }
-}
-
-// the sum of an element's parts, in the order of the chunks
-LITESEG_INLINE Vec sum_parts(const float* parts, int64_t chunks, int64_t chunk_stride) {
-  Vec sum = zero();
-  for (int64_t i = 0; i < chunks; ++i) {
-    sum = add(sum, load(parts + i * chunk_stride));
-  }
-  return sum;
 }
 
 template <typename T>
@@ -359,18 +289,7 @@ void reduce_rest(const SeparableConvBackwardArgs& g) {
     }
   }
   if (g.grad_depthwise != nullptr) {
-    T* out = static_cast<T*>(g.grad_depthwise);
-    const int64_t taps = g.kh * g.kw;
-    for (int64_t t = 0; t < taps; ++t) {
-      for (int64_t c = 0; c < g.c; c += Vec::width) {
-        const float* parts = g.depthwise_sum + t * g.channel_stride + c;
-        T values[Vec::width];
-        store(values, sum_parts(parts, g.chunks, taps * g.channel_stride));
-        for (int64_t i = 0; i < min_i(Vec::width, g.c - c); ++i) {
-          out[(c + i) * taps + t] = values[i];
-        }
-      }
-    }
+    reduce_depthwise(g.depthwise_sum, g.chunks, g.kh * g.kw, g.c, g.channel_stride, static_cast<T*>(g.grad_depthwise));
   }
 }
 

@@ -508,4 +508,18 @@ LITESEG_INLINE Vec activate(Vec a, int activation, Vec slope) {
   }
 }
 
+// gradient before the activation, from the value on either side of it; zero at the kinks, as torch has it
+LITESEG_INLINE Vec activation_gradient(Vec grad, Vec out, int activation, Vec slope) {
+  switch (activation) {
+    case cpu::kRelu:
+      return where_greater(out, zero(), grad, zero());
+    case cpu::kRelu6:
+      return where_greater(out, zero(), where_greater(set1(6.0f), out, grad, zero()), zero());
+    case cpu::kLeakyRelu:
+      return where_greater(out, zero(), grad, mul(grad, slope));
+    default:
+      return grad;
+  }
+}
+
 }  // namespace liteseg::LITESEG_ISA

@@ -52,11 +52,11 @@ class LayerSync(TorchSyncBatchNorm):
             return super().apply(model)
         for module in model.modules():
             if type(module) is nn.BatchNorm2d:
-                module.__class__ = CPUSyncBatchNorm
+                module.__class__ = CPUSyncBatchNorm  # type: ignore[assignment]
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
         for module in model.modules():
             if type(module) is CPUSyncBatchNorm:
-                module.__class__ = nn.BatchNorm2d
+                module.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
         return super().revert(model)

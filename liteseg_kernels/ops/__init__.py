@@ -1,7 +1,9 @@
 """The ops: checks, fake kernels, autograd and the table of backends, one file an op. Importing registers them."""
 
 from . import (
+    batch_norm_activation,
     daspp,
+    depthwise_conv2d,
     inverted_residual,
     preprocess,
     separable_conv2d,
@@ -13,7 +15,9 @@ from . import (
 )
 
 __all__ = [
+    "batch_norm_activation",
     "daspp",
+    "depthwise_conv2d",
     "inverted_residual",
     "preprocess",
     "separable_conv2d",

@@ -19,10 +19,11 @@ from __future__ import annotations
 import csv
 import functools
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 PATH = Path(__file__).with_name("tiles.csv")
 KEY = ("table", "stage", "kind", "channels", "dilation", "target")
@@ -64,11 +65,11 @@ def read(path: Path = PATH) -> list[dict[str, str]]:
 
 
 def parsed(row: dict[str, str]) -> tuple[Key, Tile]:
-    sizes = (int(row[name]) for name in ("height", "width", "inner", "outer", "warps", "stages"))
+    sizes: dict[str, Any] = {name: int(row[name]) for name in ("height", "width", "inner", "outer", "warps", "stages")}
     key = Key(
         row["table"], row["stage"], row["kind"], int(row["channels"]), int(row["dilation"]), row["target"]
     )  # fmt: skip
-    return key, Tile(*sizes, limited=not key.target.startswith("gfx"))
+    return key, Tile(**sizes, limited=not key.target.startswith("gfx"))
 
 
 @functools.cache
@@ -116,3 +117,8 @@ def choose(name: str, stage: str, kind: str | torch.dtype, x: Tensor, channels: 
 def width_class(dtype: torch.dtype) -> str:
     """The kind of a row that depends on the bytes of an element alone."""
     return "single" if dtype == torch.float32 else "half"
+
+
+def layout_class(x: Tensor) -> str:
+    """The kind of a row that depends on the memory format alone."""
+    return "nhwc" if suggest_memory_format(x) is torch.channels_last else "nchw"

@@ -19,7 +19,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 
 from .._layout import empty_like_format
 from ._common import (
@@ -35,7 +34,7 @@ from ._common import (
     resize_source,
     tile_position,
 )
-from ._tiles import choose
+from ._tiles import choose, layout_class
 
 
 @triton.jit
@@ -143,17 +142,13 @@ def upsample_concat_bwd_axis_kernel(
     tl.store(pointers, acc.to(out.dtype.element_ty), mask=inside[:, None] & (c < C)[None, :])
 
 
-def _layout(x: Tensor) -> str:
-    return "nhwc" if suggest_memory_format(x) is torch.channels_last else "nchw"
-
-
 def forward(x: Tensor, skip: Tensor, align_corners: bool) -> Tensor:
     n, c1, h, w = x.shape
     _, c2, height, width = skip.shape
     out = empty_like_format(skip, (n, c1 + c2, height, width))
     if n == 0:
         return out
-    tile = choose("upsample_concat", "forward", _layout(skip), x)
+    tile = choose("upsample_concat", "forward", layout_class(skip), x)
     blocks = triton.cdiv(c1, tile.outer) + triton.cdiv(c2, tile.outer)
     with guard(x):
         upsample_concat_fwd_kernel[
@@ -171,7 +166,7 @@ def _shrink(grad: Tensor, out: Tensor, axis: int, align_corners: bool) -> None:
     """The transpose of the resize along one axis: out's pixels gather from grad's along it."""
     n, c, height, width = out.shape
     size, readers_of = out.shape[axis], grad.shape[axis]
-    tile = choose("upsample_concat", "backward", _layout(out), grad)
+    tile = choose("upsample_concat", "backward", layout_class(out), grad)
     inverse, readers = resize_readers(size, readers_of, align_corners)
     with guard(grad):
         upsample_concat_bwd_axis_kernel[

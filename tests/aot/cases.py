@@ -162,6 +162,21 @@ def _upsample_concat_separable(c1: int, c2: int, o: int, channels_last: bool = T
     return Case("upsample_concat_separable_conv2d", f"{c1}+{c2}->{o} {layout} x{growth}", call)
 
 
+def _batch_norm_activation(c: int, height: int, width: int, activation: int, residual: bool, nchw: bool) -> Case:
+    def call(dtype: torch.dtype) -> None:
+        ops = importlib.import_module("liteseg_kernels.triton.batch_norm_activation")
+        x = _map(dtype, 1, c, height, width, channels_last=not nchw)
+        skip = torch.empty_like(x) if residual else None
+        normaliser = [_vector(torch.float32, c) for _ in range(4)]
+        ops.statistics(x)
+        ops.forward(x, *normaliser, skip, activation, 0.1, "")
+        total, dot = ops.backward_reduce(x, x, *normaliser, skip, activation, 0.1)
+        ops.backward(x, x, *normaliser, skip, total, dot, activation, 0.1, [True, residual and activation > 0])
+
+    layout = "nchw" if nchw else "nhwc"
+    return Case("batch_norm_activation", f"{c} act{activation} residual={residual} {layout} training", call)
+
+
 def _preprocess(channels_last: bool) -> Case:
     def call(dtype: torch.dtype) -> None:
         ops = importlib.import_module("liteseg_kernels.triton.preprocess")
@@ -204,6 +219,10 @@ def cases() -> Iterator[Case]:
     yield _daspp(1280, 96, 32, 64, True)
     yield _daspp(1024, 96, 64, 128, False)
     yield _daspp(320, 32, 32, 64, True)
+    yield _batch_norm_activation(96, 256, 512, 2, False, False)
+    yield _batch_norm_activation(384, 64, 128, 1, True, False)
+    yield _batch_norm_activation(24, 256, 512, 0, True, False)
+    yield _batch_norm_activation(96, 256, 512, 2, False, True)
     yield _preprocess(True)
     yield _preprocess(False)
     yield _upsample_concat_separable(96, 24, 96)

@@ -8,6 +8,7 @@ import logging
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from torch.nn import functional as tf
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import liteseg_kernels as lk
+from liteseg_kernels import _loader
 
 from . import plain
 
@@ -518,3 +520,69 @@ def test_loss_moves_its_weight_with_it() -> None:
     loaded = lk.UpsampleCrossEntropyLoss(weight=torch.zeros(2))
     loaded.load_state_dict(module.state_dict())
     assert torch.equal(loaded.weight, torch.tensor([1.0, 2.0]))
+
+
+def test_training_runs_the_ops() -> None:
+    """Batch normalisation with what follows it, and on the CPU the depthwise convolutions."""
+    if _loader.missing("cpu") is not None:
+        pytest.skip("without the compiled kernels training is PyTorch's")
+    block = lk.InvertedResidual(8, 8, 1, 2).train()
+    x = torch.randn(2, 8, 5, 6)
+    ops = {"batch_norm_statistics", "batch_norm_activation", "depthwise_conv2d"}
+    assert ops <= ops_of(block, x)
+    assert not ops_of(lk.to_reference(block), x)
+    # a hook must fire, so its module is called
+    seen: list[object] = []
+    block.depthwise.norm.register_forward_hook(lambda *args: seen.append(args))
+    block(x)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("momentum", [0.3, None])
+def test_running_statistics_are_torchs(momentum: float | None) -> None:
+    ours = lk.ConvNormAct(3, 4, activation="relu").train()
+    ours.norm.momentum = momentum
+    theirs = lk.to_reference(ours).train()
+    for size in ((2, 3, 5, 6), (3, 3, 4, 4), (2, 3, 1, 1)):
+        x = torch.randn(size)
+        close(ours(x), theirs(x))
+    for name, value in theirs.norm.state_dict().items():
+        torch.testing.assert_close(ours.norm.state_dict()[name], value, msg=name)
+
+
+def _synchronised(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    module, batch = torch.load(f"{folder}/given.pt", weights_only=False)
+    module = nn.SyncBatchNorm.convert_sync_batchnorm(module).train()
+    # unequal shares of the batch
+    x = (batch[:1] if rank == 0 else batch[1:]).clone().requires_grad_()
+    out = module(x)
+    out.square().sum().backward()
+    gradients = {name: p.grad for name, p in module.named_parameters()}
+    for grad in gradients.values():
+        torch.distributed.all_reduce(grad)
+    torch.save((out.detach(), x.grad, gradients, module.state_dict()), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="no gloo")
+def test_two_processes_synchronise_to_one(tmp_path: Path) -> None:
+    """SyncBatchNorm over two processes on the CPU is batch normalisation of the whole batch."""
+    if _loader.missing("cpu") is not None:
+        pytest.skip("torch's own SyncBatchNorm runs on GPUs only")
+    module, batch = lk.InvertedResidual(6, 6, 1, 2).train(), torch.randn(3, 6, 5, 4)
+    torch.save((module, batch), tmp_path / "given.pt")
+    torch.multiprocessing.spawn(_synchronised, (str(tmp_path),), nprocs=2)
+    x = batch.clone().requires_grad_()
+    whole = lk.to_reference(module)
+    out = whole(x)
+    out.square().sum().backward()
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    close(torch.cat([part[0] for part in parts]), out)
+    close(torch.cat([part[1] for part in parts]), x.grad)
+    for _, _, gradients, state in parts:
+        for name, parameter in whole.named_parameters():
+            torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-4, msg=name)
+        for name, value in whole.state_dict().items():
+            torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-5, msg=name)

@@ -1,0 +1,1 @@
+#include "depthwise_conv2d_impl.h"
