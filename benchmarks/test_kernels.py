@@ -12,9 +12,8 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import liteseg_kernels as lk
-
-from .registry import PROVIDERS, cost, error, provide
-from .shapes import Layer, one_of_each
+from liteseg.bench.registry import PROVIDERS, cost, error, provide
+from liteseg.bench.shapes import Layer, one_of_each
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LAYERS = {layer.call.op: layer for layer in one_of_each(size=(360, 640), geometry=False)}

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from liteseg.bench.cli import add_parser
 from liteseg.errors import MissingExtraError, UserError
 
 if TYPE_CHECKING:
@@ -207,6 +208,8 @@ def _parser() -> argparse.ArgumentParser:
         "--device", default="cpu", metavar="D", help="cpu (default), cuda or cuda:N: what the .pt2 file runs on"
     )
     p.set_defaults(run=_export)
+
+    add_parser(commands, common, size=_size, count=_count, device=_device, say=_say)
 
     p = commands.add_parser(
         "info", parents=[common], help="versions, kernels and devices found", description="What runs on this machine."
@@ -403,6 +406,11 @@ def _export(args: argparse.Namespace) -> int:
     )
     print(done)
     return EXIT_OK
+
+
+def _say(line: str) -> None:
+    # a benchmark takes minutes, and what it says may go through a pipe
+    print(line, flush=True)
 
 
 def _info(args: argparse.Namespace) -> int:
