@@ -111,14 +111,14 @@ def draw_networks(lines: Sequence[Line], folder: Path) -> list[Path]:
         first = place
         for line in group:
             if line["status"] == "ok":
-                colour = _COLOURS[networks.PROVIDERS.index(line["provider"])]
+                # ours in the colour that it has in the other plots
+                colour = _COLOURS[::-1][networks.PROVIDERS.index(line["provider"])]
                 axes.barh(place, float(line["images/s"]), color=colour, label=line["provider"])
                 place += 1
         ticks.append((first + place - 1) / 2)
         place += 1
     axes.set_yticks(ticks, names, fontsize=8)
     axes.invert_yaxis()
-    axes.set_xscale("log")
     axes.set_xlabel("images/s")
     axes.set_title(f"{groups[0][0]['device']}, {groups[0][0]['threads']} threads", fontsize=10)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
