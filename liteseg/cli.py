@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from liteseg.bench.cli import add_parser
 from liteseg.errors import MissingExtraError, UserError
 
 if TYPE_CHECKING:
@@ -101,6 +100,8 @@ def _fuse_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from liteseg.bench import cli as benchmarks
+
     common = _Parser(add_help=False)
     common.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
@@ -209,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.set_defaults(run=_export)
 
-    add_parser(commands, common, size=_size, count=_count, device=_device, say=_say)
+    benchmarks.add_parser(commands, common, size=_size, count=_count, device=_device, say=_say)
 
     p = commands.add_parser(
         "info", parents=[common], help="versions, kernels and devices found", description="What runs on this machine."
