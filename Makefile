@@ -3,6 +3,7 @@
 #   make test    the whole test suite; PYTEST_ARGS="-k argmax --quick" for less
 #   make lint    every check of .pre-commit-config.yaml
 #   make bench   the benchmarks
+#   make docs    the documentation as a website in site/
 #   make gpu-day everything that needs a CUDA GPU, measured and checked; SECTIONS="build parity", GPU_DAY_ARGS=--dry-run
 #   make build   (re)build the compiled kernels only
 #   make clean   remove what the others made, .venv included
@@ -28,7 +29,7 @@ TORCH_STAMP := $(VENV)/stamp-torch-$(TORCH)
 # GPU machines bring a torch of their own, and often no way to fetch another
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: demo test lint bench gpu-day build clean
+.PHONY: demo test lint bench docs gpu-day build clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/stamp-run
@@ -43,6 +44,9 @@ lint: $(VENV)/stamp-dev
 bench: $(VENV)/stamp-dev
 	$(BIN)/python -m pytest benchmarks $(PYTEST_ARGS)
 
+docs: $(VENV)/stamp-dev
+	$(BIN)/python -m mkdocs build
+
 gpu-day:
 	$(GPU_PYTHON) -m benchmarks.gpu_day $(SECTIONS) $(GPU_DAY_ARGS)
 
@@ -51,7 +55,7 @@ build: $(VENV)/stamp-run
 	$(SHOW_LIBRARIES)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info liteseg_kernels/*.so liteseg_kernels/_build_info.py $(OUT)
+	rm -rf $(VENV) build dist site *.egg-info liteseg_kernels/*.so liteseg_kernels/_build_info.py $(OUT)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -76,6 +80,6 @@ $(VENV)/stamp-run: $(TORCH_STAMP) $(SOURCES)
 
 $(VENV)/stamp-dev: $(TORCH_STAMP) $(SOURCES)
 	$(BIN)/python -c "import triton" 2>/dev/null || $(PIP_INSTALL) "triton==$(TRITON)"
-	$(PIP_INSTALL) --no-build-isolation -e ".[train,video,export,dev]"
+	$(PIP_INSTALL) --no-build-isolation -e ".[train,video,export,bench,docs,dev]"
 	$(SHOW_LIBRARIES)
 	@touch $(VENV)/stamp-run $@

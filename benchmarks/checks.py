@@ -20,14 +20,14 @@ from torch import Tensor
 
 import liteseg
 import liteseg_kernels as lk
+from liteseg.bench import shapes
+from liteseg.bench.registry import Work, error, on
+from liteseg.bench.timing import captured, synchronize
 from liteseg.predict import segment
 from liteseg_kernels import _dispatch
 
-from . import shapes
 from .day import Day
-from .registry import Work, error, on
 from .rows import ROOT, Row, Skip, Values
-from .timing import captured, synchronize
 
 # what training runs by ops of this library
 TRAINED = ("upsample_concat", "upsample_cross_entropy")

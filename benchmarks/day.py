@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 
+from liteseg.bench.registry import DTYPE_NAMES
+from liteseg.bench.shapes import NETWORKS
+
 from .rows import ROOT
 
-NETWORKS = ("liteseg_mobilenetv2", "liteseg_shufflenet", "liteseg_darknet19")
 SIZES = ((360, 640), (512, 1024), (1024, 2048))
 RESULTS = ROOT / "benchmarks/results"
 LOGS = ROOT / "build/gpu-day"
-DTYPE_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
 @dataclass(frozen=True)

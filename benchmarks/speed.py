@@ -16,17 +16,15 @@ from torch.nn import functional as tf
 
 import liteseg
 import liteseg_kernels as lk
+from liteseg.bench import shapes
+from liteseg.bench.registry import COMPILED, EAGER, EAGER_LAST, TOLERANCE, cost, error, provide
+from liteseg.bench.timing import Times, best_launch, captured, peak_mb, quantiles, synchronize, wall
 from liteseg.predict import segment
 
-from . import shapes
 from .checks import TRAINED, backends
-from .day import DTYPE_NAMES, Day
-from .registry import COMPILED, EAGER, EAGER_LAST, cost, error, provide
+from .day import Day
 from .rows import KERNEL, Row, Skip, Values, append, environment, now, read, slug
-from .timing import Times, best_launch, captured, peak_mb, quantiles, synchronize, wall
 
-# a wrong kernel's time means nothing: relative error against float32 on the same inputs
-TOLERANCE = {torch.float32: 2e-3, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 OURS_NETWORK = ("liteseg auto", "liteseg triton", "liteseg cuda")
 
 
@@ -403,7 +401,7 @@ def _profile(day: Day, network: str, size: tuple[int, int], provider: str) -> Va
         raise RuntimeError("the profiler saw no kernel")
     path = day.results / f"{slug(environment()['device'])}-profile.csv"
     # one date for all lines tells which belong together
-    shape = f"{network} {size[0]}x{size[1]} b1 {DTYPE_NAMES[dtype]}"
+    shape = f"{network} {size[0]}x{size[1]} b1 {day.dtype_name(dtype)}"
     place = {"network": shape, "provider": provider, "date": now()}
     for name, (calls, spent) in sorted(found.items(), key=lambda item: -item[1][1])[:40]:
         values = {"kernel": name, "calls": calls / repeat, "us": spent / repeat, "share": spent / total}

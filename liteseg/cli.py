@@ -101,6 +101,8 @@ def _fuse_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from liteseg.bench import cli as benchmarks
+
     common = _Parser(add_help=False)
     common.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
@@ -208,6 +210,8 @@ def _parser() -> argparse.ArgumentParser:
         "--device", default="cpu", metavar="D", help="cpu (default), cuda or cuda:N: what the .pt2 file runs on"
     )
     p.set_defaults(run=_export)
+
+    benchmarks.add_parser(commands, common, size=_size, count=_count, device=_device, say=_say)
 
     p = commands.add_parser(
         "info", parents=[common], help="versions, kernels and devices found", description="What runs on this machine."
@@ -420,6 +424,11 @@ def _export(args: argparse.Namespace) -> int:
     )
     print(done)
     return EXIT_OK
+
+
+def _say(line: str) -> None:
+    # a benchmark takes minutes, and what it says may go through a pipe
+    print(line, flush=True)
 
 
 def _info(args: argparse.Namespace) -> int:

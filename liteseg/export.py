@@ -106,7 +106,7 @@ class _Graph(nn.Module):
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps back what the exporters say about themselves (deprecations, operators of packages that are not here)."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
@@ -380,7 +380,7 @@ def export(
     others = [(batch, 3, high, wide) for batch, high, wide in _CHECKED if (high, wide) != at]
     checked = [(1, 3, *at)] * 2 if fixed_size else others[:2]
     with atomic_path(path) as temporary:
-        with _quiet():
+        with quiet():
             _write(_traced(graph, at, fixed_size, device), temporary, format, output, facts, opset)
         runner, checks = _check(temporary, format, model, checked, device) if check else (None, ())
     shape: tuple[str | int, ...] = (1, 3, *at) if fixed_size else ("batch", 3, "height", "width")

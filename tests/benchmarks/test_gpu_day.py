@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu_day, registry, report, rows, shapes
+from benchmarks import gpu_day, report, rows
 from benchmarks.day import Day
 from benchmarks.rows import CHECK, CHECK_KEY, SECTION, SPEED, Outcome, Row, Sheet, Skip
+from liteseg.bench import registry, shapes
 
 HERE = {
     "device": "Test Device 1",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ import liteseg
 from liteseg.data import CAMVID_CLASSES, MEAN, STD
 from liteseg.errors import MissingExtraError
 from liteseg.export import Check
+
+from .conftest import varied
 
 
 class Small(nn.Module):
@@ -116,6 +120,42 @@ def test_onnx_file_of_the_command_line(onnxruntime, run, model, weights, tmp_pat
     for shape in ((3, 3, 64, 131), (1, 3, 160, 96)):
         x = torch.randn(shape)
         assert_logits(torch.from_numpy(session.run(None, {"image": x.numpy()})[0]), model, x)
+
+
+def onnx_runners(path: Path) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """Who can run an ONNX file here."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    runners: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "ONNX Runtime": lambda x: session.run(None, {"image": x})[0]
+    }
+    if importlib.util.find_spec("openvino") is not None:
+        import openvino
+
+        # its own choice may be bfloat16
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+        runners["OpenVINO"] = lambda x: compiled(x)[0]
+    return runners
+
+
+@pytest.mark.parametrize("name", ["liteseg_mobilenetv2", "liteseg_shufflenet", "liteseg_darknet19"])
+def test_onnx_files_of_the_three_networks(name, onnxruntime, record_property, tmp_path):
+    model = varied(liteseg.create_model(name, num_classes=11))
+    path = tmp_path / "model.onnx"
+    liteseg.export(model, path, size=(96, 128), check=False)
+    for runner, run in onnx_runners(path).items():
+        # odd, and no multiple of the output stride
+        for shape in ((1, 3, 96, 160), (2, 3, 77, 131)):
+            x = torch.randn(shape)
+            logits = expected(model, x)
+            got = torch.from_numpy(run(x.numpy()))
+            assert got.shape == logits.shape
+            error = ((got - logits).abs().max() / logits.abs().max()).item()
+            record_property(f"largest error of a logit, {runner}, {shape}", error)
+            assert error <= 2e-5, f"{runner} at {shape}: off by {error:.1e} of the largest logit"
+            assert (got.argmax(1) == logits.argmax(1)).double().mean() >= 0.9999
 
 
 def test_torch_export_file_of_a_fused_model(model, weights, tmp_path):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,11 +102,40 @@ def wall(
     return Times(low, middle, high, sum(taken) / len(taken))
 
 
-def peak_mb(call: Callable[[], Any], device: str) -> float | None:
-    """Most memory (MB = 10^6 bytes) that `call` takes on top of what is there before, its result included."""
-    if device != "cuda":
+def stopwatch(device: str) -> Callable[[Callable[[], Any]], float]:
+    """A function that gives the milliseconds of one call: by CUDA events and with a cold L2 cache on a GPU, by the
+    host's clock on the CPU."""
+    if not device.startswith("cuda"):
+
+        def on_host(call: Callable[[], Any]) -> float:
+            start = time.perf_counter()
+            call()
+            return 1e3 * (time.perf_counter() - start)
+
+        return on_host
+    # larger than any L2 cache
+    flush = torch.empty(2**28, dtype=torch.uint8, device=device)
+
+    def on_device(call: Callable[[], Any]) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        flush.zero_()
+        start.record()
         call()
-        return None
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+    return on_device
+
+
+def peak_mb(call: Callable[[], Any], device: str) -> float | None:
+    """Most memory (MB = 10^6 bytes) that `call` takes on top of what is there before, its result included.
+
+    On the CPU the process's resident memory, after what is free was given back to the system; None where the system
+    does not tell (it is Linux that does).
+    """
+    if not device.startswith("cuda"):
+        return _peak_resident(call)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -112,3 +143,22 @@ def peak_mb(call: Callable[[], Any], device: str) -> float | None:
     torch.cuda.synchronize()
     del result
     return (torch.cuda.max_memory_allocated() - before) / 1e6
+
+
+def _resident(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(name)) * 1024 / 1e6
+
+
+def _peak_resident(call: Callable[[], Any]) -> float | None:
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        # sets the peak back to what is resident now
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _resident("VmRSS")
+        result = call()
+        peak = _resident("VmHWM")
+    except (OSError, AttributeError, StopIteration, TypeError):
+        return None
+    del result
+    return max(0.0, peak - before)

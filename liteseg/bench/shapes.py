@@ -19,8 +19,7 @@ import liteseg
 import liteseg_kernels as lk
 from liteseg.predict import segment
 
-from .day import NETWORKS
-
+NETWORKS = ("liteseg_mobilenetv2", "liteseg_shufflenet", "liteseg_darknet19")
 # arguments with one entry an image; the others are weights
 MAPS = ("x", "skip", "residual", "image", "logits", "target")
 CLASSES = 19
@@ -150,7 +149,7 @@ def inference(network: str, size: tuple[int, int]) -> tuple[Layer, ...]:
 def training(network: str, size: tuple[int, int]) -> tuple[Layer, ...]:
     """Calls of a training step's forward pass (those that run in training mode), batch 1."""
 
-    def run(model: nn.Module) -> None:
+    def run(model: Any) -> None:
         model.train()
         picture = torch.empty(1, 3, *size, device="meta")
         label = torch.empty(1, *size, dtype=torch.uint8, device="meta")

@@ -1,0 +1,1 @@
+"""Benchmarks behind ``liteseg benchmark``: single ops, whole networks, the paper's tables and figures."""

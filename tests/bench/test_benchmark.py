@@ -1,0 +1,262 @@
+"""`liteseg benchmark`: what its commands leave behind, what they refuse, and that one failure leaves the rest alone."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import liteseg
+from liteseg.bench import kernels, networks, tables, turns
+from liteseg.bench.record import append, latest, read, table
+from liteseg.bench.registry import TWINS
+from liteseg.bench.timing import peak_mb
+from liteseg.cli import main
+from liteseg.models import create_model
+from tests.data import folders
+
+STREET = Path(__file__).resolve().parents[1] / "data" / "street.jpg"
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """`liteseg benchmark ...` with --out tmp_path/results: exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = main(["benchmark", *map(str, arguments), "--out", str(tmp_path / "results")])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_results_are_appended_and_never_changed(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "r.csv"
+    append(path, ("a", "b"), [{"a": 1, "b": 0.123456789}])
+    before = path.read_bytes()
+    append(path, ("a", "b"), [{"a": "x,\ny", "b": None}])
+    assert path.read_bytes().startswith(before)
+    assert read(path) == [{"a": "1", "b": "0.12346"}, {"a": "x, y", "b": ""}]
+    with pytest.raises(ValueError, match="expected a results file with the columns a, c"):
+        append(path, ("a", "c"), [{"a": 1}])
+    assert [line["a"] for line in latest([*read(path), {"a": "1", "b": "2"}], ["a"])] == ["1", "x, y"]
+    assert table(("a", "b"), [["x|y", 1.0]]) == "| a | b |\n|---|---:|\n| x\\|y | 1 |"
+
+
+def _contestant(mark: str, folder: str) -> turns.Contestant:
+    if mark == "raises":
+        raise ValueError("cannot\nrun")
+    if mark == "dies":
+        os._exit(3)
+    calls: list[str] = []
+
+    def call() -> None:
+        calls.append("call")
+        with open(os.path.join(folder, "order"), "a") as file:
+            file.write(mark)
+        if mark == "d" and calls.count("call") == 5:
+            os._exit(3)
+
+    return turns.Contestant(call, lambda: calls.append("prepare"), facts={"mark": mark})
+
+
+def test_contestants_take_turns_and_fail_alone(tmp_path: Path) -> None:
+    makers = {mark: functools.partial(_contestant, mark, str(tmp_path)) for mark in ("a", "raises", "dies", "d", "b")}
+    before = os.environ.get("OMP_NUM_THREADS")
+    found = turns.take_turns(makers, burn_in=1, runs=3, threads=1)
+    assert os.environ.get("OMP_NUM_THREADS") == before
+    assert found["raises"].reason == "ValueError: cannot" and found["dies"].reason == "its process died"
+    assert found["d"].reason == "its process died while it was timed" and found["d"].times == []
+    for mark in "ab":
+        assert found[mark].facts == {"mark": mark} and len(found[mark].times) == 3
+        assert all(0 < time < 1000 for time in found[mark].times)
+    # three calls each to warm up, then in turns until one dies in its fifth call
+    assert (tmp_path / "order").read_text() == "aaadddbbb" + "adb" + "adb" + "ab" * 2
+
+
+def test_peak_memory_counts_what_a_call_holds() -> None:
+    def call() -> torch.Tensor:
+        return torch.ones(64, 1024, 1024).sum()
+
+    found = peak_mb(call, "cpu")
+    if found is None:
+        pytest.skip("the system does not tell the peak of the resident memory")
+    assert 0.9 * 268 < found < 1.5 * 268
+
+
+def test_kernels(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    options = ("--ops", "upsample_concat", "separable_conv2d", "--size", "64x96", "--runs", 3, "--quick")
+    providers = ("--providers", "liteseg cpu", "liteseg triton", "eager", "eager channels_last")
+    code, out, err = run("kernels", *options, *providers)
+    assert code == 0, err
+    lines = read(tmp_path / "results" / "kernels.csv")
+    assert [(x["op"], x["mode"]) for x in lines[::4]] == [
+        (op, mode) for op in ("upsample_concat", "separable_conv2d") for mode in ("forward", "full")
+    ]
+    assert {x["provider"]: x["status"] for x in lines}["eager"] == "ok"
+    for line in lines:
+        assert line["torch"] == torch.__version__ and line["threads"] == str(torch.get_num_threads())
+        if line["status"] != "ok":
+            assert line["provider"].startswith("liteseg") and line["detail"]
+            continue
+        seconds = float(line["p50 ms"]) / 1e3
+        assert float(line["GB/s"]) == pytest.approx(int(line["bytes"]) / seconds / 1e9, rel=1e-3)
+        assert float(line["GFLOP/s"]) == pytest.approx(2 * int(line["MACs"]) / seconds / 1e9, rel=1e-3)
+    names = {path.name for path in (tmp_path / "results").iterdir()}
+    assert {"kernels.csv", "kernels.md", "kernels-roofline.svg", "kernels-roofline.png"} <= names
+    assert "![kernels-roofline](kernels-roofline.svg)" in (tmp_path / "results" / "kernels.md").read_text()
+    assert "upsample_concat" in out
+
+
+def test_every_op_has_cases_of_all_its_modes() -> None:
+    found = {(case.layer.call.op, case.mode) for case in kernels.cases(sizes=[(64, 96)])}
+    assert found == {
+        (op, mode) for op in TWINS for mode in kernels.MODES if mode == "forward" or op not in kernels.WITHOUT_GRADIENT
+    }
+
+
+def test_a_loss_is_listed_first() -> None:
+    row = dict.fromkeys(kernels.COLUMNS, "1") | {"status": "ok", "bytes": "8", "MACs": "4"}
+    lines = [
+        row | {"op": op, "provider": provider, "p50 ms": time}
+        for op, ours in (("fast", "1"), ("slow", "3"))
+        for provider, time in (("liteseg cpu", ours), ("eager", "2"))
+    ]
+    assert [(mine["op"], ratio) for mine, _, ratio in kernels.pairs(lines)] == [("slow", 2 / 3), ("fast", 2.0)]
+    page = kernels.report(lines)
+    assert page.index("| slow |") < page.index("| fast |")
+
+
+def test_fps(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    providers = ("--providers", "eager", "onnxruntime", "liteseg unfused", "liteseg")
+    code, out, err = run(
+        *("fps", "--networks", "liteseg_shufflenet", "--size", "64x96", "--output", "labels", "--runs", 2),
+        *("--threads", 1, *providers),
+    )
+    assert code == 0, err
+    lines = read(tmp_path / "results" / "fps.csv")
+    assert [line["provider"] for line in lines] == list(providers[1:])
+    for line in lines:
+        assert line["status"] == "ok", line["detail"]
+        assert float(line["images/s"]) == pytest.approx(1e3 / float(line["mean ms"]), rel=1e-3)
+        assert float(line["difference"]) <= networks.LIMITS["labels"]["float32"]
+        assert (line["burn-in"], line["runs"], line["threads"]) == ("2", "2", "1")
+    assert float(lines[-1]["times liteseg"]) == 1.0
+    page = (tmp_path / "results" / "fps.md").read_text()
+    assert "| liteseg_shufflenet | 64x96 | 1 | labels | float32 |" in page
+    assert "onnxruntime" in out
+
+
+def test_what_cannot_run_is_a_row_with_its_reason(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    code, _, err = run(
+        *("fps", "--networks", "enet", "--size", "64x96", "--output", "logits", "--runs", 1),
+        *("--providers", "onnxruntime", "--dtype", "bfloat16"),
+    )
+    assert code == 2 and "expected at least one row that runs here" in err
+    (line,) = read(tmp_path / "results" / "fps.csv")
+    assert (line["status"], line["detail"]) == ("skipped", "onnxruntime is measured in float32 only")
+    assert "onnxruntime is measured in float32 only" in (tmp_path / "results" / "fps.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((), "expected one of fps, kernels, tables, figures"),
+        (("fps", "--networks", "pspnet"), "--networks: expected of liteseg_mobilenetv2,"),
+        (("fps", "--dtype", "int8"), "--dtype: expected of float32, bfloat16, float16, got 'int8'"),
+        (("fps", "--size", "360"), "expected HEIGHTxWIDTH such as 512x1024, got '360'"),
+        (("kernels", "--ops", "conv"), "--ops: expected of separable_conv2d,"),
+        (("kernels", "--device", "cuda:99"), "--device: expected a device of this machine"),
+        (("tables", "--table", "6"), "--table: expected of 1, 2, 3, 4, 5, got 6"),
+        (("tables", "--weights", "espnet"), "expected NETWORK=FILE, got 'espnet'"),
+        (("tables", "--table", "2", "--weights", "pspnet=a.pth"), "--weights: expected one of liteseg_mobilenetv2;"),
+        (("figures",), "expected --image FILE ... or --data DIR with --dataset NAME"),
+        (("figures", "--data", "nowhere"), "--dataset: expected with --data, got none"),
+        (("figures", "--data", "nowhere", "--dataset", "camvid"), "nowhere: folder not found"),
+        (("figures", "--figure", "1", "--image", "a.jpg"), "--figure: expected of 2, 3, got 1"),
+    ],
+)
+def test_wrong_usage(run: Callable[..., tuple[int, str, str]], arguments: tuple[str, ...], text: str) -> None:
+    code, _, err = run(*arguments) if arguments else (main(["benchmark"]), "", "")
+    assert code == 2
+    assert text in err or not arguments
+
+
+def test_table_2_and_the_parameters_of_table_3(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the times of Table III are those of `fps`, tested above
+    monkeypatch.setattr(networks, "measure", lambda *args, **settings: [])
+    code, out, err = run("tables", "--table", 2, 3, 4)
+    assert code == 0, err
+    lines = read(tmp_path / "results" / "tables.csv")
+    found = {(x["table"], x["row"], x["quantity"]): x for x in lines}
+    counts = {key[1]: float(x["measured"]) for key, x in found.items() if key[2].startswith("count of the authors'")}
+    assert counts == pytest.approx(
+        {
+            "Darknet19, standard": 124.68,
+            "Darknet19, separable": 103.09,
+            "MobileNetV2, standard": 18.86,
+            "MobileNetV2, separable": 4.90,
+            "ShuffleNet, standard": 9.36,
+            "ShuffleNet, separable": 2.57,
+        },
+        abs=0.006,
+    )
+    for network, published in (("liteseg_darknet19", 20.55), ("liteseg_mobilenetv2", 4.38), ("erfnet", 2.07)):
+        line = found["3", network, "parameters, M"]
+        assert float(line["published"]) == published and float(line["measured"]) == pytest.approx(published, abs=0.005)
+    segnet = found["4", "SegNet", "class mIoU, test"]
+    assert segnet["measured"] == "" and segnet["detail"].startswith("published only")
+    assert "needs --data DIR (Cityscapes)" in found["4", "espnet", "class mIoU, test"]["detail"]
+    page = (tmp_path / "results" / "tables.md").read_text()
+    assert all(tables.TITLES[number] in page for number in (2, 3, 4)) and "swapped digits" in page
+
+
+def test_tables_with_cityscapes(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    data = folders.cityscapes(tmp_path / "cityscapes", "zips", "fine", ("val",), per_city=1)
+    path = tmp_path / "w.safetensors"
+    liteseg.save_weights(create_model("liteseg_shufflenet"), path)
+    code, _, err = run("tables", "--table", 1, 4, 5, "--data", data, "--weights", f"liteseg_shufflenet={path}")
+    assert code == 0, err
+    found = {(x["table"], x["row"], x["quantity"]): x for x in read(tmp_path / "results" / "tables.csv")}
+    val = found["4", "liteseg_shufflenet", "class mIoU, val"]
+    assert 0 <= float(val["measured"]) <= 100 and val["published"] == ""
+    row = "ShuffleNet, DASPP, FT, MS, DW"
+    assert found["1", row, "val mIoU, 1024x2048"]["measured"] == val["measured"]
+    assert "crop: expected images of at least 512x1024" in found["1", row, "val mIoU, 512x1024"]["detail"]
+    assert 0 <= float(found["5", "liteseg_shufflenet", "sky, val IoU"]["measured"]) <= 100
+
+
+def test_a_missing_folder_leaves_the_counts(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    code, out, err = run("tables", "--table", 4, "--data", tmp_path / "nowhere")
+    assert code == 0, err
+    details = {x["detail"] for x in read(tmp_path / "results" / "tables.csv") if x["row"] == "enet"}
+    assert any("folder not found" in detail for detail in details)
+
+
+def test_figures(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    data = folders.camvid(tmp_path / "camvid", size=(64, 96))
+    code, out, err = run("figures", "--data", data, "--dataset", "camvid", "--split", "val", "--count", 2)
+    assert code == 0, err
+    two, three = (Image.open(tmp_path / "results" / f"figure{number}.png") for number in (2, 3))
+    # six panels, and three; two rows of pictures with their captions
+    assert two.size == (6 * 100 + 4, 2 * (64 + 14 + 4) + 4) and three.size == (3 * 100 + 4, two.size[1])
+    # a connection that is cut leaves a trace
+    panels = [two.crop((4 + 100 * index, 18, 100 + 100 * index, 82)).tobytes() for index in range(6)]
+    assert len(set(panels)) == 6
+
+
+def test_only_liteseg_has_connections_to_cut(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    path = tmp_path / "enet.safetensors"
+    liteseg.save_weights(create_model("enet"), path)
+    code, _, err = run("figures", "--figure", 2, "--image", STREET, "--weights", path)
+    assert code == 2 and "expected a LiteSeg network for figure 2, got ENet" in err
+    assert list((tmp_path / "results").glob("*")) == []
