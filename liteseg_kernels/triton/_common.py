@@ -26,7 +26,8 @@ def dot_precision(x: Tensor) -> str:
     """`input_precision` of products: exact, unless torch may round float32 products to tf32, those of matrices (which
     it may not by default: torch.backends.cuda.matmul.allow_tf32) and those of convolutions (which it may by default:
     torch.backends.cudnn.allow_tf32). Either switch keeps float32 exact."""
-    allowed = (torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision)
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    allowed = (torch.backends.cuda.matmul.fp32_precision, convolutions.fp32_precision)
     return "tf32" if x.dtype == torch.float32 and allowed == ("tf32", "tf32") else "ieee"
 
 

@@ -128,7 +128,7 @@ def upsample_concat_separable_conv2d_fwd_kernel(
     ix = ox * stride[1] - padding[1]
     weights_x = ()
     for kx in tl.static_range(KW):
-        weights_x = weights_x + (_reads(ix + kx * dilation[1], z, w, W, scale_w, ALIGN_CORNERS),)
+        weights_x = weights_x + (_reads(ix + kx * dilation[1], z, w, W, scale_w, ALIGN_CORNERS),)  # type: ignore[assignment]
 
     image = x + n * x_strides[0]
     acc = tl.zeros((TILE_H * TILE_W, BLOCK_O), tl.float32)
