@@ -34,7 +34,7 @@ TRAINED = ("upsample_concat", "upsample_cross_entropy")
 
 
 # what Triton's interpreter runs in seconds at the sizes of a dry run
-INTERPRETED = ("preprocess", "upsample_concat", "upsample_argmax")
+INTERPRETED = ("preprocess", "upsample_concat", "upsample_concat_separable_conv2d", "upsample_argmax")
 
 
 def backends(day: Day, op: str | None = None) -> tuple[str, ...]:

@@ -126,10 +126,10 @@ class Launches:
 def neighbours(tile: Tile) -> Iterator[Tile]:
     """Tiles that differ from `tile` in one size; a size of 1 is none."""
     for name, values in _SIZES.items():
-        now_is = getattr(tile, name)
+        size = getattr(tile, name)
         # the next smaller and the next larger one; all numbers of stages
-        near = values if name == "stages" else [v for v in values if now_is // 2 <= v <= now_is * 2]
-        for value in near if now_is > 1 or name == "stages" else ():
+        near = values if name == "stages" else [v for v in values if size // 2 <= v <= size * 2]
+        for value in near if size > 1 or name == "stages" else ():
             other = tile._replace(**{name: value})
             if other != tile and other.height * other.width * other.outer <= _LARGEST:
                 yield other
@@ -243,9 +243,6 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{len(rows)} rows of {device.target}, {len(todo)} to time on {by}", flush=True)
     failed = 0
     for done, key in enumerate(todo):
-        if time.monotonic() > end:
-            print(f"{len(todo) - done} rows left: run again")
-            return 3
         before = _tiles.table()[key]
         try:
             best, least = tune(key, rows[key], launches, device, end)
@@ -253,6 +250,10 @@ def main(arguments: list[str] | None = None) -> int:
             failed += 1
             print(problem, file=sys.stderr)
             continue
+        # what was cut short is tried again as a whole
+        if time.monotonic() > end:
+            print(f"{len(todo) - done} rows left: run again")
+            return 3
         print(f"{', '.join(map(str, key))}: {tuple(before[:6])} -> {tuple(best[:6])}, {1e3 * least:.4g} us", flush=True)
         put(source, key, best, least, f"{by}, {now()[:10]}")
         write(source, output)

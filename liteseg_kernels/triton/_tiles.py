@@ -19,7 +19,7 @@ from __future__ import annotations
 import csv
 import functools
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,11 +65,9 @@ def read(path: Path = PATH) -> list[dict[str, str]]:
 
 
 def parsed(row: dict[str, str]) -> tuple[Key, Tile]:
-    sizes: dict[str, Any] = {name: int(row[name]) for name in ("height", "width", "inner", "outer", "warps", "stages")}
-    key = Key(
-        row["table"], row["stage"], row["kind"], int(row["channels"]), int(row["dilation"]), row["target"]
-    )  # fmt: skip
-    return key, Tile(**sizes, limited=not key.target.startswith("gfx"))
+    key = Key(row["table"], row["stage"], row["kind"], int(row["channels"]), int(row["dilation"]), row["target"])
+    height, width, inner, outer, warps, stages = (int(row[name]) for name in Tile._fields[:6])
+    return key, Tile(height, width, inner, outer, warps, stages, limited=not key.target.startswith("gfx"))
 
 
 @functools.cache
