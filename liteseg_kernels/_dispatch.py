@@ -134,8 +134,9 @@ def tf32_allowed() -> bool:
     """Whether torch may round float32 products to tf32, those of matrices (which it may not by default:
     torch.backends.cuda.matmul.allow_tf32) and those of convolutions (which it may by default:
     torch.backends.cudnn.allow_tf32). Either switch keeps float32 exact."""
-    convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    return torch.backends.cuda.matmul.fp32_precision == "tf32" == convolutions.fp32_precision
+    convolutions = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    allowed = (torch.backends.cuda.matmul.fp32_precision, convolutions)
+    return allowed == ("tf32", "tf32")
 
 
 def _device_type(args: tuple[Any, ...]) -> str:

@@ -137,8 +137,8 @@ class GraphCache:
         """Why a call on x does not replay a graph."""
         if _capturing.get():
             return "it is part of a graph already"
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor:
-            return "the network is being traced"
+        if type(x) is not Tensor:
+            return f"x is a {type(x).__name__}"
         if torch.is_autocast_enabled(x.device.type):
             return "autocast is on"
         if x.numel() == 0:

@@ -1148,7 +1148,8 @@ class PlannedModule(nn.Module):
 
     def replayed(self, call: Hashable, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """run(x), from a CUDA graph where `fuse(cuda_graph=True)` asked for one and x allows it; `call` names `run`."""
-        if self._graphs is None:
+        # compilers and exporters see through this, and need not see a message
+        if self._graphs is None or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return run(x)
         reason = self._graph_refusal(x)
         if reason is None:
