@@ -114,9 +114,18 @@ class TrainCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         out = Path(self.config["out"])
+        folder = out / "checkpoints"
+        # the last one after the best one, whose state it holds: a run killed between the two writes both again
         own: list[Callback] = [
-            LastCheckpoint(out / "checkpoints" / "last.ckpt", self.config["checkpoint_steps"]),
-            ModelCheckpoint(out / "checkpoints", "best", monitor="val/miou", mode="max", enable_version_counter=False),
+            ModelCheckpoint(
+                folder,
+                "best",
+                monitor="val/miou",
+                mode="max",
+                save_on_train_epoch_end=False,
+                enable_version_counter=False,
+            ),
+            LastCheckpoint(folder / "last.ckpt", self.config["checkpoint_steps"]),
         ]
         if self.config["ema_decay"] != 0:
             own.append(EMA(self.config["ema_decay"]))
@@ -286,6 +295,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments[position : position + 1] = ["--trainer.deterministic", "true"]
     # lightning's own use of torch, nothing a user could act on
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # the sampler goes on within an epoch, which lightning cannot know
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     try:
         train(arguments)
     except SystemExit as end:
