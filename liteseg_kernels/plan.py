@@ -112,12 +112,12 @@ class _Writer:
         self._weight(padded)
 
     def grouped(self, weight: Tensor, bias: Tensor, groups: int) -> None:
-        """[N, K / groups, 1, 1] and [N]: the matrices of all groups, then their biases."""
-        columns = weight.shape[0] // groups
-        rows = weight.float().flatten(1).unflatten(0, (groups, columns))
-        short = _round_up(columns, self.panel) - columns
-        rows = nn.functional.pad(rows, (0, 0, 0, short))
-        self._weight(rows.unflatten(1, (-1, self.panel)).transpose(2, 3))
+        """[N, K / groups, 1, 1] and [N]: the matrices of all groups, in panels of three vectors and what is left, then
+        their biases."""
+        columns, vector = weight.shape[0] // groups, self.panel // 2
+        short = _round_up(columns, vector) - columns
+        rows = nn.functional.pad(weight.float().flatten(1).unflatten(0, (groups, columns)), (0, 0, 0, short))
+        self._weight(torch.cat([part.transpose(1, 2).flatten(1) for part in rows.split(3 * vector, 1)], 1))
         self._weight(nn.functional.pad(bias.float().unflatten(0, (groups, columns)), (0, short)))
 
     def depthwise(self, weight: Tensor, channels: int | None = None) -> None:

@@ -306,8 +306,8 @@ class Run {
     p.groups = groups;
     p.in = in / groups;
     p.out = out / groups;
-    p.weight_stride = panels(p.out) * p.in;
-    p.bias_stride = panels(p.out);
+    p.bias_stride = round_up(p.out, panel_ / 2);
+    p.weight_stride = p.bias_stride * p.in;
     p.weight = code_.weight(groups * p.weight_stride);
     p.bias = code_.weight(groups * p.bias_stride);
     return p;

@@ -3,34 +3,42 @@
 
 #include "cpu/geometry.h"
 #include "cpu/isa.h"
-#include "cpu/pack.h"
+#include "cpu/pack_table.h"
+#include "cpu/tensors.h"
 
 namespace liteseg::cpu {
 namespace {
 
 constexpr const char* kOp = "shuffle_unit";
 
-int64_t grouped_floats(const Tensor& weight, int64_t groups) {
-  const int64_t out = weight.size(0) / groups;
-  return groups * (pointwise_floats(out, weight.size(1)) + bias_floats(out));
-}
-
-// weight [Co, C / groups, 1, 1], bias [Co]
-GroupedPointwise grouped(PackedWeights& packed, Tensor weight, Tensor bias, int64_t groups) {
+// weight [Co, C / groups, 1, 1], bias [Co]; the packed values are kept in `memory`
+GroupedPointwise grouped(const Tensor& weight, const Tensor& bias, int64_t groups, std::vector<float>* memory) {
+  const int64_t width = LITESEG_CHOOSE(pack_table).panel / 2;
   GroupedPointwise p{};
   p.groups = groups;
   p.in = weight.size(1);
   p.out = weight.size(0) / groups;
-  p.weight_stride = pointwise_floats(p.out, p.in);
-  p.bias_stride = bias_floats(p.out);
-  for (int64_t i = 0; i < groups; ++i) {
-    const float* part = packed.pointwise(torch::stable::narrow(weight, 0, i * p.out, p.out));
-    p.weight = i == 0 ? part : p.weight;
+  const int64_t columns = (p.out + width - 1) / width * width;
+  p.weight_stride = columns * p.in;
+  p.bias_stride = columns;
+  memory->assign(static_cast<size_t>(groups * (p.weight_stride + p.bias_stride)), 0.0f);
+  float* weights = memory->data();
+  float* biases = weights + groups * p.weight_stride;
+  const std::vector<float> values = to_floats(weight);
+  const std::vector<float> starts = to_floats(bias);
+  for (int64_t group = 0; group < groups; ++group) {
+    for (int64_t column = 0; column < p.out; ++column) {
+      const int64_t first = column - column % (kGroupedVectors * width);
+      const int64_t panel = std::min(kGroupedVectors * width, columns - first);
+      float* to = weights + group * p.weight_stride + first * p.in + (column - first);
+      for (int64_t k = 0; k < p.in; ++k) {
+        to[k * panel] = values[(group * p.out + column) * p.in + k];
+      }
+      biases[group * p.bias_stride + column] = starts[group * p.out + column];
+    }
   }
-  for (int64_t i = 0; i < groups; ++i) {
-    const float* part = packed.bias(torch::stable::narrow(bias, 0, i * p.out, p.out), p.out);
-    p.bias = i == 0 ? part : p.bias;
-  }
+  p.weight = weights;
+  p.bias = biases;
   return p;
 }
 
@@ -94,9 +102,10 @@ Tensor shuffle_unit(Tensor x, Tensor compress_weight, Tensor compress_bias, Tens
     }
   }
   const std::vector<float> average(concat ? 9 * g.c : 0, 1.0f / 9.0f);
-  PackedWeights packed(grouped_floats(compress_weight, first_groups) + grouped_floats(expand_weight, groups));
-  g.compress = grouped(packed, compress_weight, compress_bias, first_groups);
-  g.expand = grouped(packed, expand_weight, expand_bias, groups);
+  std::vector<float> compress_memory;
+  std::vector<float> expand_memory;
+  g.compress = grouped(compress_weight, compress_bias, first_groups, &compress_memory);
+  g.expand = grouped(expand_weight, expand_bias, groups, &expand_memory);
   g.depthwise = depthwise.data();
   g.depthwise_bias = depthwise_start.data();
   g.shuffle = shuffle.data();

@@ -18,6 +18,7 @@
 #pragma once
 
 #include "depthwise.h"
+#include "grouped.h"
 #include "output.h"
 #include "rows.h"
 #include "shuffle_unit.h"
@@ -64,21 +65,11 @@ struct Scratch {
   }
 };
 
-// body(group, column) for each panel of the weights; column counts within the group
-template <typename Body>
-LITESEG_INLINE void for_each_panel(const GroupedPointwise& p, const Body& body) {
-  for (int64_t group = 0; group < p.groups; ++group) {
-    for (int64_t column = 0; column < p.out; column += kPanel) {
-      body(group, column);
-    }
-  }
-}
-
-// columns [column, column + kPanel) of one group of the compressed channels of `count` pixels
+// one panel of the compressed channels of `count` pixels
 void compress_columns(const GroupedPointwise& p, int64_t group, int64_t column, int64_t count, const float* a,
                       int64_t lda, float* out, int64_t ldo) {
-  gemm_columns<float>(column, count, p.out, p.in, a + group * p.in, lda, p.weight + group * p.weight_stride,
-                      p.bias + group * p.bias_stride, out + group * p.out, ldo, {nullptr, 0, cpu::kRelu, 0.0f});
+  grouped_columns<cpu::kRelu, false, float>(p, group, column, count, a + group * p.in, lda, out, ldo, nullptr, 0,
+                                            InOrder{});
 }
 
 // rows of the compressed map that is stored as a whole
@@ -172,24 +163,27 @@ template <typename T>
 void expand_tile(const ShuffleUnitArgs& g, const Output<T>& o, int64_t p0, int64_t p1, const float* a, int64_t lda,
                  float* sums) {
   const GroupedPointwise& p = g.expand;
-  const auto product = [&](auto* out, int64_t ldo, const auto& epilogue) {
+  const auto order = [&](int64_t group) { return ByIndex{g.shuffle + group * p.in}; };
+  if (!o.direct()) {
+    const int64_t lds = finish_stride(o.c);
     for_each_panel(p, [&](int64_t group, int64_t column) {
-      auto part = epilogue;
-      if (part.residual != nullptr) {
-        part.residual += group * p.out;
-      }
-      gemm_columns(column, p1 - p0, p.out, p.in, a, lda, p.weight + group * p.weight_stride,
-                   p.bias + group * p.bias_stride, out + group * p.out, ldo, part, ByIndex{g.shuffle + group * p.in});
+      grouped_columns<cpu::kNone, false, float>(p, group, column, p1 - p0, a, lda, sums, lds, nullptr, 0, order(group));
     });
-  };
-  if (o.direct()) {
-    const T* residual = o.residual == nullptr ? nullptr : o.residual + p0 * o.residual_strides.w;
-    product(o.data + p0 * o.strides.w, o.strides.w, Epilogue<T>{residual, o.residual_strides.w, o.activation, o.slope});
+    finish_tile(o, p0, p1, sums, lds);
     return;
   }
-  const int64_t lds = finish_stride(o.c);
-  product(sums, lds, Epilogue<float>{nullptr, 0, cpu::kNone, 0.0f});
-  finish_tile(o, p0, p1, sums, lds);
+  T* out = o.data + p0 * o.strides.w;
+  const int64_t ldr = o.residual_strides.w;
+  const T* residual = o.residual == nullptr ? nullptr : o.residual + p0 * ldr;
+  for_each_panel(p, [&](int64_t group, int64_t column) {
+    if (residual == nullptr) {
+      grouped_columns<cpu::kRelu, false, T>(p, group, column, p1 - p0, a, lda, out, o.strides.w, residual, ldr,
+                                            order(group));
+    } else {
+      grouped_columns<cpu::kRelu, true, T>(p, group, column, p1 - p0, a, lda, out, o.strides.w, residual, ldr,
+                                           order(group));
+    }
+  });
 }
 
 // the average of output pixels [p0, p1) -> channels [0, C) of the output
