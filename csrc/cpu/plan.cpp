@@ -12,6 +12,7 @@
 #include "cpu/inverted_residual.h"
 #include "cpu/isa.h"
 #include "cpu/pack_table.h"
+#include "cpu/plan_bf16.h"
 #include "cpu/plan_daspp.h"
 #include "cpu/plan_decoder.h"
 #include "cpu/plan_stem.h"
@@ -25,17 +26,22 @@ namespace {
 
 constexpr const char* kOp = "run_plan";
 constexpr int64_t kVersion = 1;
+// the first word of a program with weights for bfloat16 kernels
+constexpr int64_t kBf16Version = kVersion + 256;
+constexpr int64_t kBf16Vector = 16;  // their maps have pixels of whole vectors
 
 enum Kind : int64_t { kStem = 1, kInvertedResidual = 2, kPyramid = 3, kDecoder = 4 };
 
 // a feature map [N, h, w, c] in the arena
 struct Map {
   int64_t c = 0, h = 0, w = 0;
+  int64_t pixel = 0;    // floats of memory: c, or whole vectors of bf16
   int64_t offset = -1;  // floats into the arena
   int64_t last_use = -1;
+  bool scores = false;  // float, in a bfloat16 plan
 
   int64_t floats(int64_t n) const {
-    return n * c * h * w;
+    return n * pixel * h * w;
   }
 };
 
@@ -112,11 +118,17 @@ class Run {
  public:
   Run(const Tensor& x, const Tensor& packed, const Tensor& program, const std::vector<int64_t>& size)
       : x_(x), n_(x.size(0)), code_(program, packed), panel_(LITESEG_CHOOSE(pack_table).panel) {
-    LITESEG_CHECK(code_.word() == kVersion, kOp, "program", text("version ", kVersion), "another one");
+    const bool half = x.scalar_type() == ScalarType::BFloat16;
+    bf16_ = half ? bf16_tables() : nullptr;
+    LITESEG_CHECK(!half || bf16_ != nullptr, kOp, "x", "float32, or bfloat16 on a processor with AVX512_BF16",
+                  dtype_text(x.scalar_type()));
+    const int64_t version = half ? kBf16Version : kVersion;
+    LITESEG_CHECK(code_.word() == version, kOp, "program", text("version ", version, " for this dtype of x"),
+                  "another one");
     const int64_t panel = code_.word();
     LITESEG_CHECK(panel == panel_, kOp, "program", text("weights packed for panels of ", panel_), panel);
     const int64_t layers = code_.word("a number of layers", 1, 1000);
-    maps_.push_back({x.size(1), x.size(2), x.size(3), -1, -1});
+    maps_.push_back({x.size(1), x.size(2), x.size(3), 0, -1, -1, false});
     for (int64_t i = 0; i < layers; ++i) {
       layer();
     }
@@ -154,8 +166,14 @@ class Run {
   int64_t panels(int64_t columns) const {
     return round_up(columns, panel_);
   }
-  const float* matrix(int64_t columns, int64_t rows) {
-    return code_.weight(panels(columns) * rows);
+  // `stretches` of the rows each start in a word of their own, where a word is two bf16
+  const float* matrix(int64_t columns, int64_t rows, int64_t stretches = 1) {
+    return code_.weight(panels(columns) * (bf16_ == nullptr ? rows : stretches * div_up(rows / stretches, 2)));
+  }
+  // depthwise weights of a map that the layer itself makes
+  const float* inner_depthwise(int64_t channels) {
+    constexpr int64_t words = 8 * 3;  // of pair rows
+    return code_.weight(bf16_ == nullptr ? 9 * channels : words * round_up(channels, kBf16Vector));
   }
   const float* bias(int64_t columns) {
     return code_.weight(panels(columns));
@@ -163,6 +181,7 @@ class Run {
 
   size_t source() {
     const size_t id = static_cast<size_t>(code_.word("a map", 0, static_cast<int64_t>(maps_.size()) - 1));
+    LITESEG_CHECK(!maps_[id].scores, kOp, "program", "nothing that reads the scores", text("layer ", layers_));
     maps_[id].last_use = layers_;
     return id;
   }
@@ -173,10 +192,13 @@ class Run {
     return id;
   }
   void add_map(int64_t c, int64_t h, int64_t w) {
-    maps_.push_back({c, h, w, -1, layers_});
+    maps_.push_back({c, h, w, bf16_ == nullptr ? c : round_up(c, kBf16Vector) / 2, -1, layers_, false});
   }
   float* at(size_t map) const {
     return base_ + maps_[map].offset;
+  }
+  bf16* bf16_at(size_t map) const {
+    return reinterpret_cast<bf16*>(at(map));
   }
   float* at(const std::shared_ptr<int64_t>& offset) const {
     return base_ + *offset;
@@ -192,7 +214,9 @@ class Run {
   }
 
   void layer() {
-    switch (code_.word()) {
+    const int64_t kind = code_.word();
+    LITESEG_CHECK(bf16_ == nullptr || kind <= kDecoder, kOp, "program", "a layer with a bfloat16 kernel", kind);
+    switch (kind) {
       case kStem:
         stem();
         break;
@@ -222,9 +246,9 @@ class Run {
     g->stride = code_.word("a stride", 1, 8);
     g->conv_activation = code_.activation();
     g->depthwise_activation = code_.activation();
-    g->conv = matrix(g->hidden, 9 * g->c);
+    g->conv = matrix(g->hidden, 9 * g->c, 3);
     g->conv_bias = bias(g->hidden);
-    g->depthwise = code_.weight(9 * g->hidden);
+    g->depthwise = inner_depthwise(g->hidden);
     g->depthwise_bias = bias(g->hidden);
     g->project = matrix(g->co, g->hidden);
     g->project_bias = bias(g->co);
@@ -237,8 +261,40 @@ class Run {
     g->xs = strides_of(x_);
     add_map(g->co, g->oh, g->ow);
     const size_t to = maps_.size() - 1;
+    if (bf16_ != nullptr) {
+      return stem_bf16(*g, to);
+    }
     places_.push_back([this, g, to] { g->out = at(to); });
     const StemTable& table = LITESEG_CHOOSE(stem_table);
+    stage(n_ * g->oh, table.scratch_bytes(*g), [g, &table](int64_t begin, int64_t end, char* scratch, bool fresh) {
+      table.run(*g, begin, end, scratch, fresh);
+    });
+  }
+
+  void stem_bf16(const StemArgs& f, size_t to) {
+    auto g = std::make_shared<StemBf16Args>();
+    *g = {static_cast<const bf16*>(read_of(x_)),
+          f.xs,
+          f.conv,
+          f.conv_bias,
+          f.depthwise,
+          f.depthwise_bias,
+          f.project,
+          f.project_bias,
+          nullptr,
+          f.n,
+          f.c,
+          f.h,
+          f.w,
+          f.hidden,
+          f.co,
+          f.oh,
+          f.ow,
+          f.stride,
+          f.conv_activation,
+          f.depthwise_activation};
+    places_.push_back([this, g, to] { g->out = bf16_at(to); });
+    const StemBf16Table& table = *bf16_->stem;
     stage(n_ * g->oh, table.scratch_bytes(*g), [g, &table](int64_t begin, int64_t end, char* scratch, bool fresh) {
       table.run(*g, begin, end, scratch, fresh);
     });
@@ -262,7 +318,7 @@ class Run {
       g->expand = matrix(g->hidden, g->c);
       g->expand_bias = bias(g->hidden);
     }
-    g->depthwise = code_.weight(9 * g->hidden);
+    g->depthwise = inner_depthwise(g->hidden);
     g->depthwise_bias = bias(g->hidden);
     g->project = matrix(g->co, g->hidden);
     g->project_bias = bias(g->co);
@@ -280,6 +336,9 @@ class Run {
     g->tile = balanced_tile(tile_pixels(g->hidden, n_ * plane, 48), n_, plane);
     add_map(g->co, g->oh, g->ow);
     const size_t to = maps_.size() - 1;
+    if (bf16_ != nullptr) {
+      return inverted_residual_bf16(*g, from, to);
+    }
     places_.push_back([this, g, from, to] {
       g->x = at(from);
       g->out = at(to);
@@ -288,6 +347,53 @@ class Run {
     stage(n_ * div_up(plane, g->tile), table.scratch_bytes(*g),
           [g, &table](int64_t begin, int64_t end, char* scratch, bool fresh) {
             table.run[kFloat](*g, begin, end, scratch, fresh);
+          });
+  }
+
+  void inverted_residual_bf16(const InvertedResidualArgs& f, size_t from, size_t to) {
+    auto g = std::make_shared<InvertedResidualBf16Args>();
+    *g = {nullptr,
+          f.expand,
+          f.expand_bias,
+          f.depthwise,
+          f.depthwise_bias,
+          f.project,
+          f.project_bias,
+          nullptr,
+          nullptr,
+          false,
+          f.n,
+          f.c,
+          f.h,
+          f.w,
+          f.hidden,
+          f.co,
+          f.oh,
+          f.ow,
+          f.sh,
+          f.dh,
+          f.activation,
+          f.residual,
+          f.tile};
+    const int64_t pairs = div_up(f.h, 2);
+    const int64_t expanded =
+        n_ * pairs * (f.w + 2 * std::min(f.dh, f.w)) * round_up(f.hidden, kBf16Vector);
+    // floats of a wide map that stays in the caches until the next stage; a larger one goes through rings
+    constexpr int64_t most = 1 << 19;
+    g->whole = expanded <= most;
+    const auto store = temporary(g->whole ? expanded : 0);
+    places_.push_back([this, g, from, to, store] {
+      g->x = bf16_at(from);
+      g->out = bf16_at(to);
+      g->expanded = reinterpret_cast<uint32_t*>(at(store));
+    });
+    const InvertedResidualBf16Table& table = *bf16_->inverted_residual;
+    if (g->whole) {
+      stage(n_ * pairs, 0, [g, &table](int64_t begin, int64_t end, char*, bool) { table.expand(*g, begin, end); });
+    }
+    stage(n_ * div_up(f.oh * f.ow, f.tile), table.scratch_bytes(*g),
+          [g, &table](int64_t begin, int64_t end, char* scratch, bool fresh) {
+            table.run(*g, begin, end, scratch, fresh);
           });
   }
 
@@ -358,6 +464,9 @@ class Run {
       g->pool_partial = at(pool_partial);
       g->start = at(start);
     });
+    if (bf16_ != nullptr) {
+      return pyramid_bf16(g, from, to);
+    }
     const PyramidTable& table = LITESEG_CHOOSE(pyramid_table);
     const int64_t scratch = table.scratch_bytes(*g);
     stage(n_ * g->groups, scratch,
@@ -365,6 +474,19 @@ class Run {
     stage(n_ * (g->count + 1), scratch,
           [g, &table](int64_t begin, int64_t end, char* memory, bool) { table.reduce(*g, begin, end, memory); });
     stage(n_ * div_up(pixels, g->tile), scratch,
+          [g, &table](int64_t begin, int64_t end, char* memory, bool) { table.project(*g, begin, end, memory); });
+  }
+
+  void pyramid_bf16(const std::shared_ptr<PyramidArgs>& f, size_t from, size_t to) {
+    auto g = std::make_shared<PyramidBf16Args>();
+    places_.push_back([this, g, f, from, to] { *g = {*f, bf16_at(from), bf16_at(to)}; });
+    const PyramidBf16Table& table = *bf16_->pyramid;
+    const int64_t scratch = table.scratch_bytes({*f, nullptr, nullptr});
+    stage(n_ * f->groups, scratch,
+          [g, &table](int64_t begin, int64_t end, char* memory, bool) { table.sum(*g, begin, end, memory); });
+    stage(n_ * (f->count + 1), scratch,
+          [g, &table](int64_t begin, int64_t end, char* memory, bool) { table.reduce(*g, begin, end, memory); });
+    stage(n_ * div_up(f->h * f->w, f->tile), scratch,
           [g, &table](int64_t begin, int64_t end, char* memory, bool) { table.project(*g, begin, end, memory); });
   }
 
@@ -426,6 +548,9 @@ class Run {
         g->os = dense_strides(out_);
       }
     });
+    if (bf16_ != nullptr) {
+      return decoder_bf16(g, from, skip, to);
+    }
     const DecoderTable& table = LITESEG_CHOOSE(decoder_table);
     if (lifts) {
       stage(div_up(pixels, g->lift_tile), 0,
@@ -436,12 +561,33 @@ class Run {
     });
   }
 
+  void decoder_bf16(const std::shared_ptr<DecoderArgs>& f, size_t from, size_t skip, size_t to) {
+    maps_[to].pixel = f->k;
+    maps_[to].scores = true;
+    auto g = std::make_shared<DecoderBf16Args>();
+    places_.push_back([this, g, f, from, skip, to] {
+      const bool result = logits_ && to + 1 == maps_.size();
+      *g = {*f, bf16_at(from), bf16_at(skip), result ? nullptr : f->out,
+            result ? static_cast<bf16*>(data_of(out_)) : nullptr};
+    });
+    const DecoderBf16Table& table = *bf16_->decoder;
+    if (f->lift != nullptr) {
+      stage(div_up(n_ * f->h * f->w, f->lift_tile), 0,
+            [g, &table](int64_t begin, int64_t end, char*, bool) { table.lift(*g, begin, end); });
+    }
+    stage(n_ * f->oh, table.scratch_bytes({*f, nullptr, nullptr, nullptr, nullptr}),
+          [g, &table](int64_t begin, int64_t end, char* scratch, bool fresh) {
+            table.run(*g, begin, end, scratch, fresh);
+          });
+  }
+
   // the network's output: logits as they are, or labels at the size asked for
   void head(const std::vector<int64_t>& size) {
     const Map& last = maps_.back();
     logits_ = size.empty();
+    LITESEG_CHECK(bf16_ == nullptr || last.scores, kOp, "program", "a decoder at its end", "another layer");
     if (logits_) {
-      out_ = empty_dense({n_, last.c, last.h, last.w}, ScalarType::Float, is_channels_last(x_));
+      out_ = empty_dense({n_, last.c, last.h, last.w}, x_.scalar_type(), is_channels_last(x_));
       return;
     }
     LITESEG_CHECK(size.size() == 2 && size[0] > 0 && size[1] > 0, kOp, "size", "none or two numbers of at least 1",
@@ -509,6 +655,7 @@ class Run {
   int64_t n_;
   Program code_;
   int64_t panel_;
+  const Bf16Tables* bf16_ = nullptr;  // of a bfloat16 plan
   int64_t layers_ = 0;
   bool logits_ = true;
   Tensor out_;
@@ -523,7 +670,8 @@ class Run {
 
 void check(const Tensor& x, const Tensor& packed, const Tensor& program) {
   check_4d(kOp, "x", x);
-  LITESEG_CHECK(x.scalar_type() == ScalarType::Float, kOp, "x", "float32", dtype_text(x.scalar_type()));
+  LITESEG_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16, kOp, "x",
+                "float32 or bfloat16", dtype_text(x.scalar_type()));
   LITESEG_CHECK(x.size(1) > 0 && x.size(2) > 0 && x.size(3) > 0, kOp, "x", "a channel and a pixel", shape_text(x));
   LITESEG_CHECK(packed.dim() == 1 && packed.stride(0) == 1 && packed.scalar_type() == ScalarType::Float, kOp, "packed",
                 "a dense float32 vector", shape_text(packed));
