@@ -1,16 +1,17 @@
 // Pair rows: two neighbouring rows of a bf16 map, interleaved value by value, and 3x3 depthwise convolution on them.
 //
-// Row pair q holds the rows 2q and 2q + 1 of a map as [pad + W + pad][padded(C)] words, the even row in the low half. One
-// vdpbf16ps then does two taps of a column at once, so a 3x3 window costs six instead of nine multiply-adds, and no bf16
-// is widened. A row outside of the image is zero where the other one of its pair is inside, and left out otherwise.
+// Row pair q holds the rows 2q and 2q + 1 of a map as [pad + W + pad][padded(C)] words, the even row in the low half.
+// One vdpbf16ps then does two taps of a column at once, so a 3x3 window costs six instead of nine multiply-adds, and no
+// bf16 is widened. A row outside of the image is zero where the other one of its pair is inside, and left out
+// otherwise.
 #pragma once
 
 #include "gemm_bf16.h"
 
 namespace liteseg::LITESEG_ISA {
 
-// Depthwise weights come in sets [3 columns][padded(C)] of words: the taps (of the three rows) that the even and the odd
-// row of a pair meet.
+// Depthwise weights come in sets [3 columns][padded(C)] of words: the taps (of the three rows) that the even and the
+// odd row of a pair meet.
 enum TapSet : int { kOdd0, kEven1Odd2, kEven0Odd1, kEven2, kEven0, kEven1, kOdd1, kOdd2 };
 
 // one row pair and the weights it meets

@@ -376,8 +376,7 @@ class Run {
           f.residual,
           f.tile};
     const int64_t pairs = div_up(f.h, 2);
-    const int64_t expanded =
-        n_ * pairs * (f.w + 2 * std::min(f.dh, f.w)) * round_up(f.hidden, kBf16Vector);
+    const int64_t expanded = n_ * pairs * (f.w + 2 * std::min(f.dh, f.w)) * round_up(f.hidden, kBf16Vector);
     // floats of a wide map that stays in the caches until the next stage; a larger one goes through rings
     constexpr int64_t most = 1 << 19;
     g->whole = expanded <= most;

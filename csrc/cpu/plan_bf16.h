@@ -1,7 +1,7 @@
 // What a bfloat16 plan hands to its kernels. They exist for one instruction set (AVX512_BF16), so the tables are plain.
 //
-// Maps are [N, H, W] of pixels of padded(C) bf16: whole vectors of 16, zeros after the last channel. Weights of products
-// and of pair rows are words of two bf16 (gemm_bf16.h, pairs.h), every other weight is float.
+// Maps are [N, H, W] of pixels of padded(C) bf16: whole vectors of 16, zeros after the last channel. Weights of
+// products and of pair rows are words of two bf16 (gemm_bf16.h, pairs.h), every other weight is float.
 #pragma once
 
 #include "plan_daspp.h"

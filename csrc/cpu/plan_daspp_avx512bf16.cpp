@@ -1,5 +1,5 @@
-// Atrous pyramid in bfloat16: the convolution in front, every branch, image pooling, second convolutions and projection.
-// Replaces: conv2d(1x1), the branches of DASPP or ASPP, cat and conv2d(1x1); the wide map is never stored
+// Atrous pyramid in bfloat16: the convolution in front, every branch, image pooling, second convolutions and
+// projection. Replaces: conv2d(1x1), the branches of DASPP or ASPP, cat and conv2d(1x1); the wide map is never stored
 // Shapes:   x [N, H, W, c] -> (channels) -> out [N, H, W, F]
 // Traffic:  minimum (N*c + N*F)*H*W*2 + weights; the partial sums add 2 * N * groups * count * H*W*F*4, mostly in cache
 // Bound:    arithmetic

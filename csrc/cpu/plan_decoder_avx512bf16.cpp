@@ -3,7 +3,8 @@
 // Shapes:   x [N, h, w, c1], skip [N, oh, ow, c2] -> logits [N, k, oh, ow]; padding 1, stride 1
 // Traffic:  minimum (N*c1*h*w + N*c2*oh*ow) * 2 + N*k*oh*ow*4
 // Bound:    arithmetic
-// Layout:   as plan_decoder_impl.h, lifting included. Both rings are float: resizing and the depthwise parts, small beside
+// Layout:   as plan_decoder_impl.h, lifting included. Both rings are float: resizing and the depthwise parts, small
+// beside
 //           the products, need no widening then
 // Numerics: products of bf16, everything else fp32, in one fixed order per output; the logits are rounded to bf16 only
 //           where they are the result

@@ -3,10 +3,11 @@
 // Shapes:   x [N, H, W, C] -> out [N, Ho, Wo, Co], 3x3, padding = dilation
 // Traffic:  minimum (N*C*H*W + N*Co*Ho*Wo) * 2 + weights
 // Bound:    arithmetic, once the wide rows stay in the second level of cache
-// Layout:   the expanded map is kept as pair rows (pairs.h), which the product writes two rows at a time. Where all of it
-//           is small enough for the caches it is filled first and once; else a ring of each thread keeps the pairs that a
-//           tile of output pixels reaches, and the threads compute the pairs at the edges of their parts twice. Pairs are
-//           expanded together, so narrow maps read their weights once for several rows
+// Layout:   the expanded map is kept as pair rows (pairs.h), which the product writes two rows at a time. Where all of
+// it
+//           is small enough for the caches it is filled first and once; else a ring of each thread keeps the pairs that
+//           a tile of output pixels reaches, and the threads compute the pairs at the edges of their parts twice. Pairs
+//           are expanded together, so narrow maps read their weights once for several rows
 // Numerics: fp32 sums in one fixed order per output, whatever the tiling and the number of threads; the two maps in
 //           between are rounded to bf16. A value that is not finite spreads one row further than the window
 // Limits:   3x3, one stride and one dilation for both axes
@@ -53,8 +54,7 @@ struct Scratch {
 
 // expands the pairs pair_at(i), i < count, of image n into row_at(i)
 template <typename PairAt, typename RowAt>
-void expand_pairs(const Args& g, const Shape& s, int64_t n, int64_t count, const PairAt& pair_at,
-                  const RowAt& row_at) {
+void expand_pairs(const Args& g, const Shape& s, int64_t n, int64_t count, const PairAt& pair_at, const RowAt& row_at) {
   for (int64_t i = 0; i < count; ++i) {
     zero_words(row_at(i), s.pad * s.ldh);
     zero_words(row_at(i) + (s.pad + g.w) * s.ldh, s.pad * s.ldh);
@@ -86,10 +86,9 @@ void expand_pairs(const Args& g, const Shape& s, int64_t n, int64_t count, const
       const bf16* odd;
       rows_of(pair_at(i), &even, &odd);
       Word* to = row_at(i) + s.pad * s.ldh;
-      dot_columns<true>(column, g.hidden, g.w, Left{&even, &odd, 1, words, s.ldx}, g.expand + column * words,
-                        g.expand_bias, [&](int64_t at, int64_t cols) {
-                          return StorePairs(to + at, s.ldh, g.activation, odd != even, cols);
-                        });
+      dot_columns<true>(
+          column, g.hidden, g.w, Left{&even, &odd, 1, words, s.ldx}, g.expand + column * words, g.expand_bias,
+          [&](int64_t at, int64_t cols) { return StorePairs(to + at, s.ldh, g.activation, odd != even, cols); });
     }
   }
 }

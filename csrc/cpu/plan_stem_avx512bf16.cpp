@@ -1,11 +1,10 @@
-// Stem of a network in bfloat16: dense 3x3 convolution of few channels, 3x3 depthwise, pointwise, in one pass over rows.
-// Replaces: conv2d(3x3), activation, conv2d(groups), activation, conv2d(1x1) (neither map in between is ever stored)
-// Shapes:   x [N, C, H, W] -> out [N, Ho, Wo, Co]; the dense convolution has padding 1 and any stride
-// Traffic:  minimum (N*C*H*W + N*Co*Ho*Wo) * 2
-// Bound:    arithmetic
-// Layout:   rows of x are copied, channels innermost, between zero columns; a dense output is then a product whose left
-//           side is three runs of 3 * C neighbouring values, made even by a weight of zero. Two rows of the dense map at a
-//           time become a pair row of a ring (pairs.h)
+// Stem of a network in bfloat16: dense 3x3 convolution of few channels, 3x3 depthwise, pointwise, in one pass over
+// rows. Replaces: conv2d(3x3), activation, conv2d(groups), activation, conv2d(1x1) (neither map in between is ever
+// stored) Shapes:   x [N, C, H, W] -> out [N, Ho, Wo, Co]; the dense convolution has padding 1 and any stride Traffic:
+// minimum (N*C*H*W + N*Co*Ho*Wo) * 2 Bound:    arithmetic Layout:   rows of x are copied, channels innermost, between
+// zero columns; a dense output is then a product whose left
+//           side is three runs of 3 * C neighbouring values, made even by a weight of zero. Two rows of the dense map
+//           at a time become a pair row of a ring (pairs.h)
 // Numerics: as plan_inverted_residual_avx512bf16.cpp
 // Limits:   bfloat16
 #include "pairs.h"
@@ -31,8 +30,8 @@ struct Scratch {
 
   explicit Scratch(const Args& g) {
     ldh = padded(g.hidden);
-    // the last output may reach past the right zero column when the stride leaves a remainder; one more for the run made
-    // even
+    // the last output may reach past the right zero column when the stride leaves a remainder; one more for the run
+    // made even
     input_row = div_up((g.ow * g.stride + kTaps) * g.c + 1, 32) * 32;
     input_slots = g.stride + kTaps;
     dense_row = (g.ow + 2) * ldh;
@@ -132,8 +131,8 @@ void run(const Args& g, int64_t begin, int64_t end, char* memory, bool fresh) {
   for (int64_t row = begin; row < end; ++row) {
     const int64_t n = row / g.oh;
     PairTap taps[3];
-    const int64_t count = pair_taps(
-        row - n * g.oh, 1, g.oh, g.depthwise, s.ldh, [&](int64_t q) { return source.dense(n, q); }, taps);
+    const int64_t count =
+        pair_taps(row - n * g.oh, 1, g.oh, g.depthwise, s.ldh, [&](int64_t q) { return source.dense(n, q); }, taps);
     for (int64_t x = 0; x < g.ow; x += s.tile) {
       const int64_t pixels = min_i(s.tile, g.ow - x);
       depthwise_pairs(taps, count, geometry, x, pixels, a, s.ldh);
