@@ -2,9 +2,10 @@
 
 Every provider lives in a process of its own, with its own thread pool and its best settings, and the processes take
 turns call by call: what else the machine does meets all of them alike. Input is a normalised picture in memory (in
-bfloat16 for liteseg and PyTorch where that is the dtype, else float32), output either the label map at full size ("labels") or the logits before the last upsampling ("logits"). OpenVINO and
-ONNX Runtime take part where they are installed (extra `bench`, and onnx with onnxscript for the export); whoever cannot
-run says why. Rows are appended to the CSV, the table is printed.
+bfloat16 for liteseg and PyTorch where that is the dtype, else float32), output either the label map at full size
+("labels") or the logits before the last upsampling ("logits"). OpenVINO and ONNX Runtime take part where they are
+installed (extra `bench`, and onnx with onnxscript for the export); whoever cannot run says why. Rows are appended to
+the CSV, the table is printed.
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ class ConvNormAct(FusedModule):
         )
         self.norm = nn.BatchNorm2d(out_channels, momentum=momentum) if norm else None
         self.activation = _activation_module(activation, negative_slope)
-        self._activation_name = activation
+        self._activation_args: dict[str, Any] = {"activation": activation, "negative_slope": negative_slope}
 
     def _fold(self) -> Weights:
         weight, bias = _fold_norm(self.conv.weight, self.conv.bias, self.norm)
@@ -178,7 +178,7 @@ class ConvNormAct(FusedModule):
 
     def lower(self, program: Program, x: int) -> int:
         """Add this module to a plan (`plan.Program`)."""
-        return program.convolution(x, **self.folded(), **_geometry(self.conv), activation=self._activation_name)
+        return program.convolution(x, **self.folded(), **_geometry(self.conv), **self._activation_args)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.fused:
@@ -235,7 +235,7 @@ class SeparableConv2d(FusedModule):
         """Add this module to a plan (`plan.Program`)."""
         geometry = _geometry(self.depthwise)
         del geometry["groups"]
-        return program.separable(x, **self.folded(), **geometry, activation=self._activation_args["activation"])
+        return program.separable(x, **self.folded(), **geometry, **self._activation_args)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training or self.reference:
@@ -340,6 +340,18 @@ class ShuffleUnit(FusedModule):
             weight, bias = _fold_norm(part.conv.weight, part.conv.bias, part.norm)
             weights |= {f"{name}_weight": weight, f"{name}_bias": bias}
         return weights
+
+    def lower(self, program: Program, x: int) -> int:
+        """Add this module to a plan (`plan.Program`)."""
+        conv: Any = self.depthwise.conv
+        return program.shuffle_unit(
+            x,
+            self.folded(),
+            groups=self.groups,
+            stride=conv.stride,
+            dilation=conv.dilation,
+            concat=self.combine == "concat",
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training or self.reference):

@@ -12,6 +12,7 @@ Everything else (other dtypes, gradients, another backend asked for, tracing) ru
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
@@ -27,10 +28,14 @@ _VERSION = 1
 # the first word of a program by the dtype of its weights
 _VERSIONS = {torch.float32: _VERSION, torch.bfloat16: _VERSION + 256}
 _STEM, _INVERTED_RESIDUAL, _PYRAMID, _DECODER = 1, 2, 3, 4
+_STEM_POOL, _SHUFFLE_UNIT, _CONVOLUTION, _WINOGRAD, _MAX_POOL = 5, 6, 7, 8, 9
 _ACTIVATIONS: tuple[str | None, ...] = (None, "relu", "relu6")
 _MOST_BRANCHES = 8
+_MOST_TAPS = 7
 # floats, the widest vector of any instruction set; also 64 bytes
 _VECTOR = 16
+# floats of the largest compressed map of a shuffle unit that is stored
+_MOST_STORED = 1 << 18
 
 # what strategies are chosen for; they depend on the ratios of sizes only, which hardly change with the input's size
 _TYPICAL_SIZE = (512, 1024)
@@ -50,6 +55,14 @@ def _activation(name: str | None) -> int:
     if name not in _ACTIVATIONS:
         raise Unplannable(f"activation {name!r}")
     return _ACTIVATIONS.index(name)
+
+
+def _sloped_activation(options: dict[str, Any]) -> tuple[int, int]:
+    """The words of an activation that may be leaky: its number and the bits of its slope as a float."""
+    slope = struct.unpack("<I", struct.pack("<f", options["negative_slope"]))[0]
+    if options["activation"] == "leaky_relu":
+        return len(_ACTIVATIONS), slope
+    return _activation(options["activation"]), slope
 
 
 def _convolved(size: int, stride: int, dilation: int = 1) -> int:
@@ -82,11 +95,29 @@ class _Writer:
         rows = nn.functional.pad(rows, (0, 0, 0, _round_up(rows.shape[0], self.panel) - rows.shape[0]))
         self._weight(rows.unflatten(0, (-1, self.panel)).transpose(1, 2))
 
+    def winograd(self, weight: Tensor, output: int) -> None:
+        """[N, C, 3, 3] transformed for tiles of `output` x `output` pixels: [N / panel][(output + 2)^2][C][panel]."""
+        transform = _winograd_transform(output)
+        both = torch.kron(transform, transform)
+        weight = nn.functional.pad(weight, (0,) * 7 + (_round_up(weight.shape[0], self.panel) - weight.shape[0],))
+        # in float64, a panel at a time
+        panels = (both @ rows.double().permute(2, 3, 1, 0).reshape(9, -1) for rows in weight.split(self.panel))
+        self._weight(torch.cat([panel.float().flatten() for panel in panels]))
+
     def bias(self, bias: Tensor | None, channels: int) -> None:
         padded = torch.zeros(_round_up(channels, self.panel))
         if bias is not None:
             padded[:channels] = bias
         self._weight(padded)
+
+    def grouped(self, weight: Tensor, bias: Tensor, groups: int) -> None:
+        """[N, K / groups, 1, 1] and [N]: the matrices of all groups, then their biases."""
+        columns = weight.shape[0] // groups
+        rows = weight.float().flatten(1).unflatten(0, (groups, columns))
+        short = _round_up(columns, self.panel) - columns
+        rows = nn.functional.pad(rows, (0, 0, 0, short))
+        self._weight(rows.unflatten(1, (-1, self.panel)).transpose(2, 3))
+        self._weight(nn.functional.pad(bias.float().unflatten(0, (groups, columns)), (0, short)))
 
     def depthwise(self, weight: Tensor, channels: int | None = None) -> None:
         """[C, 1, 3, 3] as [9][C], with zeros up to `channels`."""
@@ -98,7 +129,14 @@ class _Writer:
         self.depthwise(weight)
 
     def packed(self) -> Tensor:
-        return torch.cat(self._pieces) if self._pieces else torch.zeros(0)
+        """All weights; the writer keeps none of them, so that they are in memory only once."""
+        out = torch.empty(self._floats)
+        at = 0
+        while self._pieces:
+            piece = self._pieces.pop(0)
+            out[at : at + len(piece)] = piece
+            at += len(piece)
+        return out
 
 
 class _Bf16Writer(_Writer):
@@ -168,6 +206,15 @@ class _Layer:
     def choose(self, inputs: Sequence[Shape]) -> None:
         """Settle what the weights are packed for, given the shapes of a typical size."""
 
+    def strategy_for(self, inputs: Sequence[Shape]) -> str:
+        """How the kernel goes about inputs of these shapes."""
+        return self.strategy
+
+    def floats(self, inputs: Sequence[Shape]) -> int:
+        """Read and written at least: inputs, result and weights once each."""
+        maps = sum(math.prod(shape) for shape in (*inputs, self.shape(inputs)))
+        return maps + sum(weight.numel() for weight in self.weights())
+
 
 @dataclass(eq=False)
 class _Stem(_Layer):
@@ -178,11 +225,10 @@ class _Stem(_Layer):
 
     def write(self, out: _Writer, inputs: Sequence[int]) -> None:
         conv, block = self.conv, self.block
-        hidden, channels = conv.weights["weight"].shape[:2]
-        out.add(_STEM, inputs[0], channels, hidden, block.channels, conv.options["stride"])
-        out.add(_activation(conv.options["activation"]), _activation(block.options["activation"]))
-        out.matrix(conv.weights["weight"])
-        out.bias(conv.weights["bias"], hidden)
+        hidden = conv.channels
+        out.add(_STEM, inputs[0])
+        _write_dense(conv, out)
+        out.add(block.channels, _activation(block.options["activation"]))
         out.inner_depthwise(block.weights["depthwise_weight"])
         out.bias(block.weights["depthwise_bias"], hidden)
         out.matrix(block.weights["project_weight"])
@@ -198,6 +244,81 @@ class _Stem(_Layer):
 
     def weights(self) -> list[Tensor]:
         return _tensors(self.conv.weights, self.block.weights)
+
+
+@dataclass(eq=False)
+class _StemPool(_Layer):
+    conv: _Node
+    pool: _Node
+    strategy = "dense rows in a ring, then their maxima"
+
+    def write(self, out: _Writer, inputs: Sequence[int]) -> None:
+        out.add(_STEM_POOL, inputs[0])
+        _write_dense(self.conv, out)
+
+    def shape(self, inputs: Sequence[Shape]) -> Shape:
+        height, width = self._dense(inputs)
+        return self.conv.channels, _convolved(height, 2), _convolved(width, 2)
+
+    def _dense(self, inputs: Sequence[Shape]) -> tuple[int, int]:
+        (_, height, width), stride = inputs[0], self.conv.options["stride"]
+        return _convolved(height, stride), _convolved(width, stride)
+
+    def macs(self, inputs: Sequence[Shape]) -> int:
+        return math.prod(self._dense(inputs)) * self.conv.channels * 9 * inputs[0][0]
+
+    def weights(self) -> list[Tensor]:
+        return _tensors(self.conv.weights)
+
+
+@dataclass(eq=False)
+class _ShuffleUnit(_Layer):
+    unit: _Node
+
+    def _stores(self, inputs: Sequence[Shape]) -> bool:
+        floats = math.prod(inputs[0][1:]) * _round_up(self.unit.options["bottleneck"], _VECTOR)
+        return floats <= _MOST_STORED
+
+    def strategy_for(self, inputs: Sequence[Shape]) -> str:
+        return "compressed map, then the rest in tiles" if self._stores(inputs) else "compressed rows in a ring"
+
+    def write(self, out: _Writer, inputs: Sequence[int]) -> None:
+        options, weights = self.unit.options, self.unit.weights
+        channels, bottleneck, groups = options["in_channels"], options["bottleneck"], options["groups"]
+        first_groups = options["first_groups"]
+        out.add(_SHUFFLE_UNIT, inputs[0], channels, bottleneck, weights["expand_weight"].shape[0], first_groups, groups)
+        out.add(options["stride"], options["dilation"], options["concat"], _MOST_STORED)
+        out.grouped(weights["compress_weight"], weights["compress_bias"], first_groups)
+        # the compressed channels stay in the order in which they are computed, the shuffle is in the weights' order
+        order = torch.arange(bottleneck).unflatten(0, (-1, groups)).t().flatten()
+        out.depthwise(weights["depthwise_weight"][order])
+        out.bias(weights["depthwise_bias"][order], bottleneck)
+        out.grouped(weights["expand_weight"], weights["expand_bias"], groups)
+        if options["concat"]:
+            out.depthwise(torch.full((channels, 1, 3, 3), 1 / 9))
+
+    def shape(self, inputs: Sequence[Shape]) -> Shape:
+        (_, height, width), stride = inputs[0], self.unit.options["stride"]
+        return self.unit.channels, _convolved(height, stride), _convolved(width, stride)
+
+    def macs(self, inputs: Sequence[Shape]) -> int:
+        weights = self.unit.weights
+        _, height, width = self.shape(inputs)
+        taps = weights["depthwise_weight"].numel() + weights["expand_weight"].numel()
+        if self.unit.options["concat"]:
+            taps += 9 * inputs[0][0]
+        return math.prod(inputs[0][1:]) * weights["compress_weight"].numel() + height * width * taps
+
+    def weights(self) -> list[Tensor]:
+        return _tensors(self.unit.weights)
+
+
+def _write_dense(conv: _Node, out: _Writer) -> None:
+    """A dense 3x3 convolution of the network's input."""
+    hidden, channels = conv.weights["weight"].shape[:2]
+    out.add(channels, hidden, conv.options["stride"], _activation(conv.options["activation"]))
+    out.matrix(conv.weights["weight"])
+    out.bias(conv.weights["bias"], hidden)
 
 
 @dataclass(eq=False)
@@ -373,6 +494,139 @@ class _Decoder(_Layer):
         self.lifts = costs[True] < costs[False]
 
 
+# interpolation points of Winograd's method by the side of a tile of outputs, besides the one at infinity; the kernels
+# have the same ones. 3/4 and 3/2 halve the error of the usual 1 and 2
+_WINOGRAD_POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 0.75, -0.75, 1.5, -1.5)}
+# multiply-adds of the transforms of one tile, for each channel of the input and of the output
+_WINOGRAD_TRANSFORMS = {2: (32, 24), 4: (144, 130)}
+# floats of transformed weights that every block of tiles may read again
+_SHARED_WEIGHTS = 1 << 21
+# multiply-adds in the time in which a byte comes from outside the second level of cache, and what loading and storing
+# the sums of a block costs in rows of the weights
+_MACS_PER_BYTE = 4
+_BLOCK_ROWS = 8
+
+
+def _winograd_transform(output: int) -> Tensor:
+    """[output + 2, 3] in float64: the values of a filter, as a polynomial, at the points, and its last coefficient."""
+    points = _WINOGRAD_POINTS[output]
+    rows = []
+    for point in points:
+        scale = math.prod(point - other for other in points if other != point)
+        rows.append([1 / scale, point / scale, point**2 / scale])
+    return torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64)
+
+
+@dataclass(eq=False)
+class _Convolution(_Layer):
+    """A dense convolution, and the 2x2 max pool behind it."""
+
+    conv: _Node
+    pool: _Node | None
+    # side of Winograd's tiles, or 0: plain products
+    output: int = 0
+
+    @property
+    def strategy(self) -> str:  # type: ignore[override]
+        if not self.output:
+            return "products in place" if self.conv.options["kernel"] == 1 else "products of copied rows"
+        way = "passes over all tiles" if self._in_passes() else "blocks of tiles"
+        return f"Winograd F({self.output}x{self.output}, 3x3), {way}"
+
+    def _in_passes(self) -> bool:
+        """Whether the transformed weights are too large to be read for each block of tiles."""
+        return self._packed_floats() > _SHARED_WEIGHTS
+
+    def _packed_floats(self) -> int:
+        weight = self.conv.weights["weight"]
+        return weight.shape[0] * weight.shape[1] * ((self.output + 2) ** 2 if self.output else weight[0, 0].numel())
+
+    def write(self, out: _Writer, inputs: Sequence[int]) -> None:
+        options, weight = self.conv.options, self.conv.weights["weight"]
+        out_channels, channels = weight.shape[:2]
+        pools, activation = self.pool is not None, _sloped_activation(options)
+        if self.output:
+            out.add(_WINOGRAD, channels, inputs[0], out_channels, options["padding"], options["dilation"])
+            out.add(self.output // 2, pools, self._in_passes(), *activation)
+            out.winograd(weight, self.output)
+        else:
+            out.add(_CONVOLUTION, inputs[0], channels, out_channels, options["kernel"], options["stride"])
+            out.add(options["padding"], options["dilation"], pools, *activation)
+            out.matrix(weight)
+        out.bias(self.conv.weights["bias"], out_channels)
+
+    def _convolved(self, inputs: Sequence[Shape]) -> tuple[int, int]:
+        """Height and width before the pool."""
+        options = self.conv.options
+        taps = options["dilation"] * (options["kernel"] - 1) + 1
+        height, width = ((size + 2 * options["padding"] - taps) // options["stride"] + 1 for size in inputs[0][1:])
+        # a last odd row or column is not computed
+        return (height, width) if self.pool is None else (height // 2 * 2, width // 2 * 2)
+
+    def shape(self, inputs: Sequence[Shape]) -> Shape:
+        height, width = self._convolved(inputs)
+        step = 1 if self.pool is None else 2
+        return self.channels, height // step, width // step
+
+    def _tiles(self, inputs: Sequence[Shape]) -> int:
+        tiles = 1
+        for size in self._convolved(inputs):
+            # each of the interleaved maps of a dilated convolution has tiles of its own
+            dilation = self.conv.options["dilation"]
+            longest = -(-size // dilation)
+            tiles *= min(dilation, size) * -(-longest // self.output)
+        return tiles
+
+    def macs(self, inputs: Sequence[Shape]) -> int:
+        if not self.output:
+            return math.prod(self._convolved(inputs)) * self.conv.weights["weight"].numel()
+        channels = inputs[0][0]
+        of_input, of_output = _WINOGRAD_TRANSFORMS[self.output]
+        products = (self.output + 2) ** 2 * channels * self.channels
+        return self._tiles(inputs) * (products + of_input * channels + of_output * self.channels)
+
+    def floats(self, inputs: Sequence[Shape]) -> int:
+        maps = math.prod(inputs[0]) + math.prod(self.shape(inputs))
+        if self.output and self._in_passes():
+            maps += 2 * (self.output + 2) ** 2 * self._tiles(inputs) * (inputs[0][0] + self.channels)
+        return maps + self._packed_floats() + self.channels
+
+    def weights(self) -> list[Tensor]:
+        return _tensors(self.conv.weights)
+
+    def choose(self, inputs: Sequence[Shape]) -> None:
+        """The way that is predicted to take the least time for inputs of these shapes."""
+        options = self.conv.options
+        # the network's own input has strides, which only the copied rows know
+        if options["kernel"] != 3 or options["stride"] != 1 or self.conv.inputs == (0,):
+            return
+        channels, costs = inputs[0][0], {}
+        for self.output in (0, *_WINOGRAD_POINTS):
+            rows = channels if self.output else 9 * channels
+            macs = self.macs(inputs) * (rows + _BLOCK_ROWS) / rows
+            costs[self.output] = macs + _MACS_PER_BYTE * 4 * self.floats(inputs)
+        self.output = min(costs, key=costs.__getitem__)
+
+
+@dataclass(eq=False)
+class _MaxPool(_Layer):
+    pool: _Node
+    strategy = "maxima of 2x2"
+
+    def write(self, out: _Writer, inputs: Sequence[int]) -> None:
+        out.add(_MAX_POOL, self.channels, inputs[0])
+
+    def shape(self, inputs: Sequence[Shape]) -> Shape:
+        channels, height, width = inputs[0]
+        return channels, height // 2, width // 2
+
+    def macs(self, inputs: Sequence[Shape]) -> int:
+        return 0
+
+    def weights(self) -> list[Tensor]:
+        return []
+
+
 def _tensors(*groups: dict[str, Any]) -> list[Tensor]:
     found: list[Tensor] = []
 
@@ -427,6 +681,7 @@ class Program:
         dilation: Sequence[int] = (1, 1),
         groups: int = 1,
         activation: str | None = None,
+        negative_slope: float = 0.01,
     ) -> int:
         """conv2d with [C', C / groups, k, k] and an activation."""
         options = {
@@ -436,6 +691,7 @@ class Program:
             "kernel": _one(weight.shape[2:]),
             "groups": groups,
             "activation": activation,
+            "negative_slope": negative_slope,
         }
         return self._add("convolution", (x,), weight.shape[0], options, {"weight": weight, "bias": bias})
 
@@ -450,6 +706,7 @@ class Program:
         padding: Sequence[int],
         dilation: Sequence[int],
         activation: str | None,
+        negative_slope: float = 0.01,
     ) -> int:
         """As functional.separable_conv2d."""
         options = {
@@ -458,6 +715,7 @@ class Program:
             "dilation": _one(dilation),
             "kernel": _one(depthwise_weight.shape[2:]),
             "activation": activation,
+            "negative_slope": negative_slope,
         }
         weights = {"depthwise_weight": depthwise_weight, "pointwise_weight": pointwise_weight, "bias": bias}
         return self._add("separable", (x,), pointwise_weight.shape[0], options, weights)
@@ -483,6 +741,35 @@ class Program:
             "kernel": _one(weights["depthwise_weight"].shape[2:]),  # type: ignore[union-attr]
         }
         return self._add("inverted_residual", (x,), project.shape[0], options, dict(weights))
+
+    def max_pool(self, x: int, *, kernel: int, stride: int, padding: int) -> int:
+        """As max_pool2d."""
+        options = {"kernel": kernel, "stride": stride, "padding": padding}
+        return self._add("max_pool", (x,), self._channels[x], options, {})
+
+    def shuffle_unit(
+        self,
+        x: int,
+        weights: dict[str, Tensor | None],
+        *,
+        groups: int,
+        stride: Sequence[int],
+        dilation: Sequence[int],
+        concat: bool,
+    ) -> int:
+        """As functional.shuffle_unit, `weights` by the names of its arguments."""
+        compress, expand = weights["compress_weight"], weights["expand_weight"]
+        assert compress is not None and expand is not None
+        options = {
+            "bottleneck": compress.shape[0],
+            "groups": groups,
+            "first_groups": self._channels[x] // compress.shape[1],
+            "stride": _one(stride),
+            "dilation": _one(dilation),
+            "concat": concat,
+        }
+        channels = expand.shape[0] + (self._channels[x] if concat else 0)
+        return self._add("shuffle_unit", (x,), channels, options, dict(weights))
 
     def daspp(
         self,
@@ -542,14 +829,30 @@ class Program:
                 layer = _InvertedResidual([node.name], node.inputs, node.channels, node)
             elif node.kind == "daspp":
                 layer = _Pyramid([node.name], node.inputs, node.channels, None, node)
+            elif node.kind == "shuffle_unit":
+                layer = _ShuffleUnit([node.name], node.inputs, node.channels, node)
             elif node.kind == "convolution" and options["groups"] == 1:
                 block, pyramid = only(value, "inverted_residual"), only(value, "daspp")
+                pool = only(value, "max_pool")
                 if block is not None and node.inputs == (0,) and _is_stem(node, block):
                     layer = _Stem([node.name, block.name], node.inputs, block.channels, node, block)
                     value = self._nodes.index(block) + 1
-                elif pyramid is not None and options["kernel"] == 1 and options["stride"] == 1:
+                elif pyramid is not None and _is_last(node):
                     layer = _Pyramid([node.name, pyramid.name], node.inputs, pyramid.channels, node, pyramid)
                     value = self._nodes.index(pyramid) + 1
+                elif pool is not None and node.inputs == (0,) and _is_stem_pool(node, pool):
+                    layer = _StemPool([node.name, pool.name], node.inputs, node.channels, node, pool)
+                    value = self._nodes.index(pool) + 1
+                elif options["kernel"] <= _MOST_TAPS:
+                    if pool is None or not _is_half(pool) or not _is_fused_pool(node):
+                        pool = None
+                    names = [node.name] if pool is None else [node.name, pool.name]
+                    layer = _Convolution(names, node.inputs, node.channels, node, pool)
+                    value = value if pool is None else self._nodes.index(pool) + 1
+            elif node.kind == "separable" and options["kernel"] == 1 and node.inputs != (0,):
+                layer = _Convolution([node.name], node.inputs, node.channels, _merged(node), None)
+            elif node.kind == "max_pool" and _is_half(node) and node.inputs != (0,):
+                layer = _MaxPool([node.name], node.inputs, node.channels, node)
             elif node.kind == "upsample" and options["align_corners"]:
                 first = only(value, "separable")
                 second = None if first is None else only(self._nodes.index(first) + 1, "separable")
@@ -576,6 +879,37 @@ def _same3(node: _Node, stride: int = 1) -> bool:
     """A 3x3 convolution that keeps its input's size."""
     wanted = {"kernel": 3, "stride": stride, "padding": 1, "dilation": 1}
     return all(node.options[name] == value for name, value in wanted.items())
+
+
+def _is_stem_pool(conv: _Node, pool: _Node) -> bool:
+    pooled = all(pool.options[name] == value for name, value in {"kernel": 3, "stride": 2, "padding": 1}.items())
+    return pooled and _same3(conv, conv.options["stride"])
+
+
+def _is_last(conv: _Node) -> bool:
+    """A convolution that a pyramid computes by slices."""
+    wanted = {"kernel": 1, "stride": 1, "padding": 0}
+    plain = conv.options["activation"] != "leaky_relu" and conv.inputs != (0,)
+    return plain and all(conv.options[name] == value for name, value in wanted.items())
+
+
+def _is_half(pool: _Node) -> bool:
+    return all(pool.options[name] == value for name, value in {"kernel": 2, "stride": 2, "padding": 0}.items())
+
+
+def _is_fused_pool(conv: _Node) -> bool:
+    """Whether a pool may be part of the convolution: maxima before the activation need one that does not fall."""
+    return conv.options["dilation"] == 1 and conv.options["negative_slope"] >= 0
+
+
+def _merged(node: _Node) -> _Node:
+    """A 1x1 separable convolution as a dense one."""
+    weights = node.weights
+    scale = weights["depthwise_weight"].double().view(1, -1, 1, 1)
+    dense = (weights["pointwise_weight"].double() * scale).float()
+    return _Node(
+        "convolution", node.name, node.inputs, node.channels, node.options, {"weight": dense, "bias": weights["bias"]}
+    )
 
 
 def _is_stem(conv: _Node, block: _Node) -> bool:
@@ -701,26 +1035,25 @@ class Plan:
         return torch.ops.liteseg_cpu.run_plan(x.to(self.dtype), self.packed, self.program, list(size))
 
     def report(self, size: tuple[int, int], *, profile: bool = False, rounds: int = 20) -> PlanReport:
-        """Layers with shapes, multiply-adds and bytes for one image of `size`; with `profile`, also the least time of
-        each over `rounds` runs on random input, measured between the barriers of whole runs."""
+        """Layers with shapes, multiply-adds and bytes for one image of `size`; with `profile`, also the time of each in
+        the fastest of `rounds` runs on random input, measured between the barriers."""
         seconds: list[float] | None = None
         if profile:
             x = torch.randn(1, self.in_channels, *size).to(self.dtype, memory_format=torch.channels_last)
             times = [torch.ops.liteseg_cpu.time_plan(x, self.packed, self.program, list(size)) for _ in range(rounds)]
-            seconds = torch.stack(times).amin(0).tolist()
+            seconds = min(times, key=lambda of_layers: float(of_layers.sum())).tolist()
         shapes: list[Shape] = [(self.in_channels, *size)]
         reports = []
         for index, (layer, inputs) in enumerate(zip(self.layers, self.inputs, strict=True)):
             given = [shapes[i] for i in inputs]
             shapes.append(layer.shape(given))
-            floats = sum(math.prod(s) for s in (*given, shapes[-1])) + sum(w.numel() for w in layer.weights())
             reports.append(
                 LayerReport(
                     " + ".join(layer.names),
-                    layer.strategy,
+                    layer.strategy_for(given),
                     shapes[-1],
                     layer.macs(given),
-                    self.dtype.itemsize * floats,
+                    self.dtype.itemsize * layer.floats(given),
                     None if seconds is None else seconds[index],
                 )
             )

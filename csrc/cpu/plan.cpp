@@ -3,6 +3,7 @@
 // The program is a flat list of layers that liteseg_kernels/plan.py writes, so the op keeps no state: its arguments can
 // be copied, pickled and used by several threads at once. Everything that depends on the input's size (shapes, the
 // arena's layout, the split over threads) is worked out at each call, which takes microseconds.
+#include <cstring>
 #include <functional>
 #include <limits>
 #include <memory>
@@ -13,10 +14,14 @@
 #include "cpu/isa.h"
 #include "cpu/pack_table.h"
 #include "cpu/plan_bf16.h"
+#include "cpu/plan_convolution.h"
 #include "cpu/plan_daspp.h"
 #include "cpu/plan_decoder.h"
 #include "cpu/plan_stem.h"
+#include "cpu/plan_stem_pool.h"
+#include "cpu/plan_winograd.h"
 #include "cpu/resample.h"
+#include "cpu/shuffle_unit.h"
 #include "cpu/team.h"
 #include "cpu/tensors.h"
 #include "cpu/upsample_argmax.h"
@@ -30,7 +35,17 @@ constexpr int64_t kVersion = 1;
 constexpr int64_t kBf16Version = kVersion + 256;
 constexpr int64_t kBf16Vector = 16;  // their maps have pixels of whole vectors
 
-enum Kind : int64_t { kStem = 1, kInvertedResidual = 2, kPyramid = 3, kDecoder = 4 };
+enum Kind : int64_t {
+  kStem = 1,
+  kInvertedResidual = 2,
+  kPyramid = 3,
+  kDecoder = 4,
+  kStemPool = 5,
+  kShuffleUnit = 6,
+  kConvolution = 7,
+  kWinograd = 8,
+  kMaxPool = 9,
+};
 
 // a feature map [N, h, w, c] in the arena
 struct Map {
@@ -67,6 +82,14 @@ class Program {
   }
   int activation() {
     return static_cast<int>(word("an activation", kNone, kRelu6));
+  }
+  // an activation, and the slope of a leaky one as the bits of a float
+  int activation(float* slope) {
+    const int value = static_cast<int>(word("an activation", kNone, kLeakyRelu));
+    const auto bits = static_cast<uint32_t>(word("the bits of a float", 0, std::numeric_limits<uint32_t>::max()));
+    static_assert(sizeof(bits) == sizeof(*slope));
+    std::memcpy(slope, &bits, sizeof(bits));
+    return value;
   }
   bool flag() {
     return word("a flag", 0, 1) != 0;
@@ -214,9 +237,9 @@ class Run {
   }
 
   void layer() {
-    const int64_t kind = code_.word();
-    LITESEG_CHECK(bf16_ == nullptr || kind <= kDecoder, kOp, "program", "a layer with a bfloat16 kernel", kind);
-    switch (kind) {
+    kind_ = code_.word();
+    LITESEG_CHECK(bf16_ == nullptr || kind_ <= kDecoder, kOp, "program", "a layer with a bfloat16 kernel", kind_);
+    switch (kind_) {
       case kStem:
         stem();
         break;
@@ -229,43 +252,76 @@ class Run {
       case kDecoder:
         decoder();
         break;
+      case kStemPool:
+        stem_pool();
+        break;
+      case kShuffleUnit:
+        shuffle_unit();
+        break;
+      case kConvolution:
+        convolution();
+        break;
+      case kWinograd:
+        winograd();
+        break;
+      case kMaxPool:
+        max_pool();
+        break;
       default:
         LITESEG_CHECK(false, kOp, "program", "a known layer", "another one");
     }
     ++layers_;
   }
 
+  // a dense 3x3 convolution of the network's input
+  void dense_conv(DenseConv* conv, size_t from) {
+    LITESEG_CHECK(from == 0, kOp, "program", "a stem that reads the input", from);
+    conv->c = maps_[0].c;
+    LITESEG_CHECK(code_.channels() == conv->c, kOp, "x", "the plan's number of channels", conv->c);
+    conv->hidden = code_.channels();
+    conv->stride = code_.word("a stride", 1, 8);
+    conv->activation = code_.activation();
+    conv->weight = matrix(conv->hidden, 9 * conv->c, 3);
+    conv->bias = bias(conv->hidden);
+    conv->h = maps_[0].h;
+    conv->w = maps_[0].w;
+    conv->oh = output_size(kOp, "x", conv->h, 3, conv->stride, 1, 1);
+    conv->ow = output_size(kOp, "x", conv->w, 3, conv->stride, 1, 1);
+    conv->x = static_cast<const float*>(read_of(x_));
+    conv->xs = strides_of(x_);
+  }
+
   void stem() {
     auto g = std::make_shared<StemArgs>();
-    const size_t from = source();
-    LITESEG_CHECK(from == 0, kOp, "program", "a stem that reads the input", from);
-    g->c = maps_[0].c;
-    LITESEG_CHECK(code_.channels() == g->c, kOp, "x", "the plan's number of channels", g->c);
-    g->hidden = code_.channels();
+    dense_conv(&g->conv, source());
+    const int64_t hidden = g->conv.hidden;
     g->co = code_.channels();
-    g->stride = code_.word("a stride", 1, 8);
-    g->conv_activation = code_.activation();
     g->depthwise_activation = code_.activation();
-    g->conv = matrix(g->hidden, 9 * g->c, 3);
-    g->conv_bias = bias(g->hidden);
-    g->depthwise = inner_depthwise(g->hidden);
-    g->depthwise_bias = bias(g->hidden);
-    g->project = matrix(g->co, g->hidden);
+    g->depthwise = inner_depthwise(hidden);
+    g->depthwise_bias = bias(hidden);
+    g->project = matrix(g->co, hidden);
     g->project_bias = bias(g->co);
-    g->n = n_;
-    g->h = maps_[0].h;
-    g->w = maps_[0].w;
-    g->oh = output_size(kOp, "x", g->h, 3, g->stride, 1, 1);
-    g->ow = output_size(kOp, "x", g->w, 3, g->stride, 1, 1);
-    g->x = static_cast<const float*>(read_of(x_));
-    g->xs = strides_of(x_);
-    add_map(g->co, g->oh, g->ow);
+    add_map(g->co, g->conv.oh, g->conv.ow);
     const size_t to = maps_.size() - 1;
     if (bf16_ != nullptr) {
       return stem_bf16(*g, to);
     }
     places_.push_back([this, g, to] { g->out = at(to); });
     const StemTable& table = LITESEG_CHOOSE(stem_table);
+    stage(n_ * g->conv.oh, table.scratch_bytes(*g), [g, &table](int64_t begin, int64_t end, char* scratch, bool fresh) {
+      table.run(*g, begin, end, scratch, fresh);
+    });
+  }
+
+  void stem_pool() {
+    auto g = std::make_shared<StemPoolArgs>();
+    dense_conv(&g->conv, source());
+    g->oh = output_size(kOp, "x", g->conv.oh, 3, 2, 1, 1);
+    g->ow = output_size(kOp, "x", g->conv.ow, 3, 2, 1, 1);
+    add_map(g->conv.hidden, g->oh, g->ow);
+    const size_t to = maps_.size() - 1;
+    places_.push_back([this, g, to] { g->out = at(to); });
+    const StemPoolTable& table = LITESEG_CHOOSE(stem_pool_table);
     stage(n_ * g->oh, table.scratch_bytes(*g), [g, &table](int64_t begin, int64_t end, char* scratch, bool fresh) {
       table.run(*g, begin, end, scratch, fresh);
     });
@@ -274,30 +330,106 @@ class Run {
   void stem_bf16(const StemArgs& f, size_t to) {
     auto g = std::make_shared<StemBf16Args>();
     *g = {static_cast<const bf16*>(read_of(x_)),
-          f.xs,
-          f.conv,
-          f.conv_bias,
+          f.conv.xs,
+          f.conv.weight,
+          f.conv.bias,
           f.depthwise,
           f.depthwise_bias,
           f.project,
           f.project_bias,
           nullptr,
-          f.n,
-          f.c,
-          f.h,
-          f.w,
-          f.hidden,
+          n_,
+          f.conv.c,
+          f.conv.h,
+          f.conv.w,
+          f.conv.hidden,
           f.co,
-          f.oh,
-          f.ow,
-          f.stride,
-          f.conv_activation,
+          f.conv.oh,
+          f.conv.ow,
+          f.conv.stride,
+          f.conv.activation,
           f.depthwise_activation};
     places_.push_back([this, g, to] { g->out = bf16_at(to); });
     const StemBf16Table& table = *bf16_->stem;
     stage(n_ * g->oh, table.scratch_bytes(*g), [g, &table](int64_t begin, int64_t end, char* scratch, bool fresh) {
       table.run(*g, begin, end, scratch, fresh);
     });
+  }
+
+  GroupedPointwise grouped(int64_t groups, int64_t in, int64_t out) {
+    GroupedPointwise p{};
+    p.groups = groups;
+    p.in = in / groups;
+    p.out = out / groups;
+    p.weight_stride = panels(p.out) * p.in;
+    p.bias_stride = panels(p.out);
+    p.weight = code_.weight(groups * p.weight_stride);
+    p.bias = code_.weight(groups * p.bias_stride);
+    return p;
+  }
+
+  void shuffle_unit() {
+    auto g = std::make_shared<ShuffleUnitArgs>();
+    const size_t from = source();
+    const Map map = maps_[from];
+    g->n = n_;
+    g->h = map.h;
+    g->w = map.w;
+    g->c = code_.channels();
+    LITESEG_CHECK(from > 0 && map.c == g->c, kOp, "program", text("a map of ", g->c, " channels"), map.c);
+    g->bottleneck = code_.channels();
+    g->branch = code_.channels();
+    const int64_t first_groups = code_.channels();
+    const int64_t groups = code_.channels();
+    LITESEG_CHECK(g->c % first_groups == 0 && g->bottleneck % first_groups == 0 && g->bottleneck % groups == 0 &&
+                      g->branch % groups == 0,
+                  kOp, "program", "groups that divide the channels", text(first_groups, " and ", groups));
+    g->sh = g->sw = code_.word("a stride", 1, 8);
+    g->dh = g->dw = code_.word("a dilation", 1, 1 << 16);
+    const bool concat = code_.flag();
+    const int64_t most_stored = code_.word("a number of floats", 0, int64_t{1} << 40);
+    g->compress = grouped(first_groups, g->c, g->bottleneck);
+    g->depthwise = code_.weight(9 * g->bottleneck);
+    g->depthwise_bias = bias(g->bottleneck);
+    g->expand = grouped(groups, g->bottleneck, g->branch);
+    g->average = concat ? code_.weight(9 * g->c) : nullptr;
+    g->oh = output_size(kOp, "x", g->h, 3, g->sh, g->dh, g->dh);
+    g->ow = output_size(kOp, "x", g->w, 3, g->sw, g->dw, g->dw);
+    LITESEG_CHECK(concat || (g->branch == g->c && g->oh == g->h && g->ow == g->w), kOp, "program",
+                  "a branch of the input's shape", "another");
+    const int64_t co = g->branch + (concat ? g->c : 0);
+    g->xs = {g->h * g->w * g->c, 1, g->w * g->c, g->c};
+    g->os = {g->oh * g->ow * co, 1, g->ow * co, co};
+    // computed place i of group j is shuffled place i * groups + j
+    const auto shuffle = std::make_shared<std::vector<int32_t>>();
+    for (int64_t place = 0; place < g->bottleneck; ++place) {
+      shuffle->push_back(static_cast<int32_t>(place % groups * (g->bottleneck / groups) + place / groups));
+    }
+    g->shuffle = shuffle->data();
+    const int64_t plane = g->oh * g->ow;
+    g->tile = balanced_tile(tile_pixels(g->bottleneck, n_ * plane, 48), n_, plane);
+    const int64_t pixels = n_ * g->h * g->w;
+    g->compress_tile = balanced_tile(48, 1, pixels);
+    constexpr int64_t widest = 16;  // vectors of any instruction set divide it
+    const int64_t image = g->h * g->w * round_up(g->bottleneck, widest);
+    g->stores = image <= most_stored;
+    const auto compressed = temporary(g->stores ? n_ * image : 0);
+    add_map(co, g->oh, g->ow);
+    const size_t to = maps_.size() - 1;
+    places_.push_back([this, g, from, to, compressed, shuffle] {
+      g->x = at(from);
+      g->out = at(to);
+      g->compressed = at(compressed);
+    });
+    const ShuffleUnitTable& table = LITESEG_CHOOSE(shuffle_unit_table);
+    if (g->stores) {
+      stage(div_up(pixels, g->compress_tile), 0,
+            [g, &table](int64_t begin, int64_t end, char*, bool) { table.compress(*g, begin, end); });
+    }
+    stage(n_ * div_up(plane, g->tile), table.scratch_bytes(*g),
+          [g, &table](int64_t begin, int64_t end, char* scratch, bool fresh) {
+            table.run[kFloat](*g, begin, end, scratch, fresh);
+          });
   }
 
   void inverted_residual() {
@@ -542,7 +674,7 @@ class Run {
       g->skip = has_skip ? at(skip) : nullptr;
       g->out = at(to);
       g->os = {g->oh * g->ow * g->k, 1, g->ow * g->k, g->k};
-      if (logits_ && to + 1 == maps_.size()) {
+      if (direct_ && to + 1 == maps_.size()) {
         g->out = static_cast<float*>(data_of(out_));
         g->os = dense_strides(out_);
       }
@@ -565,7 +697,7 @@ class Run {
     maps_[to].scores = true;
     auto g = std::make_shared<DecoderBf16Args>();
     places_.push_back([this, g, f, from, skip, to] {
-      const bool result = logits_ && to + 1 == maps_.size();
+      const bool result = direct_ && to + 1 == maps_.size();
       *g = {*f, bf16_at(from), bf16_at(skip), result ? nullptr : f->out,
             result ? static_cast<bf16*>(data_of(out_)) : nullptr};
     });
@@ -580,13 +712,169 @@ class Run {
           });
   }
 
+  // a map after an optional 2x2 pool of stride 2
+  void add_pooled_map(int64_t c, int64_t h, int64_t w, bool pool) {
+    const int64_t step = pool ? 2 : 1;
+    LITESEG_CHECK(h >= step && w >= step, kOp, "x", "enough rows and columns for every pool", text(h, "x", w));
+    add_map(c, h / step, w / step);
+  }
+
+  void convolution() {
+    auto g = std::make_shared<ConvolutionArgs>();
+    const size_t from = source();
+    const Map map = maps_[from];
+    g->c = code_.channels();
+    if (from == 0) {
+      LITESEG_CHECK(map.c == g->c, kOp, "x", "the plan's number of channels", map.c);
+      g->xs = strides_of(x_);
+    } else {
+      LITESEG_CHECK(map.c == g->c, kOp, "program", text("a map of ", g->c, " channels"), map.c);
+      g->xs = {map.h * map.w * g->c, 1, map.w * g->c, g->c};
+    }
+    g->co = code_.channels();
+    g->kernel = code_.word("a kernel", 1, kMostTaps);
+    g->stride = code_.word("a stride", 1, 8);
+    g->padding = code_.word("a padding", 0, 1 << 10);
+    g->dilation = code_.word("a dilation", 1, 1 << 16);
+    g->pool = code_.flag();
+    g->activation = code_.activation(&g->slope);
+    g->weight = matrix(g->co, g->kernel * g->kernel * g->c);
+    g->bias = bias(g->co);
+    g->n = n_;
+    g->h = map.h;
+    g->w = map.w;
+    g->oh = output_size(kOp, "x", g->h, g->kernel, g->stride, g->padding, g->dilation);
+    g->ow = output_size(kOp, "x", g->w, g->kernel, g->stride, g->padding, g->dilation);
+    add_pooled_map(g->co, g->oh, g->ow, g->pool);
+    if (g->pool) {
+      g->oh -= g->oh % 2;
+      g->ow -= g->ow % 2;
+    }
+    const size_t to = maps_.size() - 1;
+    places_.push_back([this, g, from, to] {
+      g->x = from == 0 ? static_cast<const float*>(read_of(x_)) : at(from);
+      g->out = at(to);
+    });
+    const ConvolutionTable& table = LITESEG_CHOOSE(convolution_table);
+    if (from > 0 && g->kernel == 1 && g->stride == 1 && !g->pool) {
+      const int64_t pixels = n_ * g->h * g->w;
+      g->tile = balanced_tile(96, 1, pixels);
+      stage(div_up(pixels, g->tile), 0,
+            [g, &table](int64_t begin, int64_t end, char*, bool) { table.points(*g, begin, end); });
+      return;
+    }
+    stage(n_ * maps_[to].h, table.scratch_bytes(*g),
+          [g, &table](int64_t begin, int64_t end, char* scratch, bool fresh) {
+            table.rows(*g, begin, end, scratch, fresh);
+          });
+  }
+
+  void winograd() {
+    auto g = std::make_shared<WinogradArgs>();
+    const size_t from = inner_source(code_.channels());
+    const Map map = maps_[from];
+    g->c = map.c;
+    g->co = code_.channels();
+    g->padding = code_.word("a padding", 0, 1 << 10);
+    g->dilation = code_.word("a dilation", 1, 1 << 16);
+    g->output = 2 * code_.word("a tile of 2 or 4 outputs", 1, 2);
+    g->pool = code_.flag();
+    LITESEG_CHECK(!g->pool || g->dilation == 1, kOp, "program", "no dilation before a pool", g->dilation);
+    const bool passes = code_.flag();
+    g->activation = code_.activation(&g->slope);
+    const int64_t taps = (g->output + 2) * (g->output + 2);
+    g->weight = matrix(g->co, taps * g->c);
+    g->bias = bias(g->co);
+    g->n = n_;
+    g->h = map.h;
+    g->w = map.w;
+    g->oh = output_size(kOp, "x", g->h, 3, 1, g->padding, g->dilation);
+    g->ow = output_size(kOp, "x", g->w, 3, 1, g->padding, g->dilation);
+    add_pooled_map(g->co, g->oh, g->ow, g->pool);
+    if (g->pool) {
+      g->oh -= g->oh % 2;
+      g->ow -= g->ow % 2;
+    }
+    g->grid_rows = std::min(g->dilation, g->oh);
+    g->grid_columns = std::min(g->dilation, g->ow);
+    g->rows = div_up(div_up(g->oh, g->dilation), g->output);
+    g->columns = div_up(div_up(g->ow, g->dilation), g->output);
+    const int64_t tiles = n_ * g->grid_rows * g->grid_columns * g->rows * g->columns;
+    const WinogradTable& table = LITESEG_CHOOSE(winograd_table);
+    const int64_t panel_count = panels(g->co) / panel_;
+    const size_t to = maps_.size() - 1;
+    g->block = 1;
+    if (!passes) {
+      // most of the second level of cache
+      constexpr int64_t floats = 163840;
+      g->block = std::max<int64_t>(12, floats / (table.v_floats(*g) + table.m_floats(*g, 1)));
+      g->block = balanced_tile(g->block, 1, tiles);
+      g->count = tiles;
+      places_.push_back([this, g, from, to] {
+        g->x = at(from);
+        g->out = at(to);
+      });
+      stage(div_up(tiles, g->block), table.run_scratch(*g),
+            [g, &table](int64_t begin, int64_t end, char* scratch, bool) { table.run(*g, begin, end, scratch); });
+      return;
+    }
+    // a good part of the cache that all cores share
+    constexpr int64_t floats = int64_t{6} << 20;
+    g->block = std::max<int64_t>(48, floats / (table.v_floats(*g) + table.m_floats(*g, panel_count)));
+    const int64_t rounds = std::max<int64_t>(1, div_up(tiles, g->block));
+    g->block = div_up(tiles, rounds);
+    const auto v = temporary(table.v_floats(*g));
+    const auto m = temporary(table.m_floats(*g, panel_count));
+    for (int64_t first = 0; first < tiles; first += g->block) {
+      const auto pass = std::make_shared<WinogradArgs>(*g);
+      pass->first = first;
+      pass->count = std::min(g->block, tiles - first);
+      places_.push_back([this, pass, from, to, v, m] {
+        pass->x = at(from);
+        pass->out = at(to);
+        pass->v = at(v);
+        pass->m = at(m);
+      });
+      const auto add = [&](int64_t items, int64_t scratch, auto run) {
+        stage(items, scratch,
+              [pass, run](int64_t begin, int64_t end, char* memory, bool) { run(*pass, begin, end, memory); });
+      };
+      add(pass->count, table.pass_scratch(*pass), table.transform);
+      add(taps * panel_count, 0,
+          [&table](const WinogradArgs& args, int64_t begin, int64_t end, char*) { table.multiply(args, begin, end); });
+      add(panel_count * pass->count, 0,
+          [&table](const WinogradArgs& args, int64_t begin, int64_t end, char*) { table.finish(args, begin, end); });
+    }
+  }
+
+  void max_pool() {
+    auto g = std::make_shared<PoolArgs>();
+    const size_t from = inner_source(code_.channels());
+    const Map map = maps_[from];
+    g->n = n_;
+    g->c = map.c;
+    g->h = map.h;
+    g->w = map.w;
+    add_pooled_map(g->c, g->h, g->w, true);
+    const size_t to = maps_.size() - 1;
+    places_.push_back([this, g, from, to] {
+      g->x = at(from);
+      g->out = at(to);
+    });
+    const ConvolutionTable& table = LITESEG_CHOOSE(convolution_table);
+    stage(n_ * (g->h / 2), 0, [g, &table](int64_t begin, int64_t end, char*, bool) { table.pool(*g, begin, end); });
+  }
+
   // the network's output: logits as they are, or labels at the size asked for
   void head(const std::vector<int64_t>& size) {
     const Map& last = maps_.back();
-    logits_ = size.empty();
     LITESEG_CHECK(bf16_ == nullptr || last.scores, kOp, "program", "a decoder at its end", "another layer");
-    if (logits_) {
+    if (size.empty()) {
       out_ = empty_dense({n_, last.c, last.h, last.w}, x_.scalar_type(), is_channels_last(x_));
+      direct_ = kind_ == kDecoder;
+      if (!direct_) {
+        copy(maps_.size() - 1);
+      }
       return;
     }
     LITESEG_CHECK(size.size() == 2 && size[0] > 0 && size[1] > 0, kOp, "size", "none or two numbers of at least 1",
@@ -616,12 +904,35 @@ class Run {
     ++layers_;
   }
 
+  // a map to the network's output, for the layers that do not write there themselves
+  void copy(size_t from) {
+    const Map map = maps_[from];
+    const Strides4 os = dense_strides(out_);
+    float* out = static_cast<float*>(data_of(out_));
+    maps_[from].last_use = layers_;
+    const auto source = std::make_shared<const float*>();
+    places_.push_back([this, source, from] { *source = at(from); });
+    stage(n_ * map.h, 0, [source, map, os, out](int64_t begin, int64_t end, char*, bool) {
+      for (int64_t row = begin; row < end; ++row) {
+        const float* src = *source + row * map.w * map.c;
+        float* dst = out + row / map.h * os.n + row % map.h * os.h;
+        for (int64_t x = 0; x < map.w; ++x) {
+          for (int64_t c = 0; c < map.c; ++c) {
+            dst[x * os.w + c * os.c] = src[x * map.c + c];
+          }
+        }
+      }
+    });
+    // its time counts as the last layer's
+    layer_of_stage_.back() = layers_ - 1;
+  }
+
   // Offsets of all maps: each takes the lowest gap between those that live at the same time. Returns the floats needed.
   int64_t allocate() {
     std::vector<Block> blocks;
     // map i + 1 is written by layer i
     for (size_t i = 1; i < maps_.size(); ++i) {
-      if (logits_ && i + 1 == maps_.size()) {
+      if (direct_ && i + 1 == maps_.size()) {
         break;
       }
       blocks.push_back({maps_[i].floats(n_), static_cast<int64_t>(i) - 1, maps_[i].last_use, &maps_[i].offset});
@@ -656,7 +967,8 @@ class Run {
   int64_t panel_;
   const Bf16Tables* bf16_ = nullptr;  // of a bfloat16 plan
   int64_t layers_ = 0;
-  bool logits_ = true;
+  int64_t kind_ = 0;     // of the last layer
+  bool direct_ = false;  // whether the last layer writes the network's output itself
   Tensor out_;
   float* base_ = nullptr;
   std::vector<Map> maps_;

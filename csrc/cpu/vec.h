@@ -183,6 +183,10 @@ LITESEG_INLINE Vec maximum(Vec a, Vec b) {
 LITESEG_INLINE Vec minimum(Vec a, Vec b) {
   return {_mm512_min_ps(a.v, b.v)};
 }
+// NaN where either is
+LITESEG_INLINE Vec maximum_or_nan(Vec a, Vec b) {
+  return {_mm512_mask_mov_ps(_mm512_max_ps(a.v, b.v), _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), a.v)};
+}
 // lane by lane: a > b ? x : y
 LITESEG_INLINE Vec where_greater(Vec a, Vec b, Vec x, Vec y) {
   return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ), y.v, x.v)};
@@ -306,6 +310,10 @@ LITESEG_INLINE Vec maximum(Vec a, Vec b) {
 LITESEG_INLINE Vec minimum(Vec a, Vec b) {
   return {_mm256_min_ps(a.v, b.v)};
 }
+// NaN where either is
+LITESEG_INLINE Vec maximum_or_nan(Vec a, Vec b) {
+  return {_mm256_blendv_ps(_mm256_max_ps(a.v, b.v), a.v, _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q))};
+}
 // lane by lane: a > b ? x : y
 LITESEG_INLINE Vec where_greater(Vec a, Vec b, Vec x, Vec y) {
   return {_mm256_blendv_ps(y.v, x.v, _mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ))};
@@ -409,6 +417,10 @@ LITESEG_INLINE Vec maximum(Vec a, Vec b) {
 }
 LITESEG_INLINE Vec minimum(Vec a, Vec b) {
   return select(a.v < b.v, a, b);
+}
+// NaN where either is
+LITESEG_INLINE Vec maximum_or_nan(Vec a, Vec b) {
+  return select(a.v != a.v, a, maximum(a, b));
 }
 // lane by lane: a > b ? x : y
 LITESEG_INLINE Vec where_greater(Vec a, Vec b, Vec x, Vec y) {

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from liteseg_kernels.nn import ConvNormAct
+from liteseg_kernels.plan import Program
 
 
 class _Layer(NamedTuple):
@@ -91,6 +92,18 @@ class Darknet19(nn.Module):
                 module = nn.MaxPool2d(2)
             part = self.low if layer.number <= _LOW_LEVEL_LAYER else self.high
             part.add_module(str(layer.number), module)
+
+    def lower(self, program: Program, x: int) -> tuple[int, int]:
+        """Add the encoder to a plan; the values of the low-level and the encoded feature."""
+        parts = []
+        for part in (self.low, self.high):
+            for name, module in part.named_children():
+                if isinstance(module, nn.MaxPool2d):
+                    x = program.max_pool(x, kernel=module.kernel_size, stride=module.stride, padding=module.padding)
+                elif not isinstance(module, nn.Identity):
+                    x = program.run(module, name, x)
+            parts.append(x)
+        return parts[0], parts[1]
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         low_level = self.low(x)

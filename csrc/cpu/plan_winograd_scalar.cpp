@@ -1,0 +1,1 @@
+#include "plan_winograd_impl.h"
