@@ -1,10 +1,11 @@
 """Whole networks on the CPU against what one would use instead, side by side: `python -m benchmarks.cpu_networks`.
 
 Every provider lives in a process of its own, with its own thread pool and its best settings, and the processes take
-turns call by call: what else the machine does meets all of them alike. Input is a normalised float32 picture in memory,
-output either the label map at full size ("labels") or the logits before the last upsampling ("logits"). OpenVINO and
-ONNX Runtime take part where they are installed (extra `bench`, and onnx with onnxscript for the export); whoever cannot
-run says why. Rows are appended to the CSV, the table is printed.
+turns call by call: what else the machine does meets all of them alike. Input is a normalised picture in memory (in
+bfloat16 for liteseg and PyTorch where that is the dtype, else float32), output either the label map at full size
+("labels") or the logits before the last upsampling ("logits"). OpenVINO and ONNX Runtime take part where they are
+installed (extra `bench`, and onnx with onnxscript for the export); whoever cannot run says why. Rows are appended to
+the CSV, the table is printed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import csv
 import datetime
 import importlib.metadata
+import itertools
 import multiprocessing
 import os
 import platform
@@ -31,7 +33,7 @@ PROVIDERS = ("liteseg", "openvino", "onnxruntime", "compiled", "eager channels_l
 # spinning workers of one pool must be asleep before the next provider's turn
 PAUSE = 0.02
 COLUMNS = (
-    *("network", "size", "output", "threads", "provider", "p50 ms", "p20 ms", "p80 ms", "min ms", "rounds"),
+    *("network", "size", "output", "dtype", "threads", "provider", "p50 ms", "p20 ms", "p80 ms", "min ms", "rounds"),
     *("against liteseg", "equal labels", "detail", "machine", "version", "torch", "commit", "date"),
 )
 
@@ -80,7 +82,9 @@ def _exported(name: str, size: tuple[int, int], output: str, folder: str) -> str
     return path
 
 
-def _call(provider: str, name: str, size: tuple[int, int], output: str, threads: int, folder: str) -> Callable[[], Any]:
+def _call(
+    provider: str, name: str, size: tuple[int, int], output: str, dtype: str, threads: int, folder: str
+) -> Callable[[], Any]:
     """A call of the provider; raises where it cannot run."""
     import torch
 
@@ -89,6 +93,8 @@ def _call(provider: str, name: str, size: tuple[int, int], output: str, threads:
 
     torch.set_num_threads(threads)
     x = _picture(size)
+    if provider == "onnxruntime" and dtype != "float32":
+        raise ValueError(f"it has no {dtype} convolutions on the CPU")
     if provider in ("openvino", "onnxruntime"):
         importlib.import_module(provider)
         path, array = _exported(name, size, output, folder), x.numpy()
@@ -98,7 +104,7 @@ def _call(provider: str, name: str, size: tuple[int, int], output: str, threads:
         settings = {
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[dtype],
         }
         compiled = ov.Core().compile_model(path, "CPU", settings)
         return lambda: compiled(array)[0]
@@ -110,7 +116,7 @@ def _call(provider: str, name: str, size: tuple[int, int], output: str, threads:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         feed = {session.get_inputs()[0].name: array}
         return lambda: session.run(None, feed)[0]
-    model = _network(name)
+    model, x = _network(name).to(getattr(torch, dtype)), x.to(getattr(torch, dtype))
     if provider == "liteseg":
         # the layout in which `predict` hands pictures over
         x = x.contiguous(memory_format=torch.channels_last)
@@ -140,14 +146,17 @@ def _serve(pipe: Connection, *work: Any) -> None:
     with torch.inference_mode():
         for _ in range(3):
             result = call()
-        pipe.send((True, np.asarray(result)))
+        shown = result.float() if isinstance(result, torch.Tensor) and result.is_floating_point() else result
+        pipe.send((True, np.asarray(shown)))
         while pipe.recv():
             start = time.perf_counter()
             call()
             pipe.send(1e3 * (time.perf_counter() - start))
 
 
-def compare(network: str, size: tuple[int, int], output: str, threads: int, rounds: int) -> list[dict[str, Any]]:
+def compare(
+    network: str, size: tuple[int, int], output: str, dtype: str, threads: int, rounds: int
+) -> list[dict[str, Any]]:
     """One row a provider, in the order of PROVIDERS."""
     context = multiprocessing.get_context("spawn")
     # pools read these when their library is loaded, so they are set before the processes start
@@ -157,7 +166,7 @@ def compare(network: str, size: tuple[int, int], output: str, threads: int, roun
         for provider in PROVIDERS:
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=_serve, args=(theirs, provider, network, size, output, threads, folder), daemon=True
+                target=_serve, args=(theirs, provider, network, size, output, dtype, threads, folder), daemon=True
             )
             process.start()
             theirs.close()
@@ -196,7 +205,14 @@ def compare(network: str, size: tuple[int, int], output: str, threads: int, roun
         rows.append(row)
     rows.sort(key=lambda row: PROVIDERS.index(row["provider"]))
     return [
-        {"network": network, "size": f"{size[0]}x{size[1]}", "output": output, "threads": threads, **row}
+        {
+            "network": network,
+            "size": f"{size[0]}x{size[1]}",
+            "output": output,
+            "dtype": dtype,
+            "threads": threads,
+            **row,
+        }
         for row in rows
     ]
 
@@ -242,6 +258,7 @@ def main(argv: list[str] | None = None) -> None:
         "--sizes", nargs="+", type=_size, default=[(360, 640), (512, 1024), (1024, 2048)], metavar="HxW"
     )
     parser.add_argument("--outputs", nargs="+", choices=("labels", "logits"), default=["labels", "logits"])
+    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
     parser.add_argument("--threads", nargs="+", type=int, default=[2, 1])
     parser.add_argument("--rounds", type=int, default=20, help="timed calls of each provider")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "cpu-networks.csv")
@@ -257,20 +274,19 @@ def main(argv: list[str] | None = None) -> None:
         "commit": commit,
         "date": datetime.date.today().isoformat(),
     }
-    for network in options.networks:
-        for size in options.sizes:
-            for output in options.outputs:
-                for threads in options.threads:
-                    rows = compare(network, size, output, threads, options.rounds)
-                    _append(options.out, [{**row, "version": _version(row["provider"]), **common} for row in rows])
-                    print(f"{network}, {size[0]}x{size[1]}, {output}, {threads} threads")
-                    for row in rows:
-                        shown = row.get("detail") or (
-                            f"{row['p50 ms']:9.2f} ms (min {row['min ms']:.2f})  x{row.get('against liteseg', '')}  "
-                            f"{row.get('equal labels', '')}"
-                        )
-                        print(f"  {row['provider']:<20} {shown}")
-                    sys.stdout.flush()
+    cases = itertools.product(options.networks, options.sizes, options.outputs, options.dtypes, options.threads)
+    for case in cases:
+        rows = compare(*case, options.rounds)
+        _append(options.out, [{**row, "version": _version(row["provider"]), **common} for row in rows])
+        network, size, output, dtype, threads = case
+        print(f"{network}, {size[0]}x{size[1]}, {output}, {dtype}, {threads} threads")
+        for row in rows:
+            shown = row.get("detail") or (
+                f"{row['p50 ms']:9.2f} ms (min {row['min ms']:.2f})  x{row.get('against liteseg', '')}  "
+                f"{row.get('equal labels', '')}"
+            )
+            print(f"  {row['provider']:<20} {shown}")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ A network describes itself once: its modules call the methods of `Program` in th
 turns that into the few layers that the compiled op `liteseg_cpu::run_plan` knows, each of which does the work of
 several modules in one pass, and packs the weights. Shapes stay open: one plan serves any input size.
 
-The op takes float32 only, and everything else (other dtypes, gradients, another backend asked for, tracing) runs module
-by module as before: see `PlannedModule.plan_for`.
+The op takes float32, and bfloat16 where the processor multiplies it (AVX512_BF16) and every layer has a kernel for it.
+Everything else (other dtypes, gradients, another backend asked for, tracing) runs module by module as before: see
+`PlannedModule.plan_for`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import math
 import struct
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ __all__ = ["LayerReport", "Plan", "PlanReport", "PlannedModule", "Program", "Unp
 _logger = logging.getLogger("liteseg_kernels")
 
 _VERSION = 1
+# the first word of a program by the dtype of its weights
+_VERSIONS = {torch.float32: _VERSION, torch.bfloat16: _VERSION + 256}
 _STEM, _INVERTED_RESIDUAL, _PYRAMID, _DECODER = 1, 2, 3, 4
 _STEM_POOL, _SHUFFLE_UNIT, _CONVOLUTION, _WINOGRAD, _MAX_POOL = 5, 6, 7, 8, 9
 _ACTIVATIONS: tuple[str | None, ...] = (None, "relu", "relu6")
@@ -122,8 +125,12 @@ class _Writer:
 
     def depthwise(self, weight: Tensor, channels: int | None = None) -> None:
         """[C, 1, 3, 3] as [9][C], with zeros up to `channels`."""
-        taps = weight.flatten(1).t()
+        taps = weight.float().flatten(1).t()
         self._weight(nn.functional.pad(taps, (0, (channels or taps.shape[1]) - taps.shape[1])))
+
+    def inner_depthwise(self, weight: Tensor) -> None:
+        """The same for a map that the layer itself makes, in the kernel's own layout."""
+        self.depthwise(weight)
 
     def packed(self) -> Tensor:
         """All weights; the writer keeps none of them, so that they are in memory only once."""
@@ -134,6 +141,34 @@ class _Writer:
             out[at : at + len(piece)] = piece
             at += len(piece)
         return out
+
+
+class _Bf16Writer(_Writer):
+    """Matrices as words of two neighbouring rows, each word in the place of a float."""
+
+    def matrix(self, weight: Tensor) -> None:
+        """[N, K] or [N, K, h, w] as panels [N / panel][h stretches of taps and channels, made even][panel] of words."""
+        rows = weight.float()
+        rows = rows[:, None] if rows.dim() == 2 else rows.movedim(1, -1).flatten(2)
+        columns = _round_up(rows.shape[0], self.panel) - rows.shape[0]
+        rows = nn.functional.pad(rows, (0, rows.shape[2] % 2, 0, 0, 0, columns))
+        words = rows.bfloat16().flatten().view(torch.float32)
+        count = rows.shape[1] * rows.shape[2] // 2
+        self._weight(words.view(rows.shape[0] // self.panel, self.panel, count).transpose(1, 2))
+
+    def inner_depthwise(self, weight: Tensor) -> None:
+        """[C, 1, 3, 3] as sets of pair rows [8][3 columns][C up to whole vectors] of words: the taps that the even and
+        the odd row of a pair meet, in the order of TapSet in csrc/cpu/pairs.h."""
+        channels = weight.shape[0]
+        rows = weight.float().flatten(1).t().unflatten(0, (3, 3))
+        rows = nn.functional.pad(rows, (0, _round_up(channels, _VECTOR) - channels, 0, 0, 0, 1))
+        # the fourth row is zero: no tap
+        even_and_odd = [(3, 0), (1, 2), (0, 1), (2, 3), (0, 3), (1, 3), (3, 1), (3, 2)]
+        sets = torch.stack([torch.stack((rows[even], rows[odd]), -1) for even, odd in even_and_odd])
+        self._weight(sets.bfloat16().view(torch.float32))
+
+
+_WRITERS: dict[torch.dtype, type[_Writer]] = {torch.float32: _Writer, torch.bfloat16: _Bf16Writer}
 
 
 @dataclass(eq=False)
@@ -156,6 +191,8 @@ class _Layer:
     inputs: tuple[int, ...]
     channels: int  # of its result
     strategy = ""
+    # what there are kernels for
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32,)
 
     def write(self, out: _Writer, inputs: Sequence[int]) -> None:
         raise NotImplementedError
@@ -188,6 +225,7 @@ class _Stem(_Layer):
     conv: _Node
     block: _Node
     strategy = "dense rows in a ring, then depthwise and projection"
+    dtypes = (torch.float32, torch.bfloat16)
 
     def write(self, out: _Writer, inputs: Sequence[int]) -> None:
         conv, block = self.conv, self.block
@@ -195,7 +233,7 @@ class _Stem(_Layer):
         out.add(_STEM, inputs[0])
         _write_dense(conv, out)
         out.add(block.channels, _activation(block.options["activation"]))
-        out.depthwise(block.weights["depthwise_weight"])
+        out.inner_depthwise(block.weights["depthwise_weight"])
         out.bias(block.weights["depthwise_bias"], hidden)
         out.matrix(block.weights["project_weight"])
         out.bias(block.weights["project_bias"], block.channels)
@@ -291,6 +329,7 @@ def _write_dense(conv: _Node, out: _Writer) -> None:
 class _InvertedResidual(_Layer):
     block: _Node
     strategy = "expanded rows in a ring"
+    dtypes = (torch.float32, torch.bfloat16)
 
     def write(self, out: _Writer, inputs: Sequence[int]) -> None:
         block, weights = self.block, self.block.weights
@@ -302,7 +341,7 @@ class _InvertedResidual(_Layer):
         if expands:
             out.matrix(weights["expand_weight"])
             out.bias(weights["expand_bias"], hidden)
-        out.depthwise(weights["depthwise_weight"])
+        out.inner_depthwise(weights["depthwise_weight"])
         out.bias(weights["depthwise_bias"], hidden)
         out.matrix(weights["project_weight"])
         out.bias(weights["project_bias"], block.channels)
@@ -327,6 +366,7 @@ class _Pyramid(_Layer):
     last: _Node | None
     pyramid: _Node
     strategy = "input channels split over the threads, wide map by slices"
+    dtypes = (torch.float32, torch.bfloat16)
 
     def write(self, out: _Writer, inputs: Sequence[int]) -> None:
         weights, options = self.pyramid.weights, self.pyramid.options
@@ -399,6 +439,7 @@ class _Decoder(_Layer):
     classifier: _Node
     # whether the first convolution's part for the resized map is done before resizing, a product for each of its taps
     lifts: bool = True
+    dtypes = (torch.float32, torch.bfloat16)
 
     @property
     def strategy(self) -> str:  # type: ignore[override]
@@ -899,7 +940,7 @@ class LayerReport:
         shape: (channels, height, width) of its result.
         macs: multiply-adds.
         bytes: read and written at least: its inputs, its result, its packed weights and what passes over all of it
-            store in between, once each, in float32.
+            store in between, once each, in the plan's dtype.
         seconds: measured, or None.
     """
 
@@ -918,6 +959,7 @@ class PlanReport:
     size: tuple[int, int]
     layers: tuple[LayerReport, ...]
     threads: int | None = None
+    dtype: torch.dtype = torch.float32
     # bytes of all packed weights, which the plan keeps beside the modules' own
     packed_bytes: int = 0
 
@@ -950,7 +992,8 @@ class PlanReport:
             )
             for row in rows
         ]
-        title = f"{self.size[0]}x{self.size[1]}, batch 1, {self.packed_bytes / 1e6:.1f} MB of packed weights"
+        dtype = str(self.dtype).removeprefix("torch.")
+        title = f"{self.size[0]}x{self.size[1]}, {dtype}, batch 1, {self.packed_bytes / 1e6:.1f} MB of packed weights"
         title += f", {self.threads} threads" if timed else ""
         return "\n".join([title, *(line.rstrip() for line in lines)])
 
@@ -962,17 +1005,21 @@ class Plan:
     packed: Tensor
     program: Tensor
     in_channels: int
+    dtype: torch.dtype
     layers: tuple[_Layer, ...] = field(repr=False)
     inputs: tuple[tuple[int, ...], ...] = field(repr=False)
 
     @classmethod
-    def compile(cls, program: Program) -> Plan:
-        """Raises Unplannable where a part of the network has no layer."""
+    def compile(cls, program: Program, dtype: torch.dtype = torch.float32) -> Plan:
+        """Raises Unplannable where a part of the network has no layer, or none of this dtype."""
         layers, values = program.layers()
+        for layer in layers:
+            if dtype not in layer.dtypes:
+                raise Unplannable(f"{' + '.join(layer.names)}: no kernel for {dtype}")
         number = {0: 0} | {value: index + 1 for index, value in enumerate(values)}
         panel = torch.ops.liteseg_cpu.panel()
-        out = _Writer(panel)
-        out.add(_VERSION, panel, len(layers))
+        out = _WRITERS[dtype](panel)
+        out.add(_VERSIONS[dtype], panel, len(layers))
         inputs = []
         shapes: list[Shape] = [(program.channels(0), *_TYPICAL_SIZE)]
         for layer in layers:
@@ -981,9 +1028,8 @@ class Plan:
             layer.choose(given)
             layer.write(out, inputs[-1])
             shapes.append(layer.shape(given))
-        return cls(
-            out.packed(), torch.tensor(out.words, dtype=torch.int64), program.channels(0), tuple(layers), tuple(inputs)
-        )
+        words = torch.tensor(out.words, dtype=torch.int64)
+        return cls(out.packed(), words, program.channels(0), dtype, tuple(layers), tuple(inputs))
 
     @property
     def classes(self) -> int:
@@ -991,20 +1037,20 @@ class Plan:
         return self.layers[-1].channels
 
     def logits(self, x: Tensor) -> Tensor:
-        """float32 [N, C, H, W] -> the last layer's output, float32 [N, K, h, w] in x's memory format."""
-        return torch.ops.liteseg_cpu.run_plan(x, self.packed, self.program, [])
+        """[N, C, H, W] -> the last layer's output [N, K, h, w] in the plan's dtype and x's memory format."""
+        return torch.ops.liteseg_cpu.run_plan(x.to(self.dtype), self.packed, self.program, [])
 
     def labels(self, x: Tensor, size: Sequence[int]) -> Tensor:
-        """float32 [N, C, H, W] -> uint8 [N, *size]: arg max of logits resized to `size` (bilinear, aligned corners).
-        At most 256 classes."""
-        return torch.ops.liteseg_cpu.run_plan(x, self.packed, self.program, list(size))
+        """[N, C, H, W] -> uint8 [N, *size]: arg max of logits resized to `size` (bilinear, aligned corners). The logits
+        are float32 in a bfloat16 plan too. At most 256 classes."""
+        return torch.ops.liteseg_cpu.run_plan(x.to(self.dtype), self.packed, self.program, list(size))
 
     def report(self, size: tuple[int, int], *, profile: bool = False, rounds: int = 20) -> PlanReport:
         """Layers with shapes, multiply-adds and bytes for one image of `size`; with `profile`, also the time of each in
         the fastest of `rounds` runs on random input, measured between the barriers."""
         seconds: list[float] | None = None
         if profile:
-            x = torch.randn(1, self.in_channels, *size).contiguous(memory_format=torch.channels_last)
+            x = torch.randn(1, self.in_channels, *size).to(self.dtype, memory_format=torch.channels_last)
             times = [torch.ops.liteseg_cpu.time_plan(x, self.packed, self.program, list(size)) for _ in range(rounds)]
             seconds = min(times, key=lambda of_layers: float(of_layers.sum())).tolist()
         shapes: list[Shape] = [(self.in_channels, *size)]
@@ -1018,7 +1064,7 @@ class Plan:
                     layer.strategy_for(given),
                     shapes[-1],
                     layer.macs(given),
-                    4 * layer.floats(given),
+                    self.dtype.itemsize * layer.floats(given),
                     None if seconds is None else seconds[index],
                 )
             )
@@ -1034,10 +1080,15 @@ class Plan:
             )
         )
         threads = torch.get_num_threads() if profile else None
-        return PlanReport(size, tuple(reports), threads, self.packed.nbytes)
+        return PlanReport(size, tuple(reports), threads, self.dtype, self.packed.nbytes)
 
 
 Self = TypeVar("Self", bound="PlannedModule")
+
+
+def _autocasts() -> bool:
+    """Whether torch.autocast turns convolutions on the CPU to bfloat16."""
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
 class PlannedModule(nn.Module):
@@ -1054,7 +1105,8 @@ class PlannedModule(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._planned = False
-        self._plan: Plan | str | None = None
+        # by dtype: a plan, or why there is none
+        self._plans: dict[torch.dtype, Plan | str] = {}
         self._graphs: GraphCache | None = None
         self._graph_refusals: set[str] = set()
         self.register_load_state_dict_post_hook(_forget)
@@ -1066,53 +1118,67 @@ class PlannedModule(nn.Module):
     def plan_(self) -> None:
         """Run from a plan from now on, where one covers the network and the input."""
         self._planned = True
-        self._plan = None
+        self._plans = {}
 
-    def _made(self) -> Plan | str:
+    def _dtype(self) -> torch.dtype | str:
+        """What the weights compute in, or why no plan can."""
+        tensors = [t for t in (*self.parameters(), *self.buffers()) if t.is_floating_point()]
+        dtypes = {t.dtype for t in tensors}
+        if len(dtypes) != 1 or dtypes.isdisjoint(_WRITERS) or any(t.device.type != "cpu" for t in tensors):
+            return "the weights are not all float32 or all bfloat16 on the CPU"
+        return torch.bfloat16 if _autocasts() else dtypes.pop()
+
+    def _made(self, dtype: torch.dtype) -> Plan | str:
         """The plan, or why there is none."""
-        made = self._plan
+        made = self._plans.get(dtype)
         if made is None:
             missing = _loader.missing("cpu")
             if missing is not None:
                 return missing
-            tensors = (*self.parameters(), *self.buffers())
-            if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in tensors if t.is_floating_point()):
-                return "the weights are not all float32 on the CPU"
+            isa = torch.ops.liteseg_cpu.isa()
+            if dtype == torch.bfloat16 and isa != "avx512bf16":
+                return f"bfloat16 runs from a plan with AVX512_BF16 only, and the instruction set in use is {isa}"
             program = Program(self.in_channels)
             try:
-                with torch.no_grad(), torch.inference_mode(False):
+                with torch.no_grad(), torch.inference_mode(False), torch.autocast("cpu", enabled=False):
                     self.lower(program, 0)
-                    made = Plan.compile(program)
+                    made = Plan.compile(program, dtype)
             except Unplannable as reason:
                 made = str(reason)
             # two threads may make it at once: both get the same, and one is kept
-            self._plan = made
+            self._plans[dtype] = made
         return made
 
     def plan_for(self, x: Tensor) -> Plan | None:
         """The plan that takes x, or None: then the modules run one by one."""
         if not self._planned or self.training or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return None
-        if (
-            type(x) is not Tensor
-            or x.device.type != "cpu"
-            or x.dtype != torch.float32
-            or torch.is_autocast_enabled("cpu")
-        ):
+        if type(x) is not Tensor or x.device.type != "cpu" or x.dtype not in _WRITERS:
+            return None
+        autocasts = torch.is_autocast_enabled("cpu")
+        if autocasts and not _autocasts():
             return None
         if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters())):
             return None
         if _dispatch.selection().name not in ("auto", "cpu"):
             return None
-        made = self._made()
+        # what a plan was made from stays, so only a new one looks at the weights
+        dtype: torch.dtype | str = torch.bfloat16 if autocasts else x.dtype
+        if dtype not in self._plans:
+            dtype = self._dtype()
+            if isinstance(dtype, str) or not (autocasts or dtype == x.dtype):
+                return None
+        made = self._made(dtype)
         return made if isinstance(made, Plan) else None
 
     def plan(self, size: tuple[int, int] = (360, 640), *, profile: bool = False) -> PlanReport:
         """The plan of a fused network for images of `size` (height, width): layers, strategies, multiply-adds, bytes.
 
+        The plan is that of the weights' dtype, or bfloat16's inside `torch.autocast("cpu", torch.bfloat16)`.
         `profile=True` runs it and adds the time of each layer. Raises ValueError for a network without a plan.
         """
-        made = self._made() if self._planned else "it was not fused"
+        dtype = self._dtype() if self._planned else "it was not fused"
+        made = dtype if isinstance(dtype, str) else self._made(dtype)
         if isinstance(made, str):
             raise ValueError(f"plan: expected a network that runs from a plan, got one that does not: {made}")
         return made.report(size, profile=profile)
@@ -1120,7 +1186,7 @@ class PlannedModule(nn.Module):
     def drop_plan(self) -> None:
         """Run module by module from now on."""
         self._planned = False
-        self._plan = None
+        self._plans = {}
         self._forget_graphs()
         self._graphs = None
 
@@ -1173,16 +1239,16 @@ class PlannedModule(nn.Module):
         return self
 
     def _apply(self: Self, *args: Any, **kwargs: Any) -> Self:
-        self._plan = None
+        self._plans = {}
         self._forget_graphs()
         return super()._apply(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         # packed for this machine's instruction set
-        return self.__dict__ | {"_plan": None}
+        return self.__dict__ | {"_plans": {}}
 
 
 def _forget(module: nn.Module, incompatible_keys: object) -> None:
     assert isinstance(module, PlannedModule)
-    module._plan = None
+    module._plans = {}
     module._forget_graphs()

@@ -17,9 +17,9 @@ struct DepthwiseRow {
 
 constexpr int kBlock = 6;  // interior pixels that share one load of the weights
 
-template <typename T, int P, int KW>
+template <typename T, typename Out, int P, int KW>
 void depthwise_block(const T* const* rows, const int64_t* row_taps, int64_t row_count, const DepthwiseRow& g,
-                     const float* weight, int64_t x0, float* out, int64_t ldo) {
+                     const float* weight, int64_t x0, Out* out, int64_t ldo) {
   const int64_t kw = KW > 0 ? KW : g.kw;
   const int64_t pixel = g.stride * g.x_stride;
   const int64_t tap = g.dilation * g.x_stride;
@@ -50,7 +50,7 @@ void depthwise_block(const T* const* rows, const int64_t* row_taps, int64_t row_
   const auto whole = [&](int64_t c) LITESEG_INLINE_LAMBDA {
     group(
         c, [](const auto* p) LITESEG_INLINE_LAMBDA { return load(p); },
-        [](float* p, Vec a) LITESEG_INLINE_LAMBDA { store(p, a); });
+        [](Out* p, Vec a) LITESEG_INLINE_LAMBDA { store(p, a); });
   };
   int64_t c = 0;
   for (; c + Vec::width <= g.c; c += Vec::width) {
@@ -62,14 +62,14 @@ void depthwise_block(const T* const* rows, const int64_t* row_taps, int64_t row_
     const int64_t n = g.c - c;
     group(
         c, [n](const auto* p) LITESEG_INLINE_LAMBDA { return load_n(p, n); },
-        [n](float* p, Vec a) LITESEG_INLINE_LAMBDA { store_n(p, a, n); });
+        [n](Out* p, Vec a) LITESEG_INLINE_LAMBDA { store_n(p, a, n); });
   }
 }
 
 // one pixel whose taps partly lie outside of the row
-template <typename T>
+template <typename T, typename Out>
 void depthwise_border(const T* const* rows, const int64_t* row_taps, int64_t row_count, const DepthwiseRow& g,
-                      const float* weight, int64_t x0, float* out) {
+                      const float* weight, int64_t x0, Out* out) {
   // first and one past the last tap with 0 <= x0 + j * dilation < w
   const int64_t first = x0 < 0 ? div_up(-x0, g.dilation) : 0;
   const int64_t last = x0 < g.w ? min_i(g.kw, (g.w - 1 - x0) / g.dilation + 1) : 0;
@@ -102,9 +102,9 @@ void depthwise_border(const T* const* rows, const int64_t* row_taps, int64_t row
 }
 
 // rows: the input rows (start of column 0) of the taps that lie inside of the image, row_taps: which tap each one is
-template <typename T>
+template <typename T, typename Out>
 void depthwise_run(const T* const* rows, const int64_t* row_taps, int64_t row_count, const DepthwiseRow& g,
-                   const float* weight, int64_t ox0, int64_t ox1, float* out, int64_t ldo) {
+                   const float* weight, int64_t ox0, int64_t ox1, Out* out, int64_t ldo) {
   const int64_t reach = (g.kw - 1) * g.dilation;
   // outputs [lo, hi) have all their taps inside
   const int64_t lo = min_i(ox1, max_i(ox0, div_up(g.padding, g.stride)));
@@ -117,13 +117,13 @@ void depthwise_run(const T* const* rows, const int64_t* row_taps, int64_t row_co
   }
   for (; ox + kBlock <= hi; ox += kBlock, out += kBlock * ldo) {
     if (g.kw == 3) {
-      depthwise_block<T, kBlock, 3>(rows, row_taps, row_count, g, weight, x_of(ox), out, ldo);
+      depthwise_block<T, Out, kBlock, 3>(rows, row_taps, row_count, g, weight, x_of(ox), out, ldo);
     } else {
-      depthwise_block<T, kBlock, 0>(rows, row_taps, row_count, g, weight, x_of(ox), out, ldo);
+      depthwise_block<T, Out, kBlock, 0>(rows, row_taps, row_count, g, weight, x_of(ox), out, ldo);
     }
   }
   for (; ox < hi; ++ox, out += ldo) {
-    depthwise_block<T, 1, 0>(rows, row_taps, row_count, g, weight, x_of(ox), out, ldo);
+    depthwise_block<T, Out, 1, 0>(rows, row_taps, row_count, g, weight, x_of(ox), out, ldo);
   }
   for (; ox < ox1; ++ox, out += ldo) {
     depthwise_border(rows, row_taps, row_count, g, weight, x_of(ox), out);

@@ -12,9 +12,13 @@
 namespace liteseg::cpu {
 namespace {
 
+constexpr Isa kAll[] = {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16};
+
 bool supported(Isa isa) {
 #if defined(__x86_64__)
   switch (isa) {
+    case Isa::kAvx512Bf16:
+      return supported(Isa::kAvx512) && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
     case Isa::kAvx512:
       return supported(Isa::kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
@@ -31,15 +35,19 @@ bool supported(Isa isa) {
 Isa detect() {
   const char* forced = std::getenv("LITESEG_CPU_ISA");
   if (forced == nullptr || *forced == '\0') {
-    return supported(Isa::kAvx512) ? Isa::kAvx512 : supported(Isa::kAvx2) ? Isa::kAvx2 : Isa::kScalar;
+    Isa best = Isa::kScalar;
+    for (const Isa isa : kAll) {
+      best = supported(isa) ? isa : best;
+    }
+    return best;
   }
-  for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512}) {
+  for (const Isa isa : kAll) {
     if (std::string(forced) == isa_name(isa)) {
       LITESEG_CHECK(supported(isa), "liteseg_cpu", "LITESEG_CPU_ISA", "an instruction set of this processor", forced);
       return isa;
     }
   }
-  LITESEG_CHECK(false, "liteseg_cpu", "LITESEG_CPU_ISA", "scalar, avx2 or avx512", forced);
+  LITESEG_CHECK(false, "liteseg_cpu", "LITESEG_CPU_ISA", "scalar, avx2, avx512 or avx512bf16", forced);
   return Isa::kScalar;
 }
 
@@ -56,6 +64,8 @@ Isa isa() {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::kAvx512Bf16:
+      return "avx512bf16";
     case Isa::kAvx512:
       return "avx512";
     case Isa::kAvx2:

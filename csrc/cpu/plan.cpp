@@ -13,6 +13,7 @@
 #include "cpu/inverted_residual.h"
 #include "cpu/isa.h"
 #include "cpu/pack_table.h"
+#include "cpu/plan_bf16.h"
 #include "cpu/plan_convolution.h"
 #include "cpu/plan_daspp.h"
 #include "cpu/plan_decoder.h"
@@ -30,6 +31,9 @@ namespace {
 
 constexpr const char* kOp = "run_plan";
 constexpr int64_t kVersion = 1;
+// the first word of a program with weights for bfloat16 kernels
+constexpr int64_t kBf16Version = kVersion + 256;
+constexpr int64_t kBf16Vector = 16;  // their maps have pixels of whole vectors
 
 enum Kind : int64_t {
   kStem = 1,
@@ -46,11 +50,13 @@ enum Kind : int64_t {
 // a feature map [N, h, w, c] in the arena
 struct Map {
   int64_t c = 0, h = 0, w = 0;
+  int64_t pixel = 0;    // floats of memory: c, or whole vectors of bf16
   int64_t offset = -1;  // floats into the arena
   int64_t last_use = -1;
+  bool scores = false;  // float, in a bfloat16 plan
 
   int64_t floats(int64_t n) const {
-    return n * c * h * w;
+    return n * pixel * h * w;
   }
 };
 
@@ -135,11 +141,17 @@ class Run {
  public:
   Run(const Tensor& x, const Tensor& packed, const Tensor& program, const std::vector<int64_t>& size)
       : x_(x), n_(x.size(0)), code_(program, packed), panel_(LITESEG_CHOOSE(pack_table).panel) {
-    LITESEG_CHECK(code_.word() == kVersion, kOp, "program", text("version ", kVersion), "another one");
+    const bool half = x.scalar_type() == ScalarType::BFloat16;
+    bf16_ = half ? bf16_tables() : nullptr;
+    LITESEG_CHECK(!half || bf16_ != nullptr, kOp, "x", "float32, or bfloat16 on a processor with AVX512_BF16",
+                  dtype_text(x.scalar_type()));
+    const int64_t version = half ? kBf16Version : kVersion;
+    LITESEG_CHECK(code_.word() == version, kOp, "program", text("version ", version, " for this dtype of x"),
+                  "another one");
     const int64_t panel = code_.word();
     LITESEG_CHECK(panel == panel_, kOp, "program", text("weights packed for panels of ", panel_), panel);
     const int64_t layers = code_.word("a number of layers", 1, 1000);
-    maps_.push_back({x.size(1), x.size(2), x.size(3), -1, -1});
+    maps_.push_back({x.size(1), x.size(2), x.size(3), 0, -1, -1, false});
     for (int64_t i = 0; i < layers; ++i) {
       layer();
     }
@@ -177,8 +189,14 @@ class Run {
   int64_t panels(int64_t columns) const {
     return round_up(columns, panel_);
   }
-  const float* matrix(int64_t columns, int64_t rows) {
-    return code_.weight(panels(columns) * rows);
+  // `stretches` of the rows each start in a word of their own, where a word is two bf16
+  const float* matrix(int64_t columns, int64_t rows, int64_t stretches = 1) {
+    return code_.weight(panels(columns) * (bf16_ == nullptr ? rows : stretches * div_up(rows / stretches, 2)));
+  }
+  // depthwise weights of a map that the layer itself makes
+  const float* inner_depthwise(int64_t channels) {
+    constexpr int64_t words = 8 * 3;  // of pair rows
+    return code_.weight(bf16_ == nullptr ? 9 * channels : words * round_up(channels, kBf16Vector));
   }
   const float* bias(int64_t columns) {
     return code_.weight(panels(columns));
@@ -186,6 +204,7 @@ class Run {
 
   size_t source() {
     const size_t id = static_cast<size_t>(code_.word("a map", 0, static_cast<int64_t>(maps_.size()) - 1));
+    LITESEG_CHECK(!maps_[id].scores, kOp, "program", "nothing that reads the scores", text("layer ", layers_));
     maps_[id].last_use = layers_;
     return id;
   }
@@ -196,10 +215,13 @@ class Run {
     return id;
   }
   void add_map(int64_t c, int64_t h, int64_t w) {
-    maps_.push_back({c, h, w, -1, layers_});
+    maps_.push_back({c, h, w, bf16_ == nullptr ? c : round_up(c, kBf16Vector) / 2, -1, layers_, false});
   }
   float* at(size_t map) const {
     return base_ + maps_[map].offset;
+  }
+  bf16* bf16_at(size_t map) const {
+    return reinterpret_cast<bf16*>(at(map));
   }
   float* at(const std::shared_ptr<int64_t>& offset) const {
     return base_ + *offset;
@@ -216,6 +238,7 @@ class Run {
 
   void layer() {
     kind_ = code_.word();
+    LITESEG_CHECK(bf16_ == nullptr || kind_ <= kDecoder, kOp, "program", "a layer with a bfloat16 kernel", kind_);
     switch (kind_) {
       case kStem:
         stem();
@@ -258,7 +281,7 @@ class Run {
     conv->hidden = code_.channels();
     conv->stride = code_.word("a stride", 1, 8);
     conv->activation = code_.activation();
-    conv->weight = matrix(conv->hidden, 9 * conv->c);
+    conv->weight = matrix(conv->hidden, 9 * conv->c, 3);
     conv->bias = bias(conv->hidden);
     conv->h = maps_[0].h;
     conv->w = maps_[0].w;
@@ -274,12 +297,15 @@ class Run {
     const int64_t hidden = g->conv.hidden;
     g->co = code_.channels();
     g->depthwise_activation = code_.activation();
-    g->depthwise = code_.weight(9 * hidden);
+    g->depthwise = inner_depthwise(hidden);
     g->depthwise_bias = bias(hidden);
     g->project = matrix(g->co, hidden);
     g->project_bias = bias(g->co);
     add_map(g->co, g->conv.oh, g->conv.ow);
     const size_t to = maps_.size() - 1;
+    if (bf16_ != nullptr) {
+      return stem_bf16(*g, to);
+    }
     places_.push_back([this, g, to] { g->out = at(to); });
     const StemTable& table = LITESEG_CHOOSE(stem_table);
     stage(n_ * g->conv.oh, table.scratch_bytes(*g), [g, &table](int64_t begin, int64_t end, char* scratch, bool fresh) {
@@ -296,6 +322,35 @@ class Run {
     const size_t to = maps_.size() - 1;
     places_.push_back([this, g, to] { g->out = at(to); });
     const StemPoolTable& table = LITESEG_CHOOSE(stem_pool_table);
+    stage(n_ * g->oh, table.scratch_bytes(*g), [g, &table](int64_t begin, int64_t end, char* scratch, bool fresh) {
+      table.run(*g, begin, end, scratch, fresh);
+    });
+  }
+
+  void stem_bf16(const StemArgs& f, size_t to) {
+    auto g = std::make_shared<StemBf16Args>();
+    *g = {static_cast<const bf16*>(read_of(x_)),
+          f.conv.xs,
+          f.conv.weight,
+          f.conv.bias,
+          f.depthwise,
+          f.depthwise_bias,
+          f.project,
+          f.project_bias,
+          nullptr,
+          n_,
+          f.conv.c,
+          f.conv.h,
+          f.conv.w,
+          f.conv.hidden,
+          f.co,
+          f.conv.oh,
+          f.conv.ow,
+          f.conv.stride,
+          f.conv.activation,
+          f.depthwise_activation};
+    places_.push_back([this, g, to] { g->out = bf16_at(to); });
+    const StemBf16Table& table = *bf16_->stem;
     stage(n_ * g->oh, table.scratch_bytes(*g), [g, &table](int64_t begin, int64_t end, char* scratch, bool fresh) {
       table.run(*g, begin, end, scratch, fresh);
     });
@@ -395,7 +450,7 @@ class Run {
       g->expand = matrix(g->hidden, g->c);
       g->expand_bias = bias(g->hidden);
     }
-    g->depthwise = code_.weight(9 * g->hidden);
+    g->depthwise = inner_depthwise(g->hidden);
     g->depthwise_bias = bias(g->hidden);
     g->project = matrix(g->co, g->hidden);
     g->project_bias = bias(g->co);
@@ -413,6 +468,9 @@ class Run {
     g->tile = balanced_tile(tile_pixels(g->hidden, n_ * plane, 48), n_, plane);
     add_map(g->co, g->oh, g->ow);
     const size_t to = maps_.size() - 1;
+    if (bf16_ != nullptr) {
+      return inverted_residual_bf16(*g, from, to);
+    }
     places_.push_back([this, g, from, to] {
       g->x = at(from);
       g->out = at(to);
@@ -421,6 +479,52 @@ class Run {
     stage(n_ * div_up(plane, g->tile), table.scratch_bytes(*g),
           [g, &table](int64_t begin, int64_t end, char* scratch, bool fresh) {
             table.run[kFloat](*g, begin, end, scratch, fresh);
+          });
+  }
+
+  void inverted_residual_bf16(const InvertedResidualArgs& f, size_t from, size_t to) {
+    auto g = std::make_shared<InvertedResidualBf16Args>();
+    *g = {nullptr,
+          f.expand,
+          f.expand_bias,
+          f.depthwise,
+          f.depthwise_bias,
+          f.project,
+          f.project_bias,
+          nullptr,
+          nullptr,
+          false,
+          f.n,
+          f.c,
+          f.h,
+          f.w,
+          f.hidden,
+          f.co,
+          f.oh,
+          f.ow,
+          f.sh,
+          f.dh,
+          f.activation,
+          f.residual,
+          f.tile};
+    const int64_t pairs = div_up(f.h, 2);
+    const int64_t expanded = n_ * pairs * (f.w + 2 * std::min(f.dh, f.w)) * round_up(f.hidden, kBf16Vector);
+    // floats of a wide map that stays in the caches until the next stage; a larger one goes through rings
+    constexpr int64_t most = 1 << 19;
+    g->whole = expanded <= most;
+    const auto store = temporary(g->whole ? expanded : 0);
+    places_.push_back([this, g, from, to, store] {
+      g->x = bf16_at(from);
+      g->out = bf16_at(to);
+      g->expanded = reinterpret_cast<uint32_t*>(at(store));
+    });
+    const InvertedResidualBf16Table& table = *bf16_->inverted_residual;
+    if (g->whole) {
+      stage(n_ * pairs, 0, [g, &table](int64_t begin, int64_t end, char*, bool) { table.expand(*g, begin, end); });
+    }
+    stage(n_ * div_up(f.oh * f.ow, f.tile), table.scratch_bytes(*g),
+          [g, &table](int64_t begin, int64_t end, char* scratch, bool fresh) {
+            table.run(*g, begin, end, scratch, fresh);
           });
   }
 
@@ -491,6 +595,9 @@ class Run {
       g->pool_partial = at(pool_partial);
       g->start = at(start);
     });
+    if (bf16_ != nullptr) {
+      return pyramid_bf16(g, from, to);
+    }
     const PyramidTable& table = LITESEG_CHOOSE(pyramid_table);
     const int64_t scratch = table.scratch_bytes(*g);
     stage(n_ * g->groups, scratch,
@@ -498,6 +605,19 @@ class Run {
     stage(n_ * (g->count + 1), scratch,
           [g, &table](int64_t begin, int64_t end, char* memory, bool) { table.reduce(*g, begin, end, memory); });
     stage(n_ * div_up(pixels, g->tile), scratch,
+          [g, &table](int64_t begin, int64_t end, char* memory, bool) { table.project(*g, begin, end, memory); });
+  }
+
+  void pyramid_bf16(const std::shared_ptr<PyramidArgs>& f, size_t from, size_t to) {
+    auto g = std::make_shared<PyramidBf16Args>();
+    places_.push_back([this, g, f, from, to] { *g = {*f, bf16_at(from), bf16_at(to)}; });
+    const PyramidBf16Table& table = *bf16_->pyramid;
+    const int64_t scratch = table.scratch_bytes({*f, nullptr, nullptr});
+    stage(n_ * f->groups, scratch,
+          [g, &table](int64_t begin, int64_t end, char* memory, bool) { table.sum(*g, begin, end, memory); });
+    stage(n_ * (f->count + 1), scratch,
+          [g, &table](int64_t begin, int64_t end, char* memory, bool) { table.reduce(*g, begin, end, memory); });
+    stage(n_ * div_up(f->h * f->w, f->tile), scratch,
           [g, &table](int64_t begin, int64_t end, char* memory, bool) { table.project(*g, begin, end, memory); });
   }
 
@@ -559,6 +679,9 @@ class Run {
         g->os = dense_strides(out_);
       }
     });
+    if (bf16_ != nullptr) {
+      return decoder_bf16(g, from, skip, to);
+    }
     const DecoderTable& table = LITESEG_CHOOSE(decoder_table);
     if (lifts) {
       stage(div_up(pixels, g->lift_tile), 0,
@@ -567,6 +690,26 @@ class Run {
     stage(n_ * g->oh, table.scratch_bytes(*g), [g, &table](int64_t begin, int64_t end, char* scratch, bool fresh) {
       table.run(*g, begin, end, scratch, fresh);
     });
+  }
+
+  void decoder_bf16(const std::shared_ptr<DecoderArgs>& f, size_t from, size_t skip, size_t to) {
+    maps_[to].pixel = f->k;
+    maps_[to].scores = true;
+    auto g = std::make_shared<DecoderBf16Args>();
+    places_.push_back([this, g, f, from, skip, to] {
+      const bool result = direct_ && to + 1 == maps_.size();
+      *g = {*f, bf16_at(from), bf16_at(skip), result ? nullptr : f->out,
+            result ? static_cast<bf16*>(data_of(out_)) : nullptr};
+    });
+    const DecoderBf16Table& table = *bf16_->decoder;
+    if (f->lift != nullptr) {
+      stage(div_up(n_ * f->h * f->w, f->lift_tile), 0,
+            [g, &table](int64_t begin, int64_t end, char*, bool) { table.lift(*g, begin, end); });
+    }
+    stage(n_ * f->oh, table.scratch_bytes({*f, nullptr, nullptr, nullptr, nullptr}),
+          [g, &table](int64_t begin, int64_t end, char* scratch, bool fresh) {
+            table.run(*g, begin, end, scratch, fresh);
+          });
   }
 
   // a map after an optional 2x2 pool of stride 2
@@ -726,8 +869,9 @@ class Run {
   // the network's output: logits as they are, or labels at the size asked for
   void head(const std::vector<int64_t>& size) {
     const Map& last = maps_.back();
+    LITESEG_CHECK(bf16_ == nullptr || last.scores, kOp, "program", "a decoder at its end", "another layer");
     if (size.empty()) {
-      out_ = empty_dense({n_, last.c, last.h, last.w}, ScalarType::Float, is_channels_last(x_));
+      out_ = empty_dense({n_, last.c, last.h, last.w}, x_.scalar_type(), is_channels_last(x_));
       direct_ = kind_ == kDecoder;
       if (!direct_) {
         copy(maps_.size() - 1);
@@ -822,6 +966,7 @@ class Run {
   int64_t n_;
   Program code_;
   int64_t panel_;
+  const Bf16Tables* bf16_ = nullptr;  // of a bfloat16 plan
   int64_t layers_ = 0;
   int64_t kind_ = 0;     // of the last layer
   bool direct_ = false;  // whether the last layer writes the network's output itself
@@ -837,7 +982,8 @@ class Run {
 
 void check(const Tensor& x, const Tensor& packed, const Tensor& program) {
   check_4d(kOp, "x", x);
-  LITESEG_CHECK(x.scalar_type() == ScalarType::Float, kOp, "x", "float32", dtype_text(x.scalar_type()));
+  LITESEG_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16, kOp, "x",
+                "float32 or bfloat16", dtype_text(x.scalar_type()));
   LITESEG_CHECK(x.size(1) > 0 && x.size(2) > 0 && x.size(3) > 0, kOp, "x", "a channel and a pixel", shape_text(x));
   LITESEG_CHECK(packed.dim() == 1 && packed.stride(0) == 1 && packed.scalar_type() == ScalarType::Float, kOp, "packed",
                 "a dense float32 vector", shape_text(packed));

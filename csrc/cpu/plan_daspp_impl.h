@@ -11,7 +11,7 @@
 
 #include "depthwise.h"
 #include "gemm.h"
-#include "plan_daspp.h"
+#include "plan_daspp_parts.h"
 #include "rows.h"
 
 namespace liteseg::LITESEG_ISA {
@@ -19,8 +19,6 @@ namespace {
 
 using cpu::PyramidArgs;
 using cpu::PyramidBranch;
-
-constexpr int64_t kTaps = 3;
 
 int64_t whole_panels(int64_t channels) {
   return div_up(channels, kPanel) * kPanel;
@@ -65,55 +63,8 @@ void gemm_part(int64_t m_count, int64_t n_count, int64_t k_total, int64_t k0, in
   }
 }
 
-struct Slice {
-  const float* x;  // [H * W][ldx], its first channel
-  int64_t ldx;
-  int64_t first, count;  // channels
-};
-
-// 3x3 depthwise values of the pixels [p0, p1) of a map [H * W][x_stride], padded so that its size stays
-void depthwise_tile(const float* map, const PyramidArgs& g, const DepthwiseRow& geometry, const float* weight,
-                    int64_t p0, int64_t p1, float* out, int64_t ldo) {
-  for (int64_t p = p0; p < p1;) {
-    const int64_t y = p / g.w;
-    const int64_t x0 = p - y * g.w;
-    const int64_t x1 = min_i(g.w, x0 + p1 - p);
-    const float* rows[kTaps];
-    int64_t taps[kTaps];
-    int64_t count = 0;
-    for (int64_t i = 0; i < kTaps; ++i) {
-      const int64_t at = y + (i - 1) * geometry.dilation;
-      if (at >= 0 && at < g.h) {
-        rows[count] = map + at * g.w * geometry.x_stride;
-        taps[count++] = i;
-      }
-    }
-    depthwise_run(rows, taps, count, geometry, weight, x0, x1, out + (p - p0) * ldo, ldo);
-    p += x1 - x0;
-  }
-}
-
-void pool_slice(const PyramidArgs& g, const Slice& slice, float* mean) {
-  const int64_t pixels = g.h * g.w;
-  const Vec scale = set1(1.0f / static_cast<float>(pixels));
-  for (int64_t c = 0; c < slice.count; c += Vec::width) {
-    const int64_t n = slice.count - c;
-    Vec sum[4] = {zero(), zero(), zero(), zero()};
-    int64_t p = 0;
-    for (; p + 4 <= pixels; p += 4) {
-      for (int64_t i = 0; i < 4; ++i) {
-        sum[i] = add(sum[i], load_partial(slice.x + (p + i) * slice.ldx + c, n));
-      }
-    }
-    for (; p < pixels; ++p) {
-      sum[0] = add(sum[0], load_partial(slice.x + p * slice.ldx + c, n));
-    }
-    store_partial(mean + c, mul(scale, add(add(sum[0], sum[1]), add(sum[2], sum[3]))), n);
-  }
-}
-
 // adds what the slice contributes to a branch; the first slice of a group starts the sum from `bias`
-void branch_slice(const PyramidArgs& g, const PyramidBranch& branch, const Slice& slice, const Scratch& s,
+void branch_slice(const PyramidArgs& g, const PyramidBranch& branch, const Slice<float>& slice, const Scratch& s,
                   const float* bias, float* sum, bool first, char* scratch) {
   const int64_t pixels = g.h * g.w;
   if (branch.rate == 0) {
@@ -154,7 +105,7 @@ void sum(const PyramidArgs& g, int64_t begin, int64_t end, char* scratch) {
     const int64_t c0 = group * g.group_channels;
     const int64_t c1 = min_i(g.channels, c0 + g.group_channels);
     for (int64_t c = c0; c < c1; c += s.slice) {
-      Slice slice{image + c, g.c, c, min_i(s.slice, c1 - c)};
+      Slice<float> slice{image + c, g.c, c, min_i(s.slice, c1 - c)};
       if (g.last != nullptr) {
         float* x = at_offset<float>(scratch, s.x);
         gemm<float>(pixels, slice.count, g.c, image, g.c, g.last + c * g.c, g.last_bias + c, x, slice.count,
@@ -163,7 +114,7 @@ void sum(const PyramidArgs& g, int64_t begin, int64_t end, char* scratch) {
         slice.ldx = slice.count;
       }
       const bool first = c == c0;
-      pool_slice(g, slice, mean);
+      pool_slice(pixels, slice, mean);
       gemm_part(1, g.filters, g.channels, c, slice.count, mean, slice.count, g.pool, zeros, pooled, g.filters,
                 first ? nullptr : pooled);
       for (int64_t b = 0; b < g.count; ++b) {
@@ -172,22 +123,6 @@ void sum(const PyramidArgs& g, int64_t begin, int64_t end, char* scratch) {
                      scratch);
       }
     }
-  }
-}
-
-// out[i] = act(the sum of `count` arrays that lie `pitch` apart, and of `bias` where given)
-void add_up(const float* parts, int64_t pitch, int64_t count, const float* bias, int activation, float* out,
-            int64_t floats) {
-  for (int64_t i = 0; i < floats; i += Vec::width) {
-    const int64_t n = floats - i;
-    Vec total = load_partial(parts + i, n);
-    for (int64_t p = 1; p < count; ++p) {
-      total = add(total, load_partial(parts + p * pitch + i, n));
-    }
-    if (bias != nullptr) {
-      total = add(total, load_partial(bias + i, n));
-    }
-    store_partial(out + i, activate(total, activation, zero()), n);
   }
 }
 

@@ -15,21 +15,13 @@
 
 #include "depthwise.h"
 #include "output.h"
-#include "plan_decoder.h"
+#include "plan_decoder_parts.h"
 #include "rows.h"
 
 namespace liteseg::LITESEG_ISA {
 namespace {
 
 using cpu::DecoderArgs;
-
-constexpr int64_t kTaps = 3;
-
-// the packed depthwise weights have whole vectors of the widest instruction set
-int64_t whole_vectors(int64_t channels) {
-  constexpr int64_t widest = 16;
-  return div_up(channels, widest) * widest;
-}
 
 struct Scratch {
   ScratchLayout layout;
@@ -104,7 +96,8 @@ class Rows {
     tags1_[y % kTaps] = n * g_.oh + y;
     float* dst = row + s_.ld1;
     if (g_.lift == nullptr) {
-      resize(n, y, dst);
+      const float* image = g_.x + n * g_.h * g_.w * g_.c1;
+      resize_row(image, g_.c1, g_, y, at_offset<float>(scratch_, s_.blend), dst, s_.ld1);
       dst += g_.c1;
     }
     const float* skip = g_.skip + (n * g_.oh + y) * g_.ow * g_.c2;
@@ -116,79 +109,6 @@ class Rows {
     return row;
   }
 
-  // row y of the resized x, pixels ld1 apart
-  void resize(int64_t n, int64_t y, float* dst) {
-    float* blend = at_offset<float>(scratch_, s_.blend);
-    const int64_t pitch = g_.w * g_.c1;
-    const float* top = g_.x + (n * g_.h + g_.ys.i0[y]) * pitch;
-    const float* bottom = g_.x + (n * g_.h + g_.ys.i1[y]) * pitch;
-    const Vec y0 = set1(g_.ys.w0[y]);
-    const Vec y1 = set1(g_.ys.w1[y]);
-    for (int64_t i = 0; i < pitch; i += Vec::width) {
-      const int64_t count = pitch - i;
-      store_partial(blend + i, fma(y1, load_partial(bottom + i, count), mul(y0, load_partial(top + i, count))), count);
-    }
-    for (int64_t x = 0; x < g_.ow; ++x, dst += s_.ld1) {
-      const float* left = blend + g_.xs.i0[x] * g_.c1;
-      const float* right = blend + g_.xs.i1[x] * g_.c1;
-      const Vec x0 = set1(g_.xs.w0[x]);
-      const Vec x1 = set1(g_.xs.w1[x]);
-      for (int64_t c = 0; c < g_.c1; c += Vec::width) {
-        const int64_t count = g_.c1 - c;
-        store_partial(dst + c, fma(x1, load_partial(right + c, count), mul(x0, load_partial(left + c, count))), count);
-      }
-    }
-  }
-
-  // what x adds to row y of the first convolution, before its bias: pixels ld2 apart
-  void resize_lifted(int64_t n, int64_t y, float* dst) {
-    // along y: [w][3 columns of taps][f1]
-    float* blend = at_offset<float>(scratch_, s_.blend);
-    const int64_t part = kTaps * g_.f1;
-    const int64_t pixel = kTaps * part;
-    const float* image = g_.lifted + n * g_.h * g_.w * pixel;
-    const float* sources[2 * kTaps];
-    Vec weights[2 * kTaps];
-    int count = 0;
-    for (int64_t i = 0; i < kTaps; ++i) {
-      const int64_t at = y - 1 + i;
-      if (at >= 0 && at < g_.oh) {
-        sources[count] = image + g_.ys.i0[at] * g_.w * pixel + i * part;
-        weights[count++] = set1(g_.ys.w0[at]);
-        sources[count] = image + g_.ys.i1[at] * g_.w * pixel + i * part;
-        weights[count++] = set1(g_.ys.w1[at]);
-      }
-    }
-    for (int64_t x = 0; x < g_.w; ++x) {
-      for (int64_t c = 0; c < part; c += Vec::width) {
-        Vec sum = zero();
-        for (int i = 0; i < count; ++i) {
-          sum = fma(weights[i], load_partial(sources[i] + x * pixel + c, part - c), sum);
-        }
-        store_partial(blend + x * part + c, sum, part - c);
-      }
-    }
-    for (int64_t x = 0; x < g_.ow; ++x, dst += s_.ld2) {
-      count = 0;
-      for (int64_t i = 0; i < kTaps; ++i) {
-        const int64_t at = x - 1 + i;
-        if (at >= 0 && at < g_.ow) {
-          sources[count] = blend + g_.xs.i0[at] * part + i * g_.f1;
-          weights[count++] = set1(g_.xs.w0[at]);
-          sources[count] = blend + g_.xs.i1[at] * part + i * g_.f1;
-          weights[count++] = set1(g_.xs.w1[at]);
-        }
-      }
-      for (int64_t c = 0; c < g_.f1; c += Vec::width) {
-        Vec sum = zero();
-        for (int i = 0; i < count; ++i) {
-          sum = fma(weights[i], load_partial(sources[i] + c, g_.f1 - c), sum);
-        }
-        store_partial(dst + c, sum, g_.f1 - c);
-      }
-    }
-  }
-
   const float* row2(int64_t n, int64_t y) {
     float* row = at_offset<float>(scratch_, s_.ring2) + y % kTaps * (g_.ow + 2) * s_.ld2;
     if (tags2_[y % kTaps] == n * g_.oh + y) {
@@ -196,7 +116,7 @@ class Rows {
     }
     tags2_[y % kTaps] = n * g_.oh + y;
     if (g_.lift != nullptr) {
-      resize_lifted(n, y, row + s_.ld2);
+      resize_lifted_row(g_, n, y, at_offset<float>(scratch_, s_.blend), row + s_.ld2, s_.ld2);
     }
     const float* rows[kTaps];
     int64_t taps[kTaps];

@@ -12,7 +12,11 @@
 #include "types.h"
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
+#if defined(__AVX512BF16__)
+#define LITESEG_ISA avx512bf16
+#else
 #define LITESEG_ISA avx512
+#endif
 #define LITESEG_ISA_AVX512 1
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #define LITESEG_ISA avx2
