@@ -369,8 +369,8 @@ class _Decoder(_Layer):
 _WINOGRAD_POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 0.75, -0.75, 1.5, -1.5)}
 # multiply-adds of the transforms of one tile, for each channel of the input and of the output
 _WINOGRAD_TRANSFORMS = {2: (32, 24), 4: (144, 130)}
-# channels from which tiles of 4x4 are taken: with them everywhere the logits of Darknet19 have up to three times the error
-# that plain sums give, most of it from the first layers, whose rounding all others amplify; with 2x2 there, 1.7 times
+# channels from which tiles of 4x4 are taken: with them everywhere the logits of Darknet19 have up to three times the
+# error that plain sums give, most of it from the first layers, whose rounding all others amplify; with 2x2 there, 1.7
 _EXACT_CHANNELS = 256
 # floats of transformed weights that every block of tiles may read again
 _SHARED_WEIGHTS = 1 << 21
@@ -446,7 +446,8 @@ class _Convolution(_Layer):
         for size in self._convolved(inputs):
             # each of the interleaved maps of a dilated convolution has tiles of its own
             dilation = self.conv.options["dilation"]
-            tiles *= min(dilation, size) * -(-(-(-size // dilation)) // self.output)
+            longest = math.ceil(size / dilation)
+            tiles *= min(dilation, size) * math.ceil(longest / self.output)
         return tiles
 
     def macs(self, inputs: Sequence[Shape]) -> int:
