@@ -341,6 +341,18 @@ class ShuffleUnit(FusedModule):
             weights |= {f"{name}_weight": weight, f"{name}_bias": bias}
         return weights
 
+    def lower(self, program: Program, x: int) -> int:
+        """Add this module to a plan (`plan.Program`)."""
+        conv: Any = self.depthwise.conv
+        return program.shuffle_unit(
+            x,
+            self.folded(),
+            groups=self.groups,
+            stride=conv.stride,
+            dilation=conv.dilation,
+            concat=self.combine == "concat",
+        )
+
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training or self.reference):
             conv: Any = self.depthwise.conv

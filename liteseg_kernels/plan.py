@@ -25,12 +25,14 @@ __all__ = ["LayerReport", "Plan", "PlanReport", "PlannedModule", "Program", "Unp
 
 _VERSION = 1
 _STEM, _INVERTED_RESIDUAL, _PYRAMID, _DECODER = 1, 2, 3, 4
-_CONVOLUTION, _WINOGRAD, _MAX_POOL = 8, 9, 10
+_STEM_POOL, _SHUFFLE_UNIT, _CONVOLUTION, _WINOGRAD, _MAX_POOL = 5, 6, 7, 8, 9
 _ACTIVATIONS: tuple[str | None, ...] = (None, "relu", "relu6")
 _MOST_BRANCHES = 8
 _MOST_TAPS = 7
 # floats, the widest vector of any instruction set; also 64 bytes
 _VECTOR = 16
+# floats of the largest compressed map of a shuffle unit that is stored
+_MOST_STORED = 1 << 18
 
 # what strategies are chosen for; they depend on the ratios of sizes only, which hardly change with the input's size
 _TYPICAL_SIZE = (512, 1024)
@@ -105,6 +107,15 @@ class _Writer:
             padded[:channels] = bias
         self._weight(padded)
 
+    def grouped(self, weight: Tensor, bias: Tensor, groups: int) -> None:
+        """[N, K / groups, 1, 1] and [N]: the matrices of all groups, then their biases."""
+        columns = weight.shape[0] // groups
+        rows = weight.float().flatten(1).unflatten(0, (groups, columns))
+        short = _round_up(columns, self.panel) - columns
+        rows = nn.functional.pad(rows, (0, 0, 0, short))
+        self._weight(rows.unflatten(1, (-1, self.panel)).transpose(2, 3))
+        self._weight(nn.functional.pad(bias.float().unflatten(0, (groups, columns)), (0, short)))
+
     def depthwise(self, weight: Tensor, channels: int | None = None) -> None:
         """[C, 1, 3, 3] as [9][C], with zeros up to `channels`."""
         taps = weight.flatten(1).t()
@@ -158,6 +169,10 @@ class _Layer:
     def choose(self, inputs: Sequence[Shape]) -> None:
         """Settle what the weights are packed for, given the shapes of a typical size."""
 
+    def strategy_for(self, inputs: Sequence[Shape]) -> str:
+        """How the kernel goes about inputs of these shapes."""
+        return self.strategy
+
     def floats(self, inputs: Sequence[Shape]) -> int:
         """Read and written at least: inputs, result and weights once each."""
         maps = sum(math.prod(shape) for shape in (*inputs, self.shape(inputs)))
@@ -172,11 +187,10 @@ class _Stem(_Layer):
 
     def write(self, out: _Writer, inputs: Sequence[int]) -> None:
         conv, block = self.conv, self.block
-        hidden, channels = conv.weights["weight"].shape[:2]
-        out.add(_STEM, inputs[0], channels, hidden, block.channels, conv.options["stride"])
-        out.add(_activation(conv.options["activation"]), _activation(block.options["activation"]))
-        out.matrix(conv.weights["weight"])
-        out.bias(conv.weights["bias"], hidden)
+        hidden = conv.channels
+        out.add(_STEM, inputs[0])
+        _write_dense(conv, out)
+        out.add(block.channels, _activation(block.options["activation"]))
         out.depthwise(block.weights["depthwise_weight"])
         out.bias(block.weights["depthwise_bias"], hidden)
         out.matrix(block.weights["project_weight"])
@@ -192,6 +206,81 @@ class _Stem(_Layer):
 
     def weights(self) -> list[Tensor]:
         return _tensors(self.conv.weights, self.block.weights)
+
+
+@dataclass(eq=False)
+class _StemPool(_Layer):
+    conv: _Node
+    pool: _Node
+    strategy = "dense rows in a ring, then their maxima"
+
+    def write(self, out: _Writer, inputs: Sequence[int]) -> None:
+        out.add(_STEM_POOL, inputs[0])
+        _write_dense(self.conv, out)
+
+    def shape(self, inputs: Sequence[Shape]) -> Shape:
+        height, width = self._dense(inputs)
+        return self.conv.channels, _convolved(height, 2), _convolved(width, 2)
+
+    def _dense(self, inputs: Sequence[Shape]) -> tuple[int, int]:
+        (_, height, width), stride = inputs[0], self.conv.options["stride"]
+        return _convolved(height, stride), _convolved(width, stride)
+
+    def macs(self, inputs: Sequence[Shape]) -> int:
+        return math.prod(self._dense(inputs)) * self.conv.channels * 9 * inputs[0][0]
+
+    def weights(self) -> list[Tensor]:
+        return _tensors(self.conv.weights)
+
+
+@dataclass(eq=False)
+class _ShuffleUnit(_Layer):
+    unit: _Node
+
+    def _stores(self, inputs: Sequence[Shape]) -> bool:
+        floats = math.prod(inputs[0][1:]) * _round_up(self.unit.options["bottleneck"], _VECTOR)
+        return floats <= _MOST_STORED
+
+    def strategy_for(self, inputs: Sequence[Shape]) -> str:
+        return "compressed map, then the rest in tiles" if self._stores(inputs) else "compressed rows in a ring"
+
+    def write(self, out: _Writer, inputs: Sequence[int]) -> None:
+        options, weights = self.unit.options, self.unit.weights
+        channels, bottleneck, groups = options["in_channels"], options["bottleneck"], options["groups"]
+        first_groups = options["first_groups"]
+        out.add(_SHUFFLE_UNIT, inputs[0], channels, bottleneck, weights["expand_weight"].shape[0], first_groups, groups)
+        out.add(options["stride"], options["dilation"], options["concat"], _MOST_STORED)
+        out.grouped(weights["compress_weight"], weights["compress_bias"], first_groups)
+        # the compressed channels stay in the order in which they are computed, the shuffle is in the weights' order
+        order = torch.arange(bottleneck).unflatten(0, (-1, groups)).t().flatten()
+        out.depthwise(weights["depthwise_weight"][order])
+        out.bias(weights["depthwise_bias"][order], bottleneck)
+        out.grouped(weights["expand_weight"], weights["expand_bias"], groups)
+        if options["concat"]:
+            out.depthwise(torch.full((channels, 1, 3, 3), 1 / 9))
+
+    def shape(self, inputs: Sequence[Shape]) -> Shape:
+        (_, height, width), stride = inputs[0], self.unit.options["stride"]
+        return self.unit.channels, _convolved(height, stride), _convolved(width, stride)
+
+    def macs(self, inputs: Sequence[Shape]) -> int:
+        weights = self.unit.weights
+        _, height, width = self.shape(inputs)
+        taps = weights["depthwise_weight"].numel() + weights["expand_weight"].numel()
+        if self.unit.options["concat"]:
+            taps += 9 * inputs[0][0]
+        return math.prod(inputs[0][1:]) * weights["compress_weight"].numel() + height * width * taps
+
+    def weights(self) -> list[Tensor]:
+        return _tensors(self.unit.weights)
+
+
+def _write_dense(conv: _Node, out: _Writer) -> None:
+    """A dense 3x3 convolution of the network's input."""
+    hidden, channels = conv.weights["weight"].shape[:2]
+    out.add(channels, hidden, conv.options["stride"], _activation(conv.options["activation"]))
+    out.matrix(conv.weights["weight"])
+    out.bias(conv.weights["bias"], hidden)
 
 
 @dataclass(eq=False)
@@ -446,8 +535,8 @@ class _Convolution(_Layer):
         for size in self._convolved(inputs):
             # each of the interleaved maps of a dilated convolution has tiles of its own
             dilation = self.conv.options["dilation"]
-            longest = math.ceil(size / dilation)
-            tiles *= min(dilation, size) * math.ceil(longest / self.output)
+            longest = -(-size // dilation)
+            tiles *= min(dilation, size) * -(-longest // self.output)
         return tiles
 
     def macs(self, inputs: Sequence[Shape]) -> int:
@@ -620,6 +709,30 @@ class Program:
         options = {"kernel": kernel, "stride": stride, "padding": padding}
         return self._add("max_pool", (x,), self._channels[x], options, {})
 
+    def shuffle_unit(
+        self,
+        x: int,
+        weights: dict[str, Tensor | None],
+        *,
+        groups: int,
+        stride: Sequence[int],
+        dilation: Sequence[int],
+        concat: bool,
+    ) -> int:
+        """As functional.shuffle_unit, `weights` by the names of its arguments."""
+        compress, expand = weights["compress_weight"], weights["expand_weight"]
+        assert compress is not None and expand is not None
+        options = {
+            "bottleneck": compress.shape[0],
+            "groups": groups,
+            "first_groups": self._channels[x] // compress.shape[1],
+            "stride": _one(stride),
+            "dilation": _one(dilation),
+            "concat": concat,
+        }
+        channels = expand.shape[0] + (self._channels[x] if concat else 0)
+        return self._add("shuffle_unit", (x,), channels, options, dict(weights))
+
     def daspp(
         self,
         x: int,
@@ -678,16 +791,21 @@ class Program:
                 layer = _InvertedResidual([node.name], node.inputs, node.channels, node)
             elif node.kind == "daspp":
                 layer = _Pyramid([node.name], node.inputs, node.channels, None, node)
+            elif node.kind == "shuffle_unit":
+                layer = _ShuffleUnit([node.name], node.inputs, node.channels, node)
             elif node.kind == "convolution" and options["groups"] == 1:
                 block, pyramid = only(value, "inverted_residual"), only(value, "daspp")
+                pool = only(value, "max_pool")
                 if block is not None and node.inputs == (0,) and _is_stem(node, block):
                     layer = _Stem([node.name, block.name], node.inputs, block.channels, node, block)
                     value = self._nodes.index(block) + 1
                 elif pyramid is not None and _is_last(node):
                     layer = _Pyramid([node.name, pyramid.name], node.inputs, pyramid.channels, node, pyramid)
                     value = self._nodes.index(pyramid) + 1
+                elif pool is not None and node.inputs == (0,) and _is_stem_pool(node, pool):
+                    layer = _StemPool([node.name, pool.name], node.inputs, node.channels, node, pool)
+                    value = self._nodes.index(pool) + 1
                 elif options["kernel"] <= _MOST_TAPS:
-                    pool = only(value, "max_pool")
                     if pool is None or not _is_half(pool) or not _is_fused_pool(node):
                         pool = None
                     names = [node.name] if pool is None else [node.name, pool.name]
@@ -723,6 +841,11 @@ def _same3(node: _Node, stride: int = 1) -> bool:
     """A 3x3 convolution that keeps its input's size."""
     wanted = {"kernel": 3, "stride": stride, "padding": 1, "dilation": 1}
     return all(node.options[name] == value for name, value in wanted.items())
+
+
+def _is_stem_pool(conv: _Node, pool: _Node) -> bool:
+    pooled = all(pool.options[name] == value for name, value in {"kernel": 3, "stride": 2, "padding": 1}.items())
+    return pooled and _same3(conv, conv.options["stride"])
 
 
 def _is_last(conv: _Node) -> bool:
@@ -873,13 +996,13 @@ class Plan:
         return torch.ops.liteseg_cpu.run_plan(x, self.packed, self.program, list(size))
 
     def report(self, size: tuple[int, int], *, profile: bool = False, rounds: int = 20) -> PlanReport:
-        """Layers with shapes, multiply-adds and bytes for one image of `size`; with `profile`, also the least time of
-        each over `rounds` runs on random input, measured between the barriers of whole runs."""
+        """Layers with shapes, multiply-adds and bytes for one image of `size`; with `profile`, also the time of each in
+        the fastest of `rounds` runs on random input, measured between the barriers."""
         seconds: list[float] | None = None
         if profile:
             x = torch.randn(1, self.in_channels, *size).contiguous(memory_format=torch.channels_last)
             times = [torch.ops.liteseg_cpu.time_plan(x, self.packed, self.program, list(size)) for _ in range(rounds)]
-            seconds = torch.stack(times).amin(0).tolist()
+            seconds = min(times, key=lambda of_layers: float(of_layers.sum())).tolist()
         shapes: list[Shape] = [(self.in_channels, *size)]
         reports = []
         for index, (layer, inputs) in enumerate(zip(self.layers, self.inputs, strict=True)):
@@ -888,7 +1011,7 @@ class Plan:
             reports.append(
                 LayerReport(
                     " + ".join(layer.names),
-                    layer.strategy,
+                    layer.strategy_for(given),
                     shapes[-1],
                     layer.macs(given),
                     4 * layer.floats(given),

@@ -93,8 +93,8 @@ void gemm_block(const float* a, int64_t lda, const float* b, int64_t k_count, co
     }
   }
   const Vec slope = set1(epilogue.slope);
-  // known: the activation at compile time, and no residual; without it each vector branches on both
-  const auto finish = [&](auto known) LITESEG_INLINE_LAMBDA {
+  // known: the activation at compile time, adds: whether there is a residual; otherwise each vector branches on both
+  const auto finish = [&](auto known, auto adds) LITESEG_INLINE_LAMBDA {
     constexpr int fixed = decltype(known)::value;
 #pragma GCC unroll 12
     for (int m = 0; m < M; ++m) {
@@ -102,21 +102,29 @@ void gemm_block(const float* a, int64_t lda, const float* b, int64_t k_count, co
       for (int v = 0; v < V; ++v) {
         const int64_t col = v * Vec::width;
         Vec sum = acc[m][v];
-        if (fixed < 0 && epilogue.residual != nullptr) {
+        if (decltype(adds)::value) {
           sum = add(sum, load_partial(epilogue.residual + m * epilogue.residual_stride + col, cols - col));
         }
         store_partial(out + m * ldo + col, activate(sum, fixed < 0 ? epilogue.activation : fixed, slope), cols - col);
       }
     }
   };
-  if (epilogue.residual == nullptr && epilogue.activation == cpu::kRelu6) {
-    finish(std::integral_constant<int, cpu::kRelu6>{});
-  } else if (epilogue.residual == nullptr && epilogue.activation == cpu::kRelu) {
-    finish(std::integral_constant<int, cpu::kRelu>{});
-  } else if (epilogue.residual == nullptr && epilogue.activation == cpu::kNone) {
-    finish(std::integral_constant<int, cpu::kNone>{});
+  const auto choose = [&](auto adds) LITESEG_INLINE_LAMBDA {
+    switch (epilogue.activation) {
+      case cpu::kRelu6:
+        return finish(std::integral_constant<int, cpu::kRelu6>{}, adds);
+      case cpu::kRelu:
+        return finish(std::integral_constant<int, cpu::kRelu>{}, adds);
+      case cpu::kNone:
+        return finish(std::integral_constant<int, cpu::kNone>{}, adds);
+      default:
+        return finish(std::integral_constant<int, -1>{}, adds);
+    }
+  };
+  if (epilogue.residual == nullptr) {
+    choose(std::false_type{});
   } else {
-    finish(std::integral_constant<int, -1>{});
+    choose(std::true_type{});
   }
 }
 

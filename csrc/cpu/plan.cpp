@@ -17,8 +17,10 @@
 #include "cpu/plan_daspp.h"
 #include "cpu/plan_decoder.h"
 #include "cpu/plan_stem.h"
+#include "cpu/plan_stem_pool.h"
 #include "cpu/plan_winograd.h"
 #include "cpu/resample.h"
+#include "cpu/shuffle_unit.h"
 #include "cpu/team.h"
 #include "cpu/tensors.h"
 #include "cpu/upsample_argmax.h"
@@ -34,9 +36,11 @@ enum Kind : int64_t {
   kInvertedResidual = 2,
   kPyramid = 3,
   kDecoder = 4,
-  kConvolution = 8,
-  kWinograd = 9,
-  kMaxPool = 10,
+  kStemPool = 5,
+  kShuffleUnit = 6,
+  kConvolution = 7,
+  kWinograd = 8,
+  kMaxPool = 9,
 };
 
 // a feature map [N, h, w, c] in the arena
@@ -211,8 +215,8 @@ class Run {
   }
 
   void layer() {
-    last_kind_ = code_.word();
-    switch (last_kind_) {
+    kind_ = code_.word();
+    switch (kind_) {
       case kStem:
         stem();
         break;
@@ -224,6 +228,12 @@ class Run {
         break;
       case kDecoder:
         decoder();
+        break;
+      case kStemPool:
+        stem_pool();
+        break;
+      case kShuffleUnit:
+        shuffle_unit();
         break;
       case kConvolution:
         convolution();
@@ -240,37 +250,131 @@ class Run {
     ++layers_;
   }
 
+  // a dense 3x3 convolution of the network's input
+  void dense_conv(DenseConv* conv, size_t from) {
+    LITESEG_CHECK(from == 0, kOp, "program", "a stem that reads the input", from);
+    conv->c = maps_[0].c;
+    LITESEG_CHECK(code_.channels() == conv->c, kOp, "x", "the plan's number of channels", conv->c);
+    conv->hidden = code_.channels();
+    conv->stride = code_.word("a stride", 1, 8);
+    conv->activation = code_.activation();
+    conv->weight = matrix(conv->hidden, 9 * conv->c);
+    conv->bias = bias(conv->hidden);
+    conv->h = maps_[0].h;
+    conv->w = maps_[0].w;
+    conv->oh = output_size(kOp, "x", conv->h, 3, conv->stride, 1, 1);
+    conv->ow = output_size(kOp, "x", conv->w, 3, conv->stride, 1, 1);
+    conv->x = static_cast<const float*>(read_of(x_));
+    conv->xs = strides_of(x_);
+  }
+
   void stem() {
     auto g = std::make_shared<StemArgs>();
-    const size_t from = source();
-    LITESEG_CHECK(from == 0, kOp, "program", "a stem that reads the input", from);
-    g->c = maps_[0].c;
-    LITESEG_CHECK(code_.channels() == g->c, kOp, "x", "the plan's number of channels", g->c);
-    g->hidden = code_.channels();
+    dense_conv(&g->conv, source());
+    const int64_t hidden = g->conv.hidden;
     g->co = code_.channels();
-    g->stride = code_.word("a stride", 1, 8);
-    g->conv_activation = code_.activation();
     g->depthwise_activation = code_.activation();
-    g->conv = matrix(g->hidden, 9 * g->c);
-    g->conv_bias = bias(g->hidden);
-    g->depthwise = code_.weight(9 * g->hidden);
-    g->depthwise_bias = bias(g->hidden);
-    g->project = matrix(g->co, g->hidden);
+    g->depthwise = code_.weight(9 * hidden);
+    g->depthwise_bias = bias(hidden);
+    g->project = matrix(g->co, hidden);
     g->project_bias = bias(g->co);
-    g->n = n_;
-    g->h = maps_[0].h;
-    g->w = maps_[0].w;
-    g->oh = output_size(kOp, "x", g->h, 3, g->stride, 1, 1);
-    g->ow = output_size(kOp, "x", g->w, 3, g->stride, 1, 1);
-    g->x = static_cast<const float*>(read_of(x_));
-    g->xs = strides_of(x_);
-    add_map(g->co, g->oh, g->ow);
+    add_map(g->co, g->conv.oh, g->conv.ow);
     const size_t to = maps_.size() - 1;
     places_.push_back([this, g, to] { g->out = at(to); });
     const StemTable& table = LITESEG_CHOOSE(stem_table);
+    stage(n_ * g->conv.oh, table.scratch_bytes(*g), [g, &table](int64_t begin, int64_t end, char* scratch, bool fresh) {
+      table.run(*g, begin, end, scratch, fresh);
+    });
+  }
+
+  void stem_pool() {
+    auto g = std::make_shared<StemPoolArgs>();
+    dense_conv(&g->conv, source());
+    g->oh = output_size(kOp, "x", g->conv.oh, 3, 2, 1, 1);
+    g->ow = output_size(kOp, "x", g->conv.ow, 3, 2, 1, 1);
+    add_map(g->conv.hidden, g->oh, g->ow);
+    const size_t to = maps_.size() - 1;
+    places_.push_back([this, g, to] { g->out = at(to); });
+    const StemPoolTable& table = LITESEG_CHOOSE(stem_pool_table);
     stage(n_ * g->oh, table.scratch_bytes(*g), [g, &table](int64_t begin, int64_t end, char* scratch, bool fresh) {
       table.run(*g, begin, end, scratch, fresh);
     });
+  }
+
+  GroupedPointwise grouped(int64_t groups, int64_t in, int64_t out) {
+    GroupedPointwise p{};
+    p.groups = groups;
+    p.in = in / groups;
+    p.out = out / groups;
+    p.weight_stride = panels(p.out) * p.in;
+    p.bias_stride = panels(p.out);
+    p.weight = code_.weight(groups * p.weight_stride);
+    p.bias = code_.weight(groups * p.bias_stride);
+    return p;
+  }
+
+  void shuffle_unit() {
+    auto g = std::make_shared<ShuffleUnitArgs>();
+    const size_t from = source();
+    const Map map = maps_[from];
+    g->n = n_;
+    g->h = map.h;
+    g->w = map.w;
+    g->c = code_.channels();
+    LITESEG_CHECK(from > 0 && map.c == g->c, kOp, "program", text("a map of ", g->c, " channels"), map.c);
+    g->bottleneck = code_.channels();
+    g->branch = code_.channels();
+    const int64_t first_groups = code_.channels();
+    const int64_t groups = code_.channels();
+    LITESEG_CHECK(g->c % first_groups == 0 && g->bottleneck % first_groups == 0 && g->bottleneck % groups == 0 &&
+                      g->branch % groups == 0,
+                  kOp, "program", "groups that divide the channels", text(first_groups, " and ", groups));
+    g->sh = g->sw = code_.word("a stride", 1, 8);
+    g->dh = g->dw = code_.word("a dilation", 1, 1 << 16);
+    const bool concat = code_.flag();
+    const int64_t most_stored = code_.word("a number of floats", 0, int64_t{1} << 40);
+    g->compress = grouped(first_groups, g->c, g->bottleneck);
+    g->depthwise = code_.weight(9 * g->bottleneck);
+    g->depthwise_bias = bias(g->bottleneck);
+    g->expand = grouped(groups, g->bottleneck, g->branch);
+    g->average = concat ? code_.weight(9 * g->c) : nullptr;
+    g->oh = output_size(kOp, "x", g->h, 3, g->sh, g->dh, g->dh);
+    g->ow = output_size(kOp, "x", g->w, 3, g->sw, g->dw, g->dw);
+    LITESEG_CHECK(concat || (g->branch == g->c && g->oh == g->h && g->ow == g->w), kOp, "program",
+                  "a branch of the input's shape", "another");
+    const int64_t co = g->branch + (concat ? g->c : 0);
+    g->xs = {g->h * g->w * g->c, 1, g->w * g->c, g->c};
+    g->os = {g->oh * g->ow * co, 1, g->ow * co, co};
+    // computed place i of group j is shuffled place i * groups + j
+    const auto shuffle = std::make_shared<std::vector<int32_t>>();
+    for (int64_t place = 0; place < g->bottleneck; ++place) {
+      shuffle->push_back(static_cast<int32_t>(place % groups * (g->bottleneck / groups) + place / groups));
+    }
+    g->shuffle = shuffle->data();
+    const int64_t plane = g->oh * g->ow;
+    g->tile = balanced_tile(tile_pixels(g->bottleneck, n_ * plane, 48), n_, plane);
+    const int64_t pixels = n_ * g->h * g->w;
+    g->compress_tile = balanced_tile(48, 1, pixels);
+    constexpr int64_t widest = 16;  // vectors of any instruction set divide it
+    const int64_t image = g->h * g->w * round_up(g->bottleneck, widest);
+    g->stores = image <= most_stored;
+    const auto compressed = temporary(g->stores ? n_ * image : 0);
+    add_map(co, g->oh, g->ow);
+    const size_t to = maps_.size() - 1;
+    places_.push_back([this, g, from, to, compressed, shuffle] {
+      g->x = at(from);
+      g->out = at(to);
+      g->compressed = at(compressed);
+    });
+    const ShuffleUnitTable& table = LITESEG_CHOOSE(shuffle_unit_table);
+    if (g->stores) {
+      stage(div_up(pixels, g->compress_tile), 0,
+            [g, &table](int64_t begin, int64_t end, char*, bool) { table.compress(*g, begin, end); });
+    }
+    stage(n_ * div_up(plane, g->tile), table.scratch_bytes(*g),
+          [g, &table](int64_t begin, int64_t end, char* scratch, bool fresh) {
+            table.run[kFloat](*g, begin, end, scratch, fresh);
+          });
   }
 
   void inverted_residual() {
@@ -576,7 +680,7 @@ class Run {
     constexpr int64_t floats = int64_t{6} << 20;
     g->block = std::max<int64_t>(48, floats / (table.v_floats(*g) + table.m_floats(*g, panel_count)));
     const int64_t rounds = std::max<int64_t>(1, div_up(tiles, g->block));
-    g->block = div_up(tiles, rounds);
+    g->block = round_up(div_up(tiles, rounds), 12);
     const auto v = temporary(table.v_floats(*g));
     const auto m = temporary(table.m_floats(*g, panel_count));
     for (int64_t first = 0; first < tiles; first += g->block) {
@@ -622,12 +726,11 @@ class Run {
   // the network's output: logits as they are, or labels at the size asked for
   void head(const std::vector<int64_t>& size) {
     const Map& last = maps_.back();
-    logits_ = size.empty();
-    if (logits_) {
+    if (size.empty()) {
       out_ = empty_dense({n_, last.c, last.h, last.w}, ScalarType::Float, is_channels_last(x_));
-      direct_ = last_kind_ == kDecoder;
+      direct_ = kind_ == kDecoder;
       if (!direct_) {
-        copy_out(maps_.size() - 1);
+        copy(maps_.size() - 1);
       }
       return;
     }
@@ -658,16 +761,18 @@ class Run {
     ++layers_;
   }
 
-  // the map of a layer that does not write the output itself
-  void copy_out(size_t from) {
+  // a map to the network's output, for the layers that do not write there themselves
+  void copy(size_t from) {
     const Map map = maps_[from];
-    maps_[from].last_use = layers_;
     const Strides4 os = dense_strides(out_);
-    stage(n_ * map.h, 0, [this, from, map, os](int64_t begin, int64_t end, char*, bool) {
+    float* out = static_cast<float*>(data_of(out_));
+    maps_[from].last_use = layers_;
+    const auto source = std::make_shared<const float*>();
+    places_.push_back([this, source, from] { *source = at(from); });
+    stage(n_ * map.h, 0, [source, map, os, out](int64_t begin, int64_t end, char*, bool) {
       for (int64_t row = begin; row < end; ++row) {
-        const int64_t n = row / map.h;
-        const float* src = at(from) + row * map.w * map.c;
-        float* dst = static_cast<float*>(data_of(out_)) + n * os.n + (row - n * map.h) * os.h;
+        const float* src = *source + row * map.w * map.c;
+        float* dst = out + row / map.h * os.n + row % map.h * os.h;
         for (int64_t x = 0; x < map.w; ++x) {
           for (int64_t c = 0; c < map.c; ++c) {
             dst[x * os.w + c * os.c] = src[x * map.c + c];
@@ -675,7 +780,7 @@ class Run {
         }
       }
     });
-    // part of the last layer for those who time them
+    // its time counts as the last layer's
     layer_of_stage_.back() = layers_ - 1;
   }
 
@@ -718,9 +823,8 @@ class Run {
   Program code_;
   int64_t panel_;
   int64_t layers_ = 0;
-  int64_t last_kind_ = 0;
-  bool logits_ = true;
-  bool direct_ = false;  // the last layer writes the output
+  int64_t kind_ = 0;     // of the last layer
+  bool direct_ = false;  // whether the last layer writes the network's output itself
   Tensor out_;
   float* base_ = nullptr;
   std::vector<Map> maps_;

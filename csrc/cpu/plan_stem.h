@@ -5,20 +5,26 @@
 
 namespace liteseg::cpu {
 
-// dense 3x3 convolution, then a 3x3 depthwise convolution of stride 1 and a pointwise one
-struct StemArgs {
+// dense 3x3 convolution of few channels with padding 1
+struct DenseConv {
   const float* x;  // [N, C, H, W]
   Strides4 xs;
-  const float* conv;       // panels of [hidden, 3 * 3 * C], k in the order of rows, columns, channels
-  const float* conv_bias;  // [hidden], padded with zeros to whole panels
+  const float* weight;  // panels of [hidden, 3 * 3 * C], k in the order of rows, columns, channels
+  const float* bias;    // [hidden], padded with zeros to whole panels
+  int64_t c, h, w, hidden, oh, ow, stride;
+  int activation;
+};
+
+// dense 3x3 convolution, then a 3x3 depthwise convolution of stride 1 and a pointwise one
+struct StemArgs {
+  DenseConv conv;
   const float* depthwise;  // [9][hidden]
   const float* depthwise_bias;
   const float* project;  // panels of [Co, hidden]
   const float* project_bias;
-  float* out;  // [N, Ho, Wo, Co]
-  int64_t n, c, h, w, hidden, co, oh, ow;
-  int64_t stride;  // of the dense convolution, padding 1
-  int conv_activation, depthwise_activation;
+  float* out;  // [N, Ho, Wo, Co], of the dense map's size
+  int64_t co;
+  int depthwise_activation;
 };
 
 struct StemTable {

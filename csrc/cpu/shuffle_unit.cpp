@@ -112,7 +112,7 @@ Tensor shuffle_unit(Tensor x, Tensor compress_weight, Tensor compress_bias, Tens
   const int64_t scratch_bytes = table.scratch_bytes(g);
   const int64_t work = g.tile * (g.bottleneck * (width * g.sh * g.sw + 9) + g.branch * group_width + g.c);
   parallel(g.n * ((plane + g.tile - 1) / g.tile), work, [&](int64_t begin, int64_t end) {
-    table.run[dtype](g, begin, end, thread_buffer(Slot::kScratch, scratch_bytes));
+    table.run[dtype](g, begin, end, thread_buffer(Slot::kScratch, scratch_bytes), true);
   });
   return out;
 }

@@ -24,7 +24,10 @@ struct ShuffleUnitArgs {
   const float* depthwise_bias;
   const int32_t* shuffle;  // [bottleneck]: shuffled place -> computed place
   const float* average;    // [9][C] of 1/9 where the pooled input is put in front, null where the input is added
-  void* out;               // [N, Co, Ho, Wo] of T, dense, NHWC or NCHW
+  bool stores;             // the compressed map as a whole; otherwise a few of its rows are kept in a ring
+  float* compressed;       // [N, H, W, bottleneck up to whole vectors] where it is stored
+  int64_t compress_tile;
+  void* out;  // [N, Co, Ho, Wo] of T, dense, NHWC or NCHW
   Strides4 os;
   int64_t n, c, h, w, bottleneck, branch, oh, ow;
   int64_t sh, sw, dh, dw;
@@ -33,8 +36,12 @@ struct ShuffleUnitArgs {
 
 struct ShuffleUnitTable {
   int64_t (*scratch_bytes)(const ShuffleUnitArgs& args);
-  // tiles [begin, end); each image has ceil(Ho * Wo / tile) of them
-  void (*run[kNumDTypes])(const ShuffleUnitArgs& args, int64_t begin, int64_t end, char* scratch);
+  // where the compressed map is stored, which takes a float32 x with channels innermost: tiles [begin, end) of
+  // compress_tile pixels of the flattened N x H x W, before any call of run
+  void (*compress)(const ShuffleUnitArgs& args, int64_t begin, int64_t end);
+  // tiles [begin, end); each image has ceil(Ho * Wo / tile) of them. Unless `fresh`, `scratch` is as the same thread's
+  // last call with these arguments left it, and the rows it still holds are used again
+  void (*run[kNumDTypes])(const ShuffleUnitArgs& args, int64_t begin, int64_t end, char* scratch, bool fresh);
 };
 
 }  // namespace liteseg::cpu

@@ -9,9 +9,10 @@
 // Bound:    memory where the groups are many: C*b*(1/g1 + 1/g) multiply-adds a pixel against 2*C values moved
 // Layout:   as inverted_residual: a ring keeps the compressed rows that the taps of a tile of output pixels reach, each
 //           computed once apart from the rows that two threads share. The ring's left and right columns stay zero, and
-//           rows outside of the image are left out, so the zero padding comes after the biased compression. The shuffle
-//           moves nothing: the expansion reads its inputs through an index. The shortcut of the pooled form is a
-//           depthwise convolution of x with ninths
+//           rows outside of the image are left out, so the zero padding comes after the biased compression. A small
+//           compressed map may be stored as a whole instead: then no row is computed twice. The shuffle moves nothing:
+//           the expansion reads its inputs through an index. The shortcut of the pooled form is a depthwise convolution
+//           of x with ninths
 // Numerics: fp32 multiply-adds in one fixed order per output, whatever the tiling and the number of threads
 // Limits:   float32, float16, bfloat16; half types are widened on load, the narrow maps are fp32
 #pragma once
@@ -44,9 +45,9 @@ struct Scratch {
   explicit Scratch(const ShuffleUnitArgs& g) {
     ldb = div_up(g.bottleneck, Vec::width) * Vec::width;
     // wide dilation would have the taps multiply whole columns of zeros: the depthwise part tests the range instead
-    pad = g.dw == 1 ? 1 : 0;
+    pad = g.dw == 1 && !g.stores ? 1 : 0;
     const int64_t span = min_i(g.oh, div_up(g.tile - 1, g.ow) + 1);
-    slots = min_i(g.h, (span - 1) * g.sh + (kTaps - 1) * g.dh + 1);
+    slots = g.stores ? 0 : min_i(g.h, (span - 1) * g.sh + (kTaps - 1) * g.dh + 1);
     pooled_slots = g.average == nullptr || image_of(g).dense_channels() ? 0 : min_i(g.h, kTaps);
     a = layout.take<float>(g.tile * ldb);
     sums = layout.take<float>(g.tile * finish_stride(g.branch));
@@ -73,7 +74,29 @@ LITESEG_INLINE void for_each_panel(const GroupedPointwise& p, const Body& body) 
   }
 }
 
-// rows of the compressed map
+// columns [column, column + kPanel) of one group of the compressed channels of `count` pixels
+void compress_columns(const GroupedPointwise& p, int64_t group, int64_t column, int64_t count, const float* a,
+                      int64_t lda, float* out, int64_t ldo) {
+  gemm_columns<float>(column, count, p.out, p.in, a + group * p.in, lda, p.weight + group * p.weight_stride,
+                      p.bias + group * p.bias_stride, out + group * p.out, ldo, {nullptr, 0, cpu::kRelu, 0.0f});
+}
+
+// rows of the compressed map that is stored as a whole
+struct StoredRows {
+  using Element = float;
+  const ShuffleUnitArgs& g;
+  const Scratch& s;
+
+  int64_t pixel_stride() const {
+    return s.ldb;
+  }
+  float* row(int64_t n, int64_t y) const {
+    return g.compressed + (n * g.h + y) * g.w * s.ldb;
+  }
+  void prepare(int64_t, int64_t, int64_t) const {}
+};
+
+// rows of the compressed map in a ring
 template <typename T>
 struct CompressedRows {
   using Element = float;
@@ -109,13 +132,10 @@ struct CompressedRows {
       transpose_copy(image.row<T>(n, missing[r]), image.strides.c, image.strides.w, g.c, g.w, converted + r * g.w * g.c,
                      g.c);
     }
-    const GroupedPointwise& p = g.compress;
-    for_each_panel(p, [&](int64_t group, int64_t column) {
+    for_each_panel(g.compress, [&](int64_t group, int64_t column) {
       for (int64_t r = 0; r < count; ++r) {
         const float* a = in_place ? image.row<float>(n, missing[r]) : converted + r * g.w * g.c;
-        gemm_columns<float>(column, g.w, p.out, p.in, a + group * p.in, lda, p.weight + group * p.weight_stride,
-                            p.bias + group * p.bias_stride, row(n, missing[r]) + s.pad * s.ldb + group * p.out, s.ldb,
-                            {nullptr, 0, cpu::kRelu, 0.0f});
+        compress_columns(g.compress, group, column, g.w, a, lda, row(n, missing[r]) + s.pad * s.ldb, s.ldb);
       }
     });
   }
@@ -181,31 +201,17 @@ void pool_tile(const ShuffleUnitArgs& g, int64_t p0, int64_t p1, Rows& source, f
   finish_tile<T>({static_cast<T*>(g.out), g.os, nullptr, {}, g.c, g.oh, g.ow, cpu::kRelu, 0.0f}, p0, p1, pooled, ldp);
 }
 
-template <typename T>
-void run(const ShuffleUnitArgs& g, int64_t begin, int64_t end, char* scratch) {
-  const Scratch s(g);
-  const Image image = image_of(g);
+template <typename T, typename Rows>
+void run_tiles(const ShuffleUnitArgs& g, int64_t begin, int64_t end, Rows& compressed, const Image& image,
+               const Scratch& s, char* scratch, bool fresh) {
   float* a = at_offset<float>(scratch, s.a);
   float* sums = at_offset<float>(scratch, s.sums);
   float* pooled = at_offset<float>(scratch, s.pooled);
-  CompressedRows<T> compressed{g,
-                               s,
-                               image,
-                               at_offset<int64_t>(scratch, s.tags),
-                               at_offset<int64_t>(scratch, s.missing),
-                               at_offset<float>(scratch, s.ring),
-                               at_offset<float>(scratch, s.source)};
   DirectRows<T> direct{image};
   RingRows<T> transposed{image, s.pooled_slots, at_offset<int64_t>(scratch, s.pooled_tags),
                          at_offset<float>(scratch, s.pooled_ring)};
-  clear_tags(compressed.tags, s.slots);
-  clear_tags(transposed.tags, s.pooled_slots);
-  for (int64_t r = 0; r < s.slots; ++r) {
-    float* row = compressed.row(0, r);
-    for (int64_t i = 0; i < s.pad * s.ldb; ++i) {
-      row[i] = 0.0f;
-      row[(s.pad + g.w) * s.ldb + i] = 0.0f;
-    }
+  if (fresh) {
+    clear_tags(transposed.tags, s.pooled_slots);
   }
   const DepthwiseRow geometry{
       g.bottleneck,     g.w + 2 * s.pad, kTaps, kTaps, g.sw, g.dw - s.pad, g.dw, compressed.pixel_stride(),
@@ -237,6 +243,45 @@ void run(const ShuffleUnitArgs& g, int64_t begin, int64_t end, char* scratch) {
   }
 }
 
+template <typename T>
+void run(const ShuffleUnitArgs& g, int64_t begin, int64_t end, char* scratch, bool fresh) {
+  const Scratch s(g);
+  const Image image = image_of(g);
+  if (g.stores) {
+    StoredRows stored{g, s};
+    run_tiles<T>(g, begin, end, stored, image, s, scratch, fresh);
+    return;
+  }
+  CompressedRows<T> compressed{g,
+                               s,
+                               image,
+                               at_offset<int64_t>(scratch, s.tags),
+                               at_offset<int64_t>(scratch, s.missing),
+                               at_offset<float>(scratch, s.ring),
+                               at_offset<float>(scratch, s.source)};
+  if (fresh) {
+    clear_tags(compressed.tags, s.slots);
+    for (int64_t r = 0; r < s.slots; ++r) {
+      float* row = compressed.row(0, r);
+      for (int64_t i = 0; i < s.pad * s.ldb; ++i) {
+        row[i] = 0.0f;
+        row[(s.pad + g.w) * s.ldb + i] = 0.0f;
+      }
+    }
+  }
+  run_tiles<T>(g, begin, end, compressed, image, s, scratch, fresh);
+}
+
+void compress(const ShuffleUnitArgs& g, int64_t begin, int64_t end) {
+  const Scratch s(g);
+  const int64_t p0 = begin * g.compress_tile;
+  const int64_t p1 = min_i(end * g.compress_tile, g.n * g.h * g.w);
+  const float* x = static_cast<const float*>(g.x) + p0 * g.c;
+  for_each_panel(g.compress, [&](int64_t group, int64_t column) {
+    compress_columns(g.compress, group, column, p1 - p0, x, g.c, g.compressed + p0 * s.ldb, s.ldb);
+  });
+}
+
 int64_t scratch_bytes(const ShuffleUnitArgs& args) {
   return Scratch(args).layout.bytes();
 }
@@ -245,6 +290,7 @@ int64_t scratch_bytes(const ShuffleUnitArgs& args) {
 
 const cpu::ShuffleUnitTable shuffle_unit_table = {
     scratch_bytes,
+    compress,
     {run<float>, run<f16>, run<bf16>},
 };
 

@@ -53,8 +53,21 @@ def once_differentiable(op: str) -> None:
     torch.library.register_autograd(f"liteseg::{op}", backward, lib=public)
 
 
-def add_compiled(op: str, backend: str, *, dtypes: Sequence[torch.dtype] = KERNEL_DTYPES, image: int = 0) -> None:
-    """Register the compiled kernel `liteseg_<backend>::<op>`; `image` is the argument whose dtype decides."""
+def _dtype_refusal(args: tuple[Any, ...], dtypes: Sequence[torch.dtype], image: int, dtype: int | None) -> str | None:
+    kind = args[image].dtype if dtype is None else args[dtype]
+    return None if kind in dtypes else f"dtype {kind} is not one of {[str(d) for d in dtypes]}"
+
+
+def add_compiled(
+    op: str,
+    backend: str,
+    *,
+    dtypes: Sequence[torch.dtype] = KERNEL_DTYPES,
+    image: int = 0,
+    dtype: int | None = None,
+) -> None:
+    """Register the compiled kernel `liteseg_<backend>::<op>`. The dtype of the argument numbered `image` decides, or
+    the argument `dtype` where one names the result's."""
     namespace = f"liteseg_{backend}"
     qualified = f"{namespace}::{op}"
     overload = getattr(getattr(torch.ops, namespace), op).default
@@ -64,9 +77,7 @@ def add_compiled(op: str, backend: str, *, dtypes: Sequence[torch.dtype] = KERNE
         key = torch._C._dispatch_key_for_device(x.device.type)
         if not torch._C._dispatch_has_kernel_for_dispatch_key(qualified, key):
             return _loader.missing(backend) or f"has no {op} kernel for {x.device.type} tensors"
-        if x.dtype not in dtypes:
-            return f"dtype {x.dtype} is not one of {[str(d) for d in dtypes]}"
-        return None
+        return _dtype_refusal(args, dtypes, image, dtype)
 
     _dispatch.implement(op, backend, overload, refuses)
 
@@ -91,16 +102,10 @@ def add_triton(
     dtype: int | None = None,
 ) -> None:
     """Register `function` of liteseg_kernels.triton.<kernel>, imported when first used: triton is optional, and
-    TRITON_INTERPRET has to be set before triton is imported. The dtype of the argument numbered `image` decides, or
-    the argument `dtype` where one names the result's."""
+    TRITON_INTERPRET has to be set before triton is imported. `image` and `dtype` as for `add_compiled`."""
 
     def refuses(*args: Any) -> str | None:
-        x = args[image]
-        kind = x.dtype if dtype is None else args[dtype]
-        reason = _triton_unavailable(x.device.type)
-        if reason is None and kind not in dtypes:
-            reason = f"dtype {kind} is not one of {[str(d) for d in dtypes]}"
-        return reason
+        return _triton_unavailable(args[image].device.type) or _dtype_refusal(args, dtypes, image, dtype)
 
     def run(*args: Any) -> Any:
         return getattr(importlib.import_module(f"liteseg_kernels.triton.{kernel}"), function)(*args)

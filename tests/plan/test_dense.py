@@ -17,8 +17,14 @@ import liteseg_kernels as lk
 from liteseg_kernels import _loader
 from liteseg_kernels import plan as plans
 from liteseg_kernels.plan import PlannedModule, Program
-
-from .test_plan import assert_as_exact_as_torch, error, inference, labels_of, layouts, picture  # noqa: F401
+from tests.plan.test_plan import (
+    assert_as_exact_as_torch,
+    error,
+    inference,  # noqa: F401
+    labels_of,
+    layouts,
+    picture,
+)
 
 pytestmark = pytest.mark.skipif(_loader.missing("cpu") is not None, reason="the compiled CPU kernels are not loaded")
 
@@ -174,9 +180,9 @@ def test_pool_of_a_map_that_others_read() -> None:
     class Two(Dense):
         def lower(self, program: Program, x: int) -> int:
             full = program.run(self.parts[0], "0", x)
-            self.fused_pool = program.max_pool(full, kernel=2, stride=2, padding=0)
+            pooled = program.max_pool(full, kernel=2, stride=2, padding=0)
             program.run(self.parts[1], "1", full)
-            return program.run(self.parts[1], "1", self.fused_pool)
+            return program.run(self.parts[1], "1", pooled)
 
     torch.manual_seed(0)
     model = normalised(Two(3, conv(3, 19), conv(19, 4)))

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from liteseg_kernels.nn import ConvNormAct, ShuffleUnit
+from liteseg_kernels.plan import Program
 
 _GROUPS = 8
 
@@ -50,6 +51,17 @@ class ShuffleNet(nn.Module):
         )
         rest = [ShuffleUnit(out_channels, out_channels, groups=_GROUPS, dilation=dilation) for _ in range(units - 1)]
         return nn.Sequential(first, *rest)
+
+    def lower(self, program: Program, x: int) -> tuple[int, int]:
+        """Add the encoder to a plan; the values of the low-level and the encoded feature."""
+        x = program.run(self.stem, "stem", x)
+        x = low_level = program.max_pool(x, kernel=3, stride=2, padding=1)
+        for name in ("stage2", "stage3", "stage4"):
+            for index, unit in enumerate(getattr(self, name)):
+                x = program.run(unit, f"{name}.{index}", x)
+            if name == "stage2":
+                low_level = x
+        return low_level, x
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         low_level = self.stage2(self.pool(self.stem(x)))

@@ -1,0 +1,1 @@
+#include "plan_stem_pool_impl.h"

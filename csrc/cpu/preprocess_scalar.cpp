@@ -1,0 +1,1 @@
+#include "preprocess_impl.h"
