@@ -823,7 +823,7 @@ class Run {
     constexpr int64_t floats = int64_t{6} << 20;
     g->block = std::max<int64_t>(48, floats / (table.v_floats(*g) + table.m_floats(*g, panel_count)));
     const int64_t rounds = std::max<int64_t>(1, div_up(tiles, g->block));
-    g->block = div_up(tiles, rounds);
+    g->block = round_up(div_up(tiles, rounds), 12);
     const auto v = temporary(table.v_floats(*g));
     const auto m = temporary(table.m_floats(*g, panel_count));
     for (int64_t first = 0; first < tiles; first += g->block) {

@@ -17,8 +17,14 @@ import liteseg_kernels as lk
 from liteseg_kernels import _loader
 from liteseg_kernels import plan as plans
 from liteseg_kernels.plan import PlannedModule, Program
-
-from .test_plan import assert_as_exact_as_torch, error, inference, labels_of, layouts, picture  # noqa: F401
+from tests.plan.test_plan import (
+    assert_as_exact_as_torch,
+    error,
+    inference,  # noqa: F401
+    labels_of,
+    layouts,
+    picture,
+)
 
 pytestmark = pytest.mark.skipif(_loader.missing("cpu") is not None, reason="the compiled CPU kernels are not loaded")
 
@@ -127,7 +133,8 @@ def test_layers(name: str, output: int, passes: bool, monkeypatch: pytest.Monkey
 def test_instruction_sets(isa: str) -> None:
     if isa == "avx2" and torch.ops.liteseg_cpu.isa() == "scalar":
         pytest.skip("this processor has no avx2")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "test_layers"]
+    some = "test_layers and (wide or pooled or two)"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", some]
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         command, env=os.environ | {"LITESEG_CPU_ISA": isa}, cwd=root, capture_output=True, text=True, check=False
@@ -174,9 +181,9 @@ def test_pool_of_a_map_that_others_read() -> None:
     class Two(Dense):
         def lower(self, program: Program, x: int) -> int:
             full = program.run(self.parts[0], "0", x)
-            self.fused_pool = program.max_pool(full, kernel=2, stride=2, padding=0)
+            pooled = program.max_pool(full, kernel=2, stride=2, padding=0)
             program.run(self.parts[1], "1", full)
-            return program.run(self.parts[1], "1", self.fused_pool)
+            return program.run(self.parts[1], "1", pooled)
 
     torch.manual_seed(0)
     model = normalised(Two(3, conv(3, 19), conv(19, 4)))
