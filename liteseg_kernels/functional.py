@@ -668,8 +668,6 @@ def batch_norm_activation(
 
 # functional form -> (its arguments as the op takes them, the op's check)
 _CALLS: dict[str, tuple[Callable[..., tuple[Any, ...]], Callable[..., Any]]] = {
-    "batch_norm_activation": (_batch_norm_activation, ops.batch_norm_activation.check),
-    "depthwise_conv2d": (_depthwise_conv2d, ops.depthwise_conv2d.check),
     "separable_conv2d": (_separable_conv2d, ops.separable_conv2d.check),
     "inverted_residual": (_inverted_residual, ops.inverted_residual.check),
     "shuffle_unit": (_shuffle_unit, ops.shuffle_unit.check),
@@ -682,6 +680,8 @@ _CALLS: dict[str, tuple[Callable[..., tuple[Any, ...]], Callable[..., Any]]] = {
     "upsample_argmax": (_upsample_argmax, ops.upsample_argmax.check),
     "upsample_cross_entropy": (_upsample_cross_entropy, ops.upsample_cross_entropy.check),
     "preprocess": (_preprocess, ops.preprocess.check),
+    "batch_norm_activation": (_batch_norm_activation, ops.batch_norm_activation.check),
+    "depthwise_conv2d": (_depthwise_conv2d, ops.depthwise_conv2d.check),
 }
 
 
