@@ -12,39 +12,20 @@ split is scored once, with the weights of the end of the run. Prints mean and st
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cpu_networks import _machine
+from benchmarks.rows import ENVIRONMENT, append, read
 from liteseg.train.checkpoint import read_checkpoint
 from liteseg.train.cli import main as train
-from liteseg.train.cli import versions
 from liteseg.train.presets import merge, preset
 
 ROWS = {"baseline": "baseline", "+ DASPP": "dense", "+ MS": "dense_ms", "+ DW": "ms"}
 KEY = ("row", "backbone", "passes", "split", "seed")
-COLUMNS = (*KEY, "mean IoU", "pixel accuracy", "pixels", "steps", "batch", "preset", "machine", "torch")
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _append(path: Path, row: dict[str, Any]) -> None:
-    new = not path.is_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+COLUMNS = (*KEY, "mean IoU", "pixel accuracy", "pixels", "steps", "batch", "preset", *ENVIRONMENT)
 
 
 def _pixels(data: dict[str, Any]) -> float:
@@ -88,8 +69,6 @@ def run(args: argparse.Namespace, row: str, seed: int) -> dict[str, Any]:
         "steps": checkpoint["global_step"],
         "batch": checkpoint["liteseg"]["config"]["data"]["batch_size"],
         "preset": name,
-        "machine": _machine(),
-        "torch": versions()["torch"],
     }
 
 
@@ -126,10 +105,10 @@ def main(argv: list[str] | None = None) -> int:
     for seed in args.seeds:
         for row in ROWS:
             wanted = {"row": row, "backbone": args.backbone, "passes": args.passes, "split": args.split, "seed": seed}
-            if not any(all(done[key] == str(value) for key, value in wanted.items()) for done in _read(path)):
-                _append(path, run(args, row, seed))
+            if not any(all(done[key] == str(value) for key, value in wanted.items()) for done in read(path)):
+                append(path, COLUMNS, run(args, row, seed))
     budget = (args.backbone, str(args.passes), args.split)
-    print(table([one for one in _read(path) if (one["backbone"], one["passes"], one["split"]) == budget]))
+    print(table([one for one in read(path) if (one["backbone"], one["passes"], one["split"]) == budget]))
     return 0
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from pytorch_lightning.plugins import TorchSyncBatchNorm
 from torch import Tensor, nn
@@ -46,23 +44,19 @@ class CPUSyncBatchNorm(_BatchNorm):
         return y.to(input.dtype)
 
 
-def _replace(model: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> None:
-    """Makes modules of one class those of another with the same parameters, in place."""
-    module: Any
-    for module in model.modules():
-        if type(module) is old:
-            module.__class__ = new
-
-
 class LayerSync(TorchSyncBatchNorm):
     """Lightning's conversion to SyncBatchNorm on GPUs, to the one above on the CPU."""
 
     def apply(self, model: nn.Module) -> nn.Module:
         if torch.distributed.get_backend() == "nccl":
             return super().apply(model)
-        _replace(model, nn.BatchNorm2d, CPUSyncBatchNorm)
+        for module in model.modules():
+            if type(module) is nn.BatchNorm2d:
+                module.__class__ = CPUSyncBatchNorm  # type: ignore[assignment]
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
-        _replace(model, CPUSyncBatchNorm, nn.BatchNorm2d)
+        for module in model.modules():
+            if type(module) is CPUSyncBatchNorm:
+                module.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
         return super().revert(model)
