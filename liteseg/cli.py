@@ -85,6 +85,12 @@ def _weights_options(parser: argparse.ArgumentParser, *, weights: str | None = N
         + (f"; default {weights}" if weights else ""),
     )
     group.add_argument("--num-classes", type=_count, metavar="K", help="number of classes; the weights' own by default")
+    group.add_argument(
+        "--output-stride",
+        type=_count,
+        metavar="S",
+        help="of the backbone; the weights' own by default",
+    )
     return group
 
 
@@ -258,7 +264,9 @@ def _load(args: argparse.Namespace) -> Network:
     """The model of the command line: eval mode, on its device, in float32."""
     from liteseg.models import create_model
 
-    model = create_model(args.model, num_classes=args.num_classes, weights=args.weights)
+    model = create_model(
+        args.model, num_classes=args.num_classes, weights=args.weights, output_stride=args.output_stride
+    )
     return model.eval().to(_device(args.device))
 
 

@@ -25,8 +25,8 @@ from liteseg.models.peers import PEERS
 from liteseg.models.peers.espnet import detect_config as detect_espnet
 
 _DEFAULT_BACKBONE = "mobilenetv2"
-# these describe the use of a model, not the network, so they may differ from what a weights file says
-_DESCRIPTIVE = ("class_names", "input_scale")
+# these may differ from what a weights file says: two describe the use of a model, the third changes no weight's shape
+_FREE = ("class_names", "input_scale", "output_stride")
 
 
 def _switches(config: type[Any]) -> tuple[str, ...]:
@@ -112,7 +112,7 @@ def _config_for_file(
     _check_name(expected)
     for field, value in given.items():
         value = tuple(value) if isinstance(value, list) else value
-        if field in stored and field not in _DESCRIPTIVE and stored[field] != value:
+        if field in stored and field not in _FREE and stored[field] != value:
             raise ValueError(
                 f"create_model: {field}: expected {stored[field]!r} for the weights in {origin}, got {value!r}"
             )
@@ -140,7 +140,10 @@ def create_model(
         skip_classifier: take everything but the last convolution from `weights`, for another set of classes.
         **switches: ``class_names, input_scale``, for LiteSeg ``output_stride, separable, deeper, short_residual,
             long_residual, filters, rates`` (see :class:`ModelConfig`), for ESPNet ``p, q, variant, void_output,
-            normalisation`` (see :class:`ESPNetConfig`); None means the default.
+            normalisation`` (see :class:`ESPNetConfig`); None means the default. ``output_stride`` may
+            differ from what `weights` were trained with: it changes no weight's shape. MobileNetV2's and ShuffleNet's
+            features keep their meaning and are sampled more or less densely; Darknet19's meet other paddings too. The
+            scores change: train on from there.
 
     Raises:
         ValueError: unknown name or switch, a value that is not allowed, or one that contradicts `weights`.

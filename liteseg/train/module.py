@@ -183,6 +183,10 @@ class SegmentationModule(pl.LightningModule):
         weight = mean_over_processes(weight)
         return total / torch.where(weight == 0, 1, weight)
 
+    def on_train_start(self) -> None:
+        # a run that goes on within an epoch has no start of this epoch
+        self._epoch_started = time.monotonic()
+
     def on_train_epoch_start(self) -> None:
         self._loss_sum, self._loss_count, self._epoch_started = 0.0, 0, time.monotonic()
         step = self.global_step

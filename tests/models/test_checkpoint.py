@@ -77,7 +77,6 @@ def test_arguments_that_agree_are_fine(file: Path) -> None:
         ("name", "liteseg_shufflenet"),
         ("name", "deeplabv3plus_mobilenetv2"),
         ("num_classes", 19),
-        ("output_stride", 32),
         ("separable", False),
         ("deeper", False),
         ("short_residual", False),
@@ -95,6 +94,16 @@ def test_arguments_that_contradict(file: Path, argument: str, value: object) -> 
 def test_descriptions_may_differ(file: Path) -> None:
     model = liteseg.create_model(weights=file, input_scale=1.0, class_names=("a", "b", "c"))
     assert model.config.input_scale == 1.0 and model.config.class_names == ("a", "b", "c")
+
+
+def test_output_stride_may_differ(model: LiteSeg, file: Path) -> None:
+    other = liteseg.create_model(weights=file, output_stride=32)
+    assert (model.config.output_stride, other.config.output_stride) == (16, 32)
+    state = model.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in other.state_dict().items())
+    assert liteseg.create_model(weights=file).config.output_stride == 16
+    with pytest.raises(ValueError, match="output_stride: expected one of"):
+        liteseg.create_model(weights=file, output_stride=4)
 
 
 def test_other_classes_on_request(model: LiteSeg, file: Path) -> None:

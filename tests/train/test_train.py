@@ -69,6 +69,77 @@ def test_loss_is_cross_entropy_on_full_size_logits() -> None:
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("threshold", "keep"), [(0.7, 0.01), (0.01, 0.3), (0.7, 0.9)])
+def test_hard_pixels_only(weighted: bool, threshold: float, keep: float) -> None:
+    module = SegmentationModule(
+        num_classes=5, class_weights="log" if weighted else "none", ohem_threshold=threshold, ohem_keep=keep
+    )
+    if weighted:
+        module.loss_weight.copy_(torch.rand(5) + 0.5)
+    logits = (3 * torch.randn(2, 5, 8, 12)).requires_grad_()
+    label = torch.randint(0, 5, (2, 32, 48), dtype=torch.uint8)
+    label[0, :20] = 255
+    loss = module.loss(logits, label)
+    (ours,) = torch.autograd.grad(loss, logits)
+
+    full = F.interpolate(logits, (32, 48), mode="bilinear", align_corners=True)
+    losses = F.cross_entropy(full, label.long(), module.loss_weight, ignore_index=255, reduction="none")
+    order = losses.detach().flatten().sort(descending=True).values
+    limit = min(-np.log(threshold), float(order[int(keep * losses.numel()) - 1]))
+    chosen = (losses >= limit * (1 - 1e-6)) & (label != 255)
+    share = torch.ones(5) if module.loss_weight is None else module.loss_weight
+    expected = losses[chosen].sum() / share[label[chosen].long()].sum()
+    (theirs,) = torch.autograd.grad(expected, logits)
+    assert 0 < int(chosen.sum()) and (keep > 0.5 or int(chosen.sum()) < int((label != 255).sum()))
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+def test_hard_pixels_of_a_void_batch_cost_nothing() -> None:
+    module = SegmentationModule(num_classes=3, ohem_threshold=0.7)
+    logits = torch.randn(1, 3, 8, 8, requires_grad=True)
+    loss = module.loss(logits, torch.full((1, 32, 32), 255, dtype=torch.uint8))
+    loss.backward()
+    assert loss.item() == 0 and not logits.grad.any()
+
+
+def test_norms_and_biases_can_be_spared_the_decay() -> None:
+    module = SegmentationModule(num_classes=3, decay_norms=False, weight_decay=0.01)
+    module.trainer = pl.Trainer(logger=False, enable_checkpointing=False, max_steps=10)
+    module.trainer.fit_loop.setup_data = lambda: None
+    type(module.trainer).estimated_stepping_batches, before = 10, type(module.trainer).estimated_stepping_batches
+    try:
+        optimizer = module.configure_optimizers()["optimizer"]
+    finally:
+        type(module.trainer).estimated_stepping_batches = before
+    groups = optimizer.param_groups
+    assert [(group["weight_decay"], group["initial_lr"]) for group in groups] == [
+        (0.01, 0.01),
+        (0.0, 0.01),
+        (0.01, 0.05),
+        (0.0, 0.05),
+    ]
+    assert all((p.ndim > 1) == (group["weight_decay"] > 0) for group in groups for p in group["params"])
+    assert sum(len(group["params"]) for group in groups) == len(list(module.model.parameters()))
+
+
+def test_momentum_is_forgotten_when_the_rate_moves(data: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    known: list[bool] = []
+    step = SegmentationModule.training_step
+
+    def record(self: SegmentationModule, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        known.append(bool(self.trainer.optimizers[0].state))
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(SegmentationModule, "training_step", record)
+    arguments = _arguments(data, tmp_path / "run", "--model.hold_epochs", "2", "--model.warmup_steps", "0", epochs=4)
+    assert cli.main([*arguments, "--model.reset_momentum", "true", "--evaluate", "null"]) == 0
+    # two steps an epoch; the rate moves at the start of the second and the fourth epoch
+    assert known == [False, True, False, True, True, True, False, True]
+    assert cli.main([*arguments, "--model.reset_momentum", "true", "--model.hold_epochs", "0"]) == 2
+
+
 def test_all_void_batch_has_loss_zero_and_finite_gradients() -> None:
     module = SegmentationModule(num_classes=3)
     loss = module.loss(
@@ -345,11 +416,22 @@ def test_logs(data: Path, tmp_path: Path, tensorboard: bool, monkeypatch: Any) -
     else:
         monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
     out = tmp_path / "run"
-    assert cli.main(_arguments(data, out, "--trainer.logger", "null", epochs=1)) == 0
+    assert (
+        cli.main(_arguments(data, out, "--trainer.logger", "null", "--trainer.log_every_n_steps", "1", epochs=1)) == 0
+    )
     names = {path.name for path in out.iterdir()}
     assert "config.yaml" in names and "weights.safetensors" in names
     if tensorboard:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
         assert any(name.startswith("events.out") for name in names)
+        events = EventAccumulator(str(out)).Reload()
+        scalars = events.Tags()["scalars"]
+        assert {"train/loss", "val/miou", "val_iou/sky", "val_iou/road"} <= set(scalars)
+        assert any(name.startswith("lr-SGD") for name in scalars)
+        # both validation pictures: prediction and truth side by side
+        assert events.Tags()["images"] == ["val/0", "val/1"]
+        assert (events.Images("val/1")[0].width, events.Images("val/1")[0].height) == (160, 64)
     else:
         assert "val/miou" in (out / "metrics.csv").read_text().splitlines()[0]
 
