@@ -125,7 +125,7 @@ def figure2(model: nn.Module, images: Sequence[np.ndarray], path: Path) -> None:
     for image in images:
         size = image.shape[:2]
         at = input_size(size, model.config.input_scale)
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(device)
+        pixels = torch.from_numpy(np.array(image)).to(device)
         x = F.preprocess(pixels, None if at == size else at, mean=MEAN, std=STD)
         panels = [(name, heat(value, size)) for name, value in features(model, x).items()]
         rows.append([("input", image), *panels])

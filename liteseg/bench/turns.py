@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
+from liteseg.bench.record import Skip
+
 __all__ = ["Contestant", "Outcome", "take_turns"]
 
 # spinning workers of one pool must be asleep before the next one's turn
@@ -53,7 +55,7 @@ class Outcome:
 def _reason(error: BaseException) -> str:
     text = str(error).strip()
     first = text.splitlines()[0] if text else ""
-    return first if type(error).__name__ == "Skip" else f"{type(error).__name__}: {first}"
+    return first if isinstance(error, Skip) else f"{type(error).__name__}: {first}"
 
 
 def _serve(pipe: Connection, make: Callable[[], Contestant]) -> None:

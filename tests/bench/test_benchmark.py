@@ -91,7 +91,7 @@ def test_peak_memory_counts_what_a_call_holds() -> None:
 def test_kernels(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     options = ("--ops", "upsample_concat", "separable_conv2d", "--size", "64x96", "--runs", 3, "--quick")
-    providers = ("--providers", "liteseg cpu", "liteseg triton", "eager", "eager channels_last")
+    providers = ("--providers", "liteseg cpu", "liteseg cuda", "eager", "eager channels_last")
     code, out, err = run("kernels", *options, *providers)
     assert code == 0, err
     lines = read(tmp_path / "results" / "kernels.csv")

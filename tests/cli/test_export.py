@@ -154,7 +154,7 @@ def test_onnx_files_of_the_three_networks(name, onnxruntime, record_property, tm
             assert got.shape == logits.shape
             error = ((got - logits).abs().max() / logits.abs().max()).item()
             record_property(f"largest error of a logit, {runner}, {shape}", error)
-            assert error <= 2e-5, f"{runner} at {shape}: off by {error:.1e} of the largest logit"
+            assert error <= 1e-4, f"{runner} at {shape}: off by {error:.1e} of the largest logit"
             assert (got.argmax(1) == logits.argmax(1)).double().mean() >= 0.9999
 
 
