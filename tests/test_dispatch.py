@@ -32,6 +32,8 @@ OPS = [
     "upsample_argmax",
     "upsample_cross_entropy",
     "preprocess",
+    "depthwise_conv2d",
+    "batch_norm_activation",
 ]
 
 
@@ -48,6 +50,10 @@ def example(op: str, device: str = "cpu") -> dict[str, Any]:
     if op == "separable_conv2d":
         depthwise, pointwise, bias = separable(4, 3)
         return {"x": rand(2, 4, 5, 6), "depthwise_weight": depthwise, "pointwise_weight": pointwise, "bias": bias}
+    if op == "depthwise_conv2d":
+        return {"x": rand(2, 4, 5, 6), "weight": rand(4, 1, 3, 3), "padding": 1}
+    if op == "batch_norm_activation":
+        return {"x": rand(2, 4, 5, 6), "weight": rand(4), "bias": rand(4), "activation": "relu"}
     if op == "inverted_residual":
         names = tuple(f"{part}_{kind}" for part in ("expand", "depthwise", "project") for kind in ("weight", "bias"))
         shapes = ((8, 4, 1, 1), (8,), (8, 1, 3, 3), (8,), (3, 8, 1, 1), (3,))
@@ -315,7 +321,10 @@ def _cast(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return change(value) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-CAST = ("separable_conv2d", "inverted_residual", "shuffle_unit", "daspp", "upsample_concat_separable_conv2d")
+CAST = (
+    *("separable_conv2d", "inverted_residual", "shuffle_unit", "daspp", "depthwise_conv2d"),
+    "upsample_concat_separable_conv2d",
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
