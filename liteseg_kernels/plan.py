@@ -1123,7 +1123,7 @@ class PlannedModule(nn.Module):
     def _dtype(self) -> torch.dtype | str:
         """What the weights compute in, or why no plan can."""
         tensors = [t for t in (*self.parameters(), *self.buffers()) if t.is_floating_point()]
-        dtypes = {t.dtype for t in tensors}
+        dtypes = {t.dtype for t in tensors} or {torch.float32}
         if len(dtypes) != 1 or dtypes.isdisjoint(_WRITERS) or any(t.device.type != "cpu" for t in tensors):
             return "the weights are not all float32 or all bfloat16 on the CPU"
         return torch.bfloat16 if _autocasts() else dtypes.pop()

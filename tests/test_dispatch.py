@@ -413,7 +413,13 @@ CPU_KERNELS = {
 }
 CPU_COMPOSED = {"upsample_concat_separable_conv2d", "upsample_concat_separable_conv2d_backward"}
 TRITON_BACKWARDS = {"inverted_residual_backward", "shuffle_unit_backward", "daspp_backward"}
+TRAINING = {
+    *("batch_norm_statistics", "batch_norm_activation"),
+    *("batch_norm_activation_backward_reduce", "batch_norm_activation_backward"),
+}
+CPU_KERNELS |= TRAINING
 TRITON_KERNELS = CPU_KERNELS | CPU_COMPOSED | TRITON_BACKWARDS
+CPU_KERNELS |= {"depthwise_conv2d", "depthwise_conv2d_backward"}
 CUDA_KERNELS = {
     *("separable_conv2d", "separable_conv2d_backward", "inverted_residual", "daspp"),
     *("upsample_concat_separable_conv2d", "upsample_argmax"),

@@ -215,10 +215,12 @@ def test_eval_and_fused_run_the_ops() -> None:
         "shuffle unit": {"shuffle_unit"},
         "DASPP": {"daspp"},
     }
+    # statistics of the batch stand between the convolutions, so nothing is fused across them
+    training = {"depthwise_conv2d", "batch_norm_statistics", "batch_norm_activation"}
     for name, ops in expected.items():
         ours, _, x = both(PAIRS[name], torch.float32)
         assert ops_of(lk.fuse(ours), x) >= ops, name
-        assert ops_of(ours.train(), x) == set(), name
+        assert ops_of(ours.train(), x) <= training, name
         assert ops_of(ours.eval(), x) >= (ops if name != "DASPP" else {"separable_conv2d"}), name
     dense, _, x = both(PAIRS["DASPP, dense"], torch.float32)
     assert "daspp" not in ops_of(lk.fuse(dense), x)

@@ -159,7 +159,7 @@ with torch.inference_mode():
 
 @pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512"])
 def test_instruction_sets(model: nn.Module, isa: str, tmp_path: Path) -> None:
-    order = ["scalar", "avx2", "avx512"]
+    order = ["scalar", "avx2", "avx512", "avx512bf16"]
     if order.index(isa) > order.index(torch.ops.liteseg_cpu.isa()):
         pytest.skip(f"this processor has no {isa}")
     file = tmp_path / "logits.pt"
