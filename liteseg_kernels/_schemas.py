@@ -91,7 +91,7 @@ for _name, _signature in SCHEMAS.items():
         _signature = _signature.replace(") -> ", ", bool allow_tf32) -> ", 1)
     _compiled[1].define(_name + _signature)
 _compiled[0].define("isa() -> str")
-# a whole network (plan.py): labels at `size`, or logits where it is empty; seconds of each layer; columns of a panel
+# a whole network (`plan`): labels at `size`, or logits where it is empty; seconds of each layer; columns of a panel
 _compiled[0].define("run_plan(Tensor x, Tensor packed, Tensor program, int[] size) -> Tensor")
 _compiled[0].define("time_plan(Tensor x, Tensor packed, Tensor program, int[] size) -> Tensor")
 _compiled[0].define("panel() -> int")

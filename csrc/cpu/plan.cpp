@@ -1,6 +1,6 @@
 // Registration of liteseg_cpu::run_plan: a whole network from one program and one tensor of packed weights.
 //
-// The program is a flat list of layers that liteseg_kernels/plan.py writes, so the op keeps no state: its arguments can
+// The program is a flat list of layers that liteseg_kernels/plan writes, so the op keeps no state: its arguments can
 // be copied, pickled and used by several threads at once. Everything that depends on the input's size (shapes, the
 // arena's layout, the split over threads) is worked out at each call, which takes microseconds.
 #include <cstring>

@@ -101,7 +101,7 @@ def _compiled(op: str) -> Any:
 
 
 def _composed(x: Tensor, skip: Tensor, *args: Any) -> Tensor:
-    """By the compiled kernels of both ops. A network that is fused whole has a layer of its own for it (plan.py)."""
+    """By the compiled kernels of both ops. A network that is fused whole has a layer of its own for it (`plan`)."""
     depthwise_weight, pointwise_weight, bias, *geometry, align_corners = args
     whole = _compiled("upsample_concat")(x, skip, align_corners)
     return _compiled("separable_conv2d")(whole, depthwise_weight, pointwise_weight, bias, None, *geometry)

@@ -1,0 +1,304 @@
+"""What a network's modules say of themselves, and which layers of the compiled op cover it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from .layers import (
+    MOST_TAPS,
+    Convolution,
+    Decoder,
+    InvertedResidual,
+    Layer,
+    MaxPool,
+    Node,
+    Pyramid,
+    ShuffleUnit,
+    Stem,
+    StemPool,
+)
+from .packing import Unplannable
+
+
+class Program:
+    """The network as its modules tell it. Values are numbers: 0 is the network's input."""
+
+    def __init__(self, in_channels: int) -> None:
+        self._channels = [in_channels]
+        self._nodes: list[Node] = []
+        self._scope: list[str] = []
+
+    def channels(self, value: int) -> int:
+        return self._channels[value]
+
+    def run(self, module: nn.Module, name: str, *inputs: int) -> int:
+        """The value that `module.lower` gives for `inputs`; `name` is what reports call it."""
+        lower = getattr(module, "lower", None)
+        if lower is None:
+            raise Unplannable(f"{name}: {type(module).__name__} has no lower()")
+        self._scope.append(name)
+        value = lower(self, *inputs)
+        self._scope.pop()
+        return value
+
+    def _add(self, kind: str, inputs: tuple[int, ...], channels: int, options: Any, weights: Any) -> int:
+        options["in_channels"] = self._channels[inputs[0]]
+        name = ".".join(self._scope) or kind
+        self._nodes.append(Node(kind, name, inputs, channels, options, weights))
+        self._channels.append(channels)
+        return len(self._channels) - 1
+
+    def convolution(
+        self,
+        x: int,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        stride: Sequence[int] = (1, 1),
+        padding: Sequence[int] = (0, 0),
+        dilation: Sequence[int] = (1, 1),
+        groups: int = 1,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
+    ) -> int:
+        """conv2d with [C', C / groups, k, k] and an activation."""
+        options = {
+            "stride": _one(stride),
+            "padding": _one(padding),
+            "dilation": _one(dilation),
+            "kernel": _one(weight.shape[2:]),
+            "groups": groups,
+            "activation": activation,
+            "negative_slope": negative_slope,
+        }
+        return self._add("convolution", (x,), weight.shape[0], options, {"weight": weight, "bias": bias})
+
+    def separable(
+        self,
+        x: int,
+        depthwise_weight: Tensor,
+        pointwise_weight: Tensor,
+        bias: Tensor | None,
+        *,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        activation: str | None,
+        negative_slope: float = 0.01,
+    ) -> int:
+        """As functional.separable_conv2d."""
+        options = {
+            "stride": _one(stride),
+            "padding": _one(padding),
+            "dilation": _one(dilation),
+            "kernel": _one(depthwise_weight.shape[2:]),
+            "activation": activation,
+            "negative_slope": negative_slope,
+        }
+        weights = {"depthwise_weight": depthwise_weight, "pointwise_weight": pointwise_weight, "bias": bias}
+        return self._add("separable", (x,), pointwise_weight.shape[0], options, weights)
+
+    def inverted_residual(
+        self,
+        x: int,
+        weights: dict[str, Tensor | None],
+        *,
+        stride: Sequence[int],
+        dilation: Sequence[int],
+        residual: bool,
+        activation: str = "relu6",
+    ) -> int:
+        """As functional.inverted_residual, `weights` by the names of its arguments."""
+        project = weights["project_weight"]
+        assert project is not None
+        options = {
+            "stride": _one(stride),
+            "dilation": _one(dilation),
+            "residual": residual,
+            "activation": activation,
+            "kernel": _one(weights["depthwise_weight"].shape[2:]),  # type: ignore[union-attr]
+        }
+        return self._add("inverted_residual", (x,), project.shape[0], options, dict(weights))
+
+    def max_pool(self, x: int, *, kernel: Any, stride: Any, padding: Any) -> int:
+        """As max_pool2d."""
+        options = {"kernel": kernel, "stride": stride, "padding": padding}
+        return self._add("max_pool", (x,), self._channels[x], options, {})
+
+    def shuffle_unit(
+        self,
+        x: int,
+        weights: dict[str, Tensor | None],
+        *,
+        groups: int,
+        stride: Sequence[int],
+        dilation: Sequence[int],
+        concat: bool,
+    ) -> int:
+        """As functional.shuffle_unit, `weights` by the names of its arguments."""
+        compress, expand = weights["compress_weight"], weights["expand_weight"]
+        assert compress is not None and expand is not None
+        options = {
+            "bottleneck": compress.shape[0],
+            "groups": groups,
+            "first_groups": self._channels[x] // compress.shape[1],
+            "stride": _one(stride),
+            "dilation": _one(dilation),
+            "concat": concat,
+        }
+        channels = expand.shape[0] + (self._channels[x] if concat else 0)
+        return self._add("shuffle_unit", (x,), channels, options, dict(weights))
+
+    def daspp(
+        self,
+        x: int,
+        atrous: Sequence[tuple[Tensor, ...]],
+        pool: tuple[Tensor, Tensor],
+        project: tuple[Tensor, Tensor],
+        *,
+        rates: Sequence[int],
+        deep: Sequence[tuple[Tensor, ...]],
+        direct_weight: Tensor | None,
+        point: tuple[Tensor, Tensor] | None,
+    ) -> int:
+        """As functional.daspp."""
+        weights = {
+            "direct_weight": direct_weight,
+            "point": point,
+            "atrous": list(atrous),
+            "deep": list(deep),
+            "pool": pool,
+            "project": project,
+        }
+        return self._add("daspp", (x,), project[0].shape[0], {"rates": tuple(rates)}, weights)
+
+    def upsample(self, x: int, like: int, *, concat: bool, align_corners: bool = True) -> int:
+        """x resized bilinearly to the size of `like`; with `concat`, followed by `like` along the channels."""
+        options = {"concat": concat, "align_corners": align_corners}
+        channels = self._channels[x] + (self._channels[like] if concat else 0)
+        return self._add("upsample", (x, like), channels, options, {})
+
+    def _users(self) -> dict[int, list[Node]]:
+        users: dict[int, list[Node]] = {}
+        for node in self._nodes:
+            for value in node.inputs:
+                users.setdefault(value, []).append(node)
+        return users
+
+    def layers(self) -> tuple[list[Layer], list[int]]:
+        """The network as layers of the compiled op, and the value each one makes."""
+        users = self._users()
+
+        def only(value: int, kind: str) -> Node | None:
+            """The node of `kind` that alone reads `value`."""
+            found = users.get(value, [])
+            return found[0] if len(found) == 1 and found[0].kind == kind else None
+
+        layers: list[Layer] = []
+        values: list[int] = []
+        done: set[int] = set()
+        for index, node in enumerate(self._nodes):
+            value = index + 1
+            if value in done:
+                continue
+            layer: Layer | None = None
+            options = node.options
+            if node.kind == "inverted_residual" and options["kernel"] == 3:
+                layer = InvertedResidual([node.name], node.inputs, node.channels, node)
+            elif node.kind == "daspp":
+                layer = Pyramid([node.name], node.inputs, node.channels, None, node)
+            elif node.kind == "shuffle_unit":
+                layer = ShuffleUnit([node.name], node.inputs, node.channels, node)
+            elif node.kind == "convolution" and options["groups"] == 1:
+                block, pyramid = only(value, "inverted_residual"), only(value, "daspp")
+                pool = only(value, "max_pool")
+                if block is not None and node.inputs == (0,) and _is_stem(node, block):
+                    layer = Stem([node.name, block.name], node.inputs, block.channels, node, block)
+                    value = self._nodes.index(block) + 1
+                elif pyramid is not None and _is_last(node):
+                    layer = Pyramid([node.name, pyramid.name], node.inputs, pyramid.channels, node, pyramid)
+                    value = self._nodes.index(pyramid) + 1
+                elif pool is not None and node.inputs == (0,) and _is_stem_pool(node, pool):
+                    layer = StemPool([node.name, pool.name], node.inputs, node.channels, node, pool)
+                    value = self._nodes.index(pool) + 1
+                elif options["kernel"] <= MOST_TAPS:
+                    if pool is None or not _is_half(pool) or not _is_fused_pool(node):
+                        pool = None
+                    names = [node.name] if pool is None else [node.name, pool.name]
+                    layer = Convolution(names, node.inputs, node.channels, node, pool)
+                    value = value if pool is None else self._nodes.index(pool) + 1
+            elif node.kind == "separable" and options["kernel"] == 1 and node.inputs != (0,):
+                layer = Convolution([node.name], node.inputs, node.channels, _merged(node), None)
+            elif node.kind == "max_pool" and _is_half(node) and node.inputs != (0,):
+                layer = MaxPool([node.name], node.inputs, node.channels, node)
+            elif node.kind == "upsample" and options["align_corners"]:
+                first = only(value, "separable")
+                second = None if first is None else only(self._nodes.index(first) + 1, "separable")
+                head = None if second is None else only(self._nodes.index(second) + 1, "convolution")
+                if first and second and head and _is_decoder(first, second, head):
+                    names = [node.name, first.name, second.name, head.name]
+                    layer = Decoder(names, node.inputs, head.channels, node, first, second, head)
+                    value = self._nodes.index(head) + 1
+            if layer is None:
+                raise Unplannable(f"{node.name}: no layer of the plan covers this {node.kind}")
+            done.update(range(index + 1, value + 1))
+            layers.append(layer)
+            values.append(value)
+        return layers, values
+
+
+def _one(pair: Sequence[int]) -> int:
+    if len(set(pair)) != 1:
+        raise Unplannable(f"different values for height and width: {tuple(pair)}")
+    return int(pair[0])
+
+
+def _same3(node: Node, stride: int = 1) -> bool:
+    """A 3x3 convolution that keeps its input's size."""
+    wanted = {"kernel": 3, "stride": stride, "padding": 1, "dilation": 1}
+    return all(node.options[name] == value for name, value in wanted.items())
+
+
+def _is_stem_pool(conv: Node, pool: Node) -> bool:
+    pooled = all(pool.options[name] == value for name, value in {"kernel": 3, "stride": 2, "padding": 1}.items())
+    return pooled and _same3(conv, conv.options["stride"])
+
+
+def _is_last(conv: Node) -> bool:
+    """A convolution that a pyramid computes by slices."""
+    wanted = {"kernel": 1, "stride": 1, "padding": 0}
+    plain = conv.options["activation"] != "leaky_relu" and conv.inputs != (0,)
+    return plain and all(conv.options[name] == value for name, value in wanted.items())
+
+
+def _is_half(pool: Node) -> bool:
+    return all(pool.options[name] == value for name, value in {"kernel": 2, "stride": 2, "padding": 0}.items())
+
+
+def _is_fused_pool(conv: Node) -> bool:
+    """Whether a pool may be part of the convolution: maxima before the activation need one that does not fall."""
+    return conv.options["dilation"] == 1 and conv.options["negative_slope"] >= 0
+
+
+def _merged(node: Node) -> Node:
+    """A 1x1 separable convolution as a dense one."""
+    weights = node.weights
+    scale = weights["depthwise_weight"].double().view(1, -1, 1, 1)
+    dense = (weights["pointwise_weight"].double() * scale).float()
+    return Node(
+        "convolution", node.name, node.inputs, node.channels, node.options, {"weight": dense, "bias": weights["bias"]}
+    )
+
+
+def _is_stem(conv: Node, block: Node) -> bool:
+    plain = block.weights["expand_weight"] is None and not block.options["residual"]
+    same = all(block.options[name] == value for name, value in {"kernel": 3, "stride": 1, "dilation": 1}.items())
+    return plain and same and _same3(conv, conv.options["stride"])
+
+
+def _is_decoder(first: Node, second: Node, head: Node) -> bool:
+    pointwise = head.options["kernel"] == 1 and head.options["stride"] == 1 and head.options["groups"] == 1
+    return _same3(first) and _same3(second) and pointwise and head.options["activation"] is None
