@@ -30,12 +30,12 @@ import torch  # noqa: E402
 import triton  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
+from liteseg.bench.timing import captured, quantiles  # noqa: E402
 from liteseg_kernels.triton import _tiles  # noqa: E402
 from liteseg_kernels.triton._tiles import Key, Tile  # noqa: E402
 from tests.aot.cases import cases  # noqa: E402
 
 from .rows import now  # noqa: E402
-from .timing import captured, quantiles  # noqa: E402
 
 # another tile has to be faster by more than times scatter
 _GAIN = 0.97

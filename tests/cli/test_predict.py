@@ -22,8 +22,8 @@ def normalised(image: np.ndarray) -> torch.Tensor:
     return (x - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
 
 
-def full_size_labels(model: nn.Module, image: np.ndarray, scale: float = 1.0) -> np.ndarray:
-    """What predict must equal, the way it never goes: every step in plain torch, full-size logits, argmax."""
+def full_size_logits(model: nn.Module, image: np.ndarray, scale: float = 1.0) -> torch.Tensor:
+    """The way predict never goes: every step in plain torch, logits [1, K, H, W] at full size."""
     height, width = image.shape[:2]
     with torch.no_grad():
         x = normalised(image)
@@ -31,8 +31,12 @@ def full_size_labels(model: nn.Module, image: np.ndarray, scale: float = 1.0) ->
             size = (round(height * scale), round(width * scale))
             x = nn.functional.interpolate(x, size=size, mode="bilinear", align_corners=False)
         logits = model.low_resolution_logits(x)
-        full = nn.functional.interpolate(logits, size=(height, width), mode="bilinear", align_corners=True)
-    return full.argmax(1)[0].numpy()
+        return nn.functional.interpolate(logits, size=(height, width), mode="bilinear", align_corners=True)
+
+
+def full_size_labels(model: nn.Module, image: np.ndarray, scale: float = 1.0) -> np.ndarray:
+    """What predict must equal."""
+    return full_size_logits(model, image, scale).argmax(1)[0].numpy()
 
 
 @pytest.mark.parametrize("size", [SIZE, (65, 97), (33, 130)], ids=str)
@@ -41,9 +45,13 @@ def test_labels_equal_argmax_of_full_size_logits(model, size, fused) -> None:
     image = picture(3, size)
     labels = liteseg.predict(lk.fuse(model) if fused else model, image)
     assert labels.shape == size and labels.dtype == np.uint8
-    expected = full_size_labels(model, image)
+    logits = full_size_logits(model, image)[0]
+    expected = logits.argmax(0).numpy()
     assert len(np.unique(expected)) > 2
-    assert (labels == expected).mean() >= 0.9999
+    # of so few pixels a single tie within rounding is more than 0.01 %
+    best, second = logits.topk(2, 0).values
+    clear = (best - second > 1e-5 * logits.abs().max()).numpy()
+    assert clear.mean() > 0.999 and (labels == expected)[clear].all()
 
 
 def test_float_tensor_gives_tensor_with_the_same_labels(model) -> None:

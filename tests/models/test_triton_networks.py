@@ -123,16 +123,6 @@ def _check_step(
     assert _relative(gradients, expected) < 1e-4
 
 
-@pytest.mark.slow
-def test_training_step(runs: Counter[tuple[str, str]]) -> None:
-    # with batch statistics the convolutions are PyTorch's
-    model = _model("liteseg_mobilenetv2").train()
-    norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    counts = {"upsample_concat": 1, "upsample_cross_entropy": 1, "batch_norm_activation": norms}
-    more = {"batch_norm_statistics": norms, "batch_norm_activation_backward_reduce": norms}
-    _check_step(model, "low_resolution_logits", (32, 32), counts, runs, more)
-
-
 class _Small(nn.Module):
     """Every differentiable op of the library in one graph, small enough for the interpreter."""
 
@@ -164,3 +154,13 @@ def test_training_step_with_frozen_statistics(runs: Counter[tuple[str, str]]) ->
     counts = {"inverted_residual": 2, "shuffle_unit": 2, "daspp": 1}
     counts |= {"upsample_concat_separable_conv2d": 1, "upsample_cross_entropy": 1}
     _check_step(model, "__call__", (8, 8), counts, runs)
+
+
+def test_training_step(runs: Counter[tuple[str, str]]) -> None:
+    # with batch statistics the convolutions are PyTorch's. A whole network has maps of one pixel at the sizes that the
+    # interpreter can do, and normalising a channel's two values makes noise of rounding errors
+    model = _Small().train()
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    counts = {"upsample_concat": 1, "upsample_cross_entropy": 1, "batch_norm_activation": norms}
+    more = {"batch_norm_statistics": norms, "batch_norm_activation_backward_reduce": norms}
+    _check_step(model, "forward", (32, 40), counts, runs, more)

@@ -80,9 +80,9 @@ def main() -> int:
             if number % 2:
                 while _written(last) == before and not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                     time.sleep(0.002)
-                time.sleep(draw.uniform(0.0, 0.4))
+                time.sleep(draw.uniform(0.0, 0.05))
             else:
-                time.sleep(draw.uniform(0.2, 2.0))
+                time.sleep(draw.uniform(0.0, 0.8))
             os.kill(child, signal.SIGKILL)
             _report(child, last)
     elif mode == "full":
