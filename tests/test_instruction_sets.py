@@ -1,0 +1,32 @@
+"""The parity suite of the CPU kernels on every instruction set that the processor has, besides the one it would choose."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from liteseg_kernels import _loader
+
+ROOT = Path(__file__).resolve().parent.parent
+ORDER = ("scalar", "avx2", "avx512", "avx512bf16")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", ORDER[:2])
+def test_kernels_agree_with_the_reference(isa: str) -> None:
+    reason = _loader.missing("cpu")
+    if reason is not None:
+        pytest.skip(reason)
+    if ORDER.index(isa) >= ORDER.index(torch.ops.liteseg_cpu.isa()):
+        pytest.skip(f"this process runs on {torch.ops.liteseg_cpu.isa()}")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cpu and not interpreter"]
+    # a worker's own variables would make the child wait for a scheduler
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment["LITESEG_CPU_ISA"] = isa
+    done = subprocess.run([*command, "tests/kernels"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-4000:]
