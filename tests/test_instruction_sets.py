@@ -1,4 +1,4 @@
-"""The parity suite of the CPU kernels on every instruction set that the processor has, besides the one it would choose."""
+"""The parity suite of the CPU kernels on the instruction sets below the one that the processor would choose."""
 
 from __future__ import annotations
 

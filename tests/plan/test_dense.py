@@ -15,8 +15,7 @@ from torch import nn
 import liteseg
 import liteseg_kernels as lk
 from liteseg_kernels import _loader
-from liteseg_kernels import plan as plans
-from liteseg_kernels.plan import PlannedModule, Program
+from liteseg_kernels.plan import PlannedModule, Program, layers
 from tests.plan.test_plan import (
     assert_as_exact_as_torch,
     error,
@@ -106,11 +105,11 @@ def assert_exact(model: nn.Module, fused: nn.Module, x: torch.Tensor, limit: flo
 def force(monkeypatch: pytest.MonkeyPatch, output: int, passes: bool) -> None:
     """Let every 3x3 convolution of the network's maps take this way, whatever it costs."""
 
-    def choose(self: plans._Convolution, inputs: Sequence[plans.Shape]) -> None:
+    def choose(self: layers.Convolution, inputs: Sequence[layers.Shape]) -> None:
         self.output = output if self.conv.options["kernel"] == 3 else 0
 
-    monkeypatch.setattr(plans._Convolution, "choose", choose)
-    monkeypatch.setattr(plans, "_SHARED_WEIGHTS", 0 if passes else 1 << 40)
+    monkeypatch.setattr(layers.Convolution, "choose", choose)
+    monkeypatch.setattr(layers, "_SHARED_WEIGHTS", 0 if passes else 1 << 40)
 
 
 @pytest.mark.parametrize("output, passes", [(0, False), (2, False), (4, False), (2, True), (4, True)])
