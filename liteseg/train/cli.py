@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import importlib.util
 import os
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -299,6 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     try:
         train(arguments)
+        _leave()
     except SystemExit as end:
         # what lightning makes of it
         if isinstance(end.__context__, KeyboardInterrupt):
@@ -315,6 +318,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"liteseg train{who}: {reason}", file=sys.stderr)
         return code
     return 0
+
+
+def _leave() -> None:
+    """Ends the threads of the process group, as lightning does not: the model wrapped for DDP still holds the group.
+
+    One that lets go of its last tensor while the interpreter shuts down aborts the process.
+    """
+    if dist.is_available() and dist.is_initialized():
+        gc.collect()
+        dist.destroy_process_group()
 
 
 _BAD_INPUT = (ValueError, TypeError, OSError, argparse.ArgumentError, MisconfigurationException)
