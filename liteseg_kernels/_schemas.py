@@ -79,6 +79,7 @@ TF32_OPS = (
     "separable_conv2d",
     "separable_conv2d_backward",
     "inverted_residual",
+    "shuffle_unit",
     "daspp",
     "upsample_concat_separable_conv2d",
 )

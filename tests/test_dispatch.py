@@ -421,7 +421,7 @@ CPU_KERNELS |= TRAINING
 TRITON_KERNELS = CPU_KERNELS | CPU_COMPOSED | TRITON_BACKWARDS
 CPU_KERNELS |= {"depthwise_conv2d", "depthwise_conv2d_backward"}
 CUDA_KERNELS = {
-    *("separable_conv2d", "separable_conv2d_backward", "inverted_residual", "daspp"),
+    *("separable_conv2d", "separable_conv2d_backward", "inverted_residual", "shuffle_unit", "daspp"),
     *("upsample_concat_separable_conv2d", "upsample_argmax"),
 }
 

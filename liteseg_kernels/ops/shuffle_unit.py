@@ -94,10 +94,20 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return (*_register.given(gradients, mask), None, None, None, None)
 
 
+def _cuda_limits(*args: Any) -> str | None:
+    bottleneck, groups = args[1].shape[0], args[7]
+    # the expansion's operands begin at multiples of 16 bytes
+    padded = groups * (-(bottleneck // groups) // 8 * -8)
+    if padded > 768:
+        return f"the bottleneck takes {padded} channels with its groups rounded up to 8, more than the 768 that fit"
+    return None
+
+
 _register.define(OP, check, _fake, reference.forward)
 _register.define(f"{OP}_backward", _check_backward, _fake_backward, reference.backward)
 torch.library.register_autograd(f"liteseg::{OP}", _backward, setup_context=_setup_context, lib=public)
 _register.once_differentiable(f"{OP}_backward")
 _register.add_compiled(OP, "cpu")
+_register.add_compiled(OP, "cuda", limits=_cuda_limits)
 _register.add_triton(OP, OP)
 _register.add_triton(f"{OP}_backward", OP, "backward", image=1)

@@ -28,9 +28,12 @@ PRODUCTS = (
     "inverted_residual_kernel",
     "daspp_project_kernel",
     "pointwise_parts_kernel",
+    "shuffle_unit_kernel",
 )
 # ... and that copy their operands to shared memory 16 bytes at a time
 COPIES = PRODUCTS[:3]
+# ... or load them 16 bytes at a time
+LOADS = ("shuffle_unit_kernel",)
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Resources:
             found.append("a matrix product without a tensor-core instruction")
         if self.kernel in COPIES and not self.copies_16:
             found.append("no 16-byte copy to shared memory")
+        if self.kernel in LOADS and not self.loads_16:
+            found.append("no 16-byte load")
         return found
 
 

@@ -49,6 +49,8 @@ def test_faults_are_found() -> None:
     ):
         found = nvcc.Resources(**fields, **(numbers | change)).faults()  # type: ignore[arg-type]
         assert len(found) == 1 and text in found[0]
+    loads = nvcc.Resources(**(fields | {"kernel": "shuffle_unit_kernel"}), **(numbers | {"loads_16": 0}))  # type: ignore[arg-type]
+    assert loads.faults() == ["no 16-byte load"]
     exact = nvcc.Resources(**(fields | {"instance": "Fp32, 4"}), **(numbers | {"matrix_instructions": 0}))  # type: ignore[arg-type]
     assert exact.faults() == []
 

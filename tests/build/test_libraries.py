@@ -74,7 +74,7 @@ has = torch._C._dispatch_has_kernel_for_dispatch_key
 print(_loader.STATUS)
 print(has("liteseg_cpu::separable_conv2d", "CPU"), has("liteseg_cpu::separable_conv2d", "CUDA"))
 ops = (
-    "daspp", "inverted_residual", "separable_conv2d", "separable_conv2d_backward", "upsample_argmax",
+    "daspp", "inverted_residual", "separable_conv2d", "separable_conv2d_backward", "shuffle_unit", "upsample_argmax",
     "upsample_concat_separable_conv2d",
 )
 print(all(has(f"liteseg_cuda::{op}", "CUDA") for op in ops), any(has(f"liteseg_cuda::{op}", "CPU") for op in ops))

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as tf
 
 from liteseg_kernels import functional as F
-from tests.kernels import test_daspp, test_inverted_residual, test_separable_conv2d
+from tests.kernels import test_daspp, test_inverted_residual, test_separable_conv2d, test_shuffle_unit
 from tests.kernels.suite import inputs, rounded
 from tests.kernels.tolerance import RELATIVE, assert_near
 from tests.worlds import world
@@ -22,6 +22,7 @@ SCHEDULES = [("up", 0), ("down", 0), ("random", 1)]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 
 separable, residual, pyramid = test_separable_conv2d.case, test_inverted_residual.case, test_daspp.case
+unit = test_shuffle_unit.case
 LAYERS: list[tuple[Any, Any, Any]] = [
     (F.separable_conv2d, test_separable_conv2d.oracle, separable("atrous", 1, 1280, 12, 20, 96, dilation=6, padding=6)),
     (F.separable_conv2d, test_separable_conv2d.oracle, separable("decoder", 1, 96, 17, 9, 96, activation="relu")),
@@ -35,6 +36,13 @@ LAYERS: list[tuple[Any, Any, Any]] = [
         test_inverted_residual.oracle,
         residual("160 to 160, dilation 2", 1, 160, 6, 9, 160, 6, dilation=2, residual=True),
     ),
+    (
+        F.shuffle_unit,
+        test_shuffle_unit.oracle,
+        unit("24 to 384", 1, 24, 17, 19, 96, 8, first=1, branch=360, stride=2),
+    ),
+    (F.shuffle_unit, test_shuffle_unit.oracle, unit("384 to 384", 1, 384, 9, 10, 96, 8)),
+    (F.shuffle_unit, test_shuffle_unit.oracle, unit("1536 to 1536, dilation 2", 1, 1536, 5, 6, 384, 8, dilation=2)),
     (F.daspp, test_daspp.oracle, pyramid("LiteSeg's", 1, 1280, 6, 10, 96, (3, 6, 9))),
 ]
 
@@ -64,8 +72,8 @@ def test_real_layers(op: Any, oracle: Any, case: Any, dtype: torch.dtype, contro
     assert all(torch.equal(results[0], other) for other in results[1:])
     # two launches for the pyramid, one for all others
     assert counted["launches"] == len(SCHEDULES) * (2 if op is F.daspp else 1)
-    # the vector path and the tensor cores serve these layers
-    assert counted["shared_copies"] > 0
+    # the vector path and the tensor cores serve these layers; the shuffle unit reads its operands without a copy
+    assert (counted["shared_copies"] > 0) == (op is not F.shuffle_unit)
     assert (counted["matrix_products"] > 0) == (dtype != torch.float32)
 
 

@@ -81,17 +81,26 @@ __device__ void store_tile(const float (&acc)[kTiles][4], const Map<T>& out, con
       struct alignas(2 * sizeof(T)) Pair {
         T values[2];
       } pair;
+      const bool both = column + 1 < out.channels;
+      Pair added{};
+      if (add != nullptr && residual.vector && both) {
+        added = *reinterpret_cast<const Pair*>(add + column);
+      } else if (add != nullptr) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          added.values[e] = column + e < out.channels ? add[(column + e) * residual.stride_c] : T(0.0f);
+        }
+      }
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const int c = column + e;
         float value = acc[t][2 * half + e];
         if (c < out.channels) {
           value += bias == nullptr ? 0.0f : static_cast<float>(bias[c]);
-          value += add == nullptr ? 0.0f : static_cast<float>(add[c * residual.stride_c]);
         }
-        pair.values[e] = T(activation(value));
+        pair.values[e] = T(activation(value + static_cast<float>(added.values[e])));
       }
-      if (out.vector && column + 1 < out.channels) {
+      if (out.vector && both) {
         *reinterpret_cast<Pair*>(to + column) = pair;
       } else {
 #pragma unroll

@@ -185,6 +185,17 @@ __device__ void locate_slots(int64_t* offsets, const Map<T>& map, const Window& 
   }
 }
 
+// 16 bytes of a row, element by element: [first, ...), zeros from `count` on
+template <typename T>
+__device__ Vector<T> gather(const T* row, int64_t stride, int first, int count) {
+  Vector<T> vector;
+#pragma unroll
+  for (int i = 0; i < Shape<T>::kVector; ++i) {
+    vector.values[i] = first + i < count ? row[(first + i) * stride] : T(0.0f);
+  }
+  return vector;
+}
+
 // A chunk of channels of all slots of one image, as it is in memory.
 template <typename T, int kThreads>
 struct MapSource {
@@ -209,13 +220,7 @@ struct MapSource {
         const bool read = offset >= 0 && c < map.channels;
         cp_async16(to, read ? image + offset + c : image, read);
       } else {
-        Vector<T> vector;
-#pragma unroll
-        for (int i = 0; i < S::kVector; ++i) {
-          const bool read = offset >= 0 && c + i < map.channels;
-          vector.values[i] = read ? image[offset + (c + i) * map.stride_c] : T(0.0f);
-        }
-        *reinterpret_cast<Vector<T>*>(to) = vector;
+        *reinterpret_cast<Vector<T>*>(to) = gather(image + offset, map.stride_c, c, offset >= 0 ? map.channels : 0);
       }
     }
   }
@@ -234,13 +239,8 @@ __device__ void fill_matrix(T* tile, const Matrix<T>& matrix, int first_row, int
       const bool read = row < matrix.rows && column < matrix.columns;
       cp_async16(to, read ? from + column : matrix.data, read);
     } else {
-      Vector<T> vector;
-#pragma unroll
-      for (int i = 0; i < S::kVector; ++i) {
-        const bool read = row < matrix.rows && column + i < matrix.columns;
-        vector.values[i] = read ? from[(column + i) * matrix.column_stride] : T(0.0f);
-      }
-      *reinterpret_cast<Vector<T>*>(to) = vector;
+      *reinterpret_cast<Vector<T>*>(to) =
+          gather(from, matrix.column_stride, column, row < matrix.rows ? matrix.columns : 0);
     }
   }
 }
@@ -262,10 +262,10 @@ struct Middle {
   Activation activation;
 };
 
-// The depthwise convolution of one chunk: [slots][chunk] -> [64 pixels][chunk], rounded to T. A kernel size other than
-// 0 is known when compiled.
-template <int kThreads, int kKernel, typename T>
-__device__ void depthwise_sized(T* operand, const T* tile, const float* taps, const Window& window,
+// The depthwise convolution of one chunk: [slots][chunk] -> store(pixel, place in the chunk, 16 bytes), rounded to T,
+// for 64 pixels. A kernel size other than 0 is known when compiled.
+template <int kThreads, int kKernel, typename T, typename Store>
+__device__ void depthwise_sized(const Store& store, const T* tile, const float* taps, const Window& window,
                                 const Middle<T>& middle, int channels, int first, int thread) {
   using S = Shape<T>;
   constexpr int kUnits = kTilePixels * kVectorsOfChunk / kThreads;
@@ -316,17 +316,21 @@ __device__ void depthwise_sized(T* operand, const T* tile, const float* taps, co
       // rows of no pixel are zero, so that no product sees what was there before
       result.values[c] = T(pixel < window.pixels() ? middle.activation(sum[i][c] + bias) : 0.0f);
     }
-    *reinterpret_cast<Vector<T>*>(operand + pixel * S::kPitch + part) = result;
+    store(pixel, part, result);
   }
 }
 
+// ... into one operand [64 pixels][chunk]
 template <int kThreads, typename T>
 __device__ void depthwise(T* operand, const T* tile, const float* taps, const Window& window, const Middle<T>& middle,
                           int channels, int first, int thread) {
+  const auto store = [operand](int pixel, int part, const Vector<T>& result) {
+    *reinterpret_cast<Vector<T>*>(operand + pixel * Shape<T>::kPitch + part) = result;
+  };
   if (window.y.kernel == 3 && window.x.kernel == 3) {
-    depthwise_sized<kThreads, 3>(operand, tile, taps, window, middle, channels, first, thread);
+    depthwise_sized<kThreads, 3>(store, tile, taps, window, middle, channels, first, thread);
   } else {
-    depthwise_sized<kThreads, 0>(operand, tile, taps, window, middle, channels, first, thread);
+    depthwise_sized<kThreads, 0>(store, tile, taps, window, middle, channels, first, thread);
   }
 }
 
