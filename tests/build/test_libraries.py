@@ -74,8 +74,8 @@ has = torch._C._dispatch_has_kernel_for_dispatch_key
 print(_loader.STATUS)
 print(has("liteseg_cpu::separable_conv2d", "CPU"), has("liteseg_cpu::separable_conv2d", "CUDA"))
 ops = (
-    "daspp", "inverted_residual", "separable_conv2d", "separable_conv2d_backward", "upsample_argmax",
-    "upsample_concat_separable_conv2d",
+    "daspp", "inverted_residual", "separable_conv2d", "separable_conv2d_backward", "separable_conv2d_classifier",
+    "upsample_argmax", "upsample_concat_separable_conv2d",
 )
 print(all(has(f"liteseg_cuda::{op}", "CUDA") for op in ops), any(has(f"liteseg_cuda::{op}", "CPU") for op in ops))
 """

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as tf
 
 from liteseg_kernels import functional as F
-from tests.kernels import test_daspp, test_inverted_residual, test_separable_conv2d
+from tests.kernels import test_daspp, test_inverted_residual, test_separable_conv2d, test_separable_conv2d_classifier
 from tests.kernels.suite import inputs, rounded
 from tests.kernels.tolerance import RELATIVE, assert_near
 from tests.worlds import world
@@ -26,6 +26,11 @@ LAYERS: list[tuple[Any, Any, Any]] = [
     (F.separable_conv2d, test_separable_conv2d.oracle, separable("atrous", 1, 1280, 12, 20, 96, dilation=6, padding=6)),
     (F.separable_conv2d, test_separable_conv2d.oracle, separable("decoder", 1, 96, 17, 9, 96, activation="relu")),
     (F.separable_conv2d, test_separable_conv2d.oracle, separable("5 x 5", 1, 72, 9, 11, 40, 5, stride=2, padding=4)),
+    (
+        F.separable_conv2d_classifier,
+        test_separable_conv2d_classifier.oracle,
+        test_separable_conv2d_classifier.case("decoder to 19", 1, 96, 17, 9, 96, 19, activation="relu"),
+    ),
     (F.inverted_residual, test_inverted_residual.oracle, residual("32 to 16", 1, 32, 9, 13, 16, 1)),
     (F.inverted_residual, test_inverted_residual.oracle, residual("16 to 24", 1, 16, 17, 19, 24, 6, stride=2)),
     (F.inverted_residual, test_inverted_residual.oracle, residual("64 to 64", 1, 64, 9, 8, 64, 6, residual=True)),
