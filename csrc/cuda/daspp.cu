@@ -103,6 +103,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Middle<T> nothing{nullptr, Activation{0, 0.0f}};
   const Activation relu{1, 0.0f};
 
+  prefetch_matrix<kThreads>(g.project, thread);
+  prefetch_matrix<kThreads>(g.direct, thread);
+  wait_for_predecessor();
+  release_successor();
   // the pooled branch, then its product with the projection: one bias an image
   const int maps = g.count + (g.point.data == nullptr ? 0 : 1);
   for (int f = thread; f < g.filters; f += kThreads) {
@@ -309,9 +313,10 @@ Tensor daspp(const Tensor& x, const std::optional<Tensor>& direct_weight, const 
       return meter.bytes();
     });
     g.stages = fit.stages;
-    launch(daspp_project_kernel<M>,
-           dim3(static_cast<unsigned>(tiles_of(out, g.narrow)), static_cast<unsigned>((co + kColumns - 1) / kColumns)),
-           dim3(kThreads), fit.bytes, scope.stream(), g);
+    launch_early(
+        daspp_project_kernel<M>,
+        dim3(static_cast<unsigned>(tiles_of(out, g.narrow)), static_cast<unsigned>((co + kColumns - 1) / kColumns)),
+        dim3(kThreads), fit.bytes, 1, scope, g);
   });
   return out;
 }

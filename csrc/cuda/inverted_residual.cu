@@ -39,6 +39,8 @@ struct Arguments {
   Window window;
   Activation activation;
   int stages;
+  // blocks of a cluster, each with a part of the hidden channels
+  int splits;
 };
 
 template <typename T>
@@ -50,10 +52,17 @@ struct Memory {
   Staged<T> expand;    // [chunks of C][chunk of E][chunk]
   Staged<T> project;   // [columns][chunk]
   Staged<float> taps;  // [taps][chunk]
+  float* sums;         // [64 pixels][columns, padded] of this block's hidden channels, where there are several blocks
 };
 
+template <int kTiles>
+constexpr int kColumns = kTiles * 8 * kColumnGroups;
+// rows of the sums lie 8 banks apart
+template <int kTiles>
+constexpr int kSumPitch = kColumns<kTiles> + 8;
+
 template <typename T, int kTiles, typename Carver>
-__host__ __device__ Memory<T> carve(Carver& carver, const Window& window, int channels, int stages) {
+__host__ __device__ Memory<T> carve(Carver& carver, const Window& window, int channels, int stages, int splits) {
   using S = Shape<T>;
   Memory<T> memory{};
   const int64_t rows = (window.slots() + 15) / 16 * 16, chunks = (channels + S::kChunk - 1) / S::kChunk;
@@ -63,10 +72,39 @@ __host__ __device__ Memory<T> carve(Carver& carver, const Window& window, int ch
   memory.operand = carver.template take<T>(int64_t{kTilePixels} * S::kPitch);
   for (int i = 0; i < stages; ++i) {
     memory.expand.place(i, carver.template take<T>(chunks * S::kChunk * S::kPitch));
-    memory.project.place(i, carver.template take<T>(int64_t{kTiles} * 8 * kColumnGroups * S::kPitch));
+    memory.project.place(i, carver.template take<T>(int64_t{kColumns<kTiles>} * S::kPitch));
     memory.taps.place(i, carver.template take<float>(int64_t{window.taps()} * S::kChunk));
   }
+  memory.sums = splits > 1 ? carver.template take<float>(int64_t{kTilePixels} * kSumPitch<kTiles>) : nullptr;
   return memory;
+}
+
+// The sum of the cluster's blocks, in their order, + bias + residual: each block stores a part of the tile's pixels.
+template <typename T, int kTiles>
+__device__ void store_sums(const Arguments<T>& g, float* sums, const Place& place, int first_column, int thread) {
+  sync_cluster();
+  const int pixels = kTilePixels / g.splits;
+  for (int unit = thread; unit < pixels * kColumns<kTiles>; unit += kThreads) {
+    const int pixel = static_cast<int>(blockIdx.z) * pixels + unit / kColumns<kTiles>;
+    const int column = unit % kColumns<kTiles>, c = first_column + column;
+    const int y = place.y + pixel / g.window.x.tile, x = place.x + pixel % g.window.x.tile;
+    if (pixel >= g.window.pixels() || y >= g.out.height || x >= g.out.width || c >= g.out.channels) {
+      continue;
+    }
+    float value = 0.0f;
+    for (int rank = 0; rank < g.splits; ++rank) {
+      value += shared_of(rank, sums)[pixel * kSumPitch<kTiles> + column];
+    }
+    value += g.project_bias == nullptr ? 0.0f : static_cast<float>(g.project_bias[c]);
+    const Map<const T>& add = g.residual;
+    if (add.data != nullptr) {
+      const T* from = add.data + place.image * add.stride_n + y * add.stride_h + x * add.stride_w + c * add.stride_c;
+      value += static_cast<float>(*from);
+    }
+    g.out.data[place.image * g.out.stride_n + y * g.out.stride_h + x * g.out.stride_w + c * g.out.stride_c] = T(value);
+  }
+  // the others may still read this block's sums
+  sync_cluster();
 }
 
 template <typename M, int kTiles>
@@ -74,15 +112,22 @@ __global__ void __launch_bounds__(kThreads, 1)
     inverted_residual_kernel(const __grid_constant__ Arguments<typename M::Element> g) {
   using T = typename M::Element;
   using S = Shape<T>;
-  constexpr int kColumns = kTiles * 8 * kColumnGroups;
   SharedCarver carver;
-  const Memory<T> memory = carve<T, kTiles>(carver, g.window, g.x.channels, g.stages);
+  const Memory<T> memory = carve<T, kTiles>(carver, g.window, g.x.channels, g.stages, g.splits);
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int slots = g.window.slots(), rows = (slots + 15) / 16 * 16;
   const int chunks = (g.x.channels + S::kChunk - 1) / S::kChunk, hidden_channels = g.expand.rows;
-  const int first_column = static_cast<int>(blockIdx.y) * kColumns;
+  const int first_column = static_cast<int>(blockIdx.y) * kColumns<kTiles>;
+  // this block's hidden channels
+  const int hidden_chunks = (hidden_channels + S::kChunk - 1) / S::kChunk, rank = static_cast<int>(blockIdx.z);
+  const int begin = hidden_chunks * rank / g.splits * S::kChunk;
+  const int end = hidden_chunks * (rank + 1) / g.splits * S::kChunk;
   const Place place = place_of(blockIdx.x, g.out.height, g.out.width, g.window.y.tile, g.window.x.tile);
 
+  prefetch_matrix<kThreads>(g.expand, thread);
+  prefetch_matrix<kThreads>(g.project, thread);
+  wait_for_predecessor();
+  release_successor();
   locate_slots<kThreads>(memory.offsets, g.x, g.window, place, thread);
   __syncthreads();
   const MapSource<T, kThreads> source{g.x, g.x.data + place.image * g.x.stride_n, memory.offsets, slots};
@@ -94,22 +139,22 @@ __global__ void __launch_bounds__(kThreads, 1)
       fill_matrix<kThreads>(memory.expand[stage] + chunk * S::kChunk * S::kPitch, g.expand, first, S::kChunk,
                             chunk * S::kChunk, thread);
     }
-    fill_matrix<kThreads>(memory.project[stage], g.project, first_column, kColumns, first, thread);
+    fill_matrix<kThreads>(memory.project[stage], g.project, first_column, kColumns<kTiles>, first, thread);
     fill_taps<kThreads>(memory.taps[stage], g.depthwise, g.window.taps(), hidden_channels, first, thread);
     cp_async_commit();
   };
   if (g.stages > 1) {
-    fill(0, 0);
+    fill(0, begin);
   }
   float acc[kTiles][4];
   clear(acc);
   int stage = 0;
-  for (int first = 0; first < hidden_channels; first += S::kChunk) {
+  for (int first = begin; first < end; first += S::kChunk) {
     if (g.stages > 1) {
       cp_async_wait<0>();
       // the chunk is there, and nobody works on the one before it any more
       __syncthreads();
-      if (first + S::kChunk < hidden_channels) {
+      if (first + S::kChunk < end) {
         fill(stage ^ 1, first + S::kChunk);
       }
     } else {
@@ -143,8 +188,15 @@ __global__ void __launch_bounds__(kThreads, 1)
                 memory.project[stage] + warp / 4 * kTiles * 8 * S::kPitch, lane);
     stage ^= g.stages - 1;
   }
-  store_tile(acc, g.out, g.window, place, g.project_bias, g.residual, Activation{0, 0.0f}, warp % 4 * 16,
-             first_column + warp / 4 * kTiles * 8, lane);
+  const int row = warp % 4 * 16, column = warp / 4 * kTiles * 8;
+  if (g.splits == 1) {
+    store_tile(acc, g.out, g.window, place, g.project_bias, g.residual, Activation{0, 0.0f}, row, first_column + column,
+               lane);
+    return;
+  }
+  for_each(acc, lane,
+           [&](int r, int c, float value) { memory.sums[(row + r) * kSumPitch<kTiles> + column + c] = value; });
+  store_sums<T, kTiles>(g, memory.sums, place, first_column, thread);
 }
 
 template <typename M, int kTiles>
@@ -152,17 +204,20 @@ void launch_inverted_residual(Arguments<typename M::Element> g, const Tensor& ou
                               const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                               const std::vector<int64_t>& dilation, const DeviceScope& scope) {
   using T = typename M::Element;
-  constexpr int kColumns = kTiles * 8 * kColumnGroups;
+  constexpr int kChunk = Shape<T>::kChunk;
+  const int64_t columns = (g.project.rows + kColumns<kTiles> - 1) / kColumns<kTiles>;
   const Fit fit = fit_shared(kOp, scope.max_shared(), [&](int pixels, int stages) {
     g.window = make_window(out, pixels, kernel, stride, padding, dilation);
+    g.splits = splits_of(scope, tiles_of(out, g.window) * columns, (g.expand.rows + kChunk - 1) / kChunk);
     SharedMeter meter;
-    carve<T, kTiles>(meter, g.window, g.x.channels, stages);
+    carve<T, kTiles>(meter, g.window, g.x.channels, stages, g.splits);
     return meter.bytes();
   });
   g.stages = fit.stages;
-  const auto columns = static_cast<unsigned>((g.project.rows + kColumns - 1) / kColumns);
-  launch(inverted_residual_kernel<M, kTiles>, dim3(static_cast<unsigned>(tiles_of(out, g.window)), columns),
-         dim3(kThreads), fit.bytes, scope.stream(), g);
+  launch_early(inverted_residual_kernel<M, kTiles>,
+               dim3(static_cast<unsigned>(tiles_of(out, g.window)), static_cast<unsigned>(columns),
+                    static_cast<unsigned>(g.splits)),
+               dim3(kThreads), fit.bytes, g.splits, scope, g);
 }
 
 Tensor inverted_residual(const Tensor& x, const std::optional<Tensor>& expand_weight,

@@ -70,6 +70,10 @@ __global__ void __launch_bounds__(kThreads, kTiles > 4 ? 2 : 3)
   const int hidden_channels = g.classifier.columns;
   const Place place = place_of(blockIdx.x, g.out.height, g.out.width, g.window.y.tile, g.window.x.tile);
 
+  prefetch_matrix<kThreads>(g.pointwise, thread);
+  prefetch_matrix<kThreads>(g.classifier, thread);
+  wait_for_predecessor();
+  release_successor();
   for (int chunk = 0; chunk < memory.chunks; ++chunk) {
     fill_matrix<kThreads>(memory.classifier + chunk * memory.classes * S::kPitch, g.classifier, 0, memory.classes,
                           chunk * S::kChunk, thread);
@@ -118,8 +122,8 @@ void launch_classifier(Arguments<typename M::Element> g, const Tensor& out, cons
     return meter.bytes();
   });
   g.stages = fit.stages;
-  launch(separable_conv2d_classifier_kernel<M, kTiles>, dim3(static_cast<unsigned>(tiles_of(out, g.window))),
-         dim3(kThreads), fit.bytes, scope.stream(), g);
+  launch_early(separable_conv2d_classifier_kernel<M, kTiles>, dim3(static_cast<unsigned>(tiles_of(out, g.window))),
+               dim3(kThreads), fit.bytes, 1, scope, g);
 }
 
 void check_weight(const char* argument, const Tensor& weight, const Tensor& x, const std::vector<int64_t>& shape) {

@@ -167,6 +167,9 @@ __global__ void __launch_bounds__(kSeparableThreads, kTiles > 4 ? 2 : 3)
   const auto table = Input::carve(carver, g.slots);
   const Buffers<T> buffers = carve_buffers<T>(carver, max(g.slots, kTilePixels), g.taps, kTiles * 8, g.stages);
   const int index = static_cast<int>(blockIdx.y) / g.column_blocks;
+  prefetch_matrix<kSeparableThreads>(index == g.count ? g.pool.weight : g.branches[index].pointwise, thread);
+  wait_for_predecessor();
+  release_successor();
   if (index == g.count) {
     float* scratch = carver.template take<float>(kSeparableThreads / kVectorsOfChunk * Shape<T>::kChunk);
     const int chunks = (g.pool.x.channels + Shape<T>::kChunk - 1) / Shape<T>::kChunk;
@@ -268,9 +271,9 @@ void launch_separable(const SeparableCall& call, const Input& input, const PoolS
       b.out = map_of<T>(branch.out);
     }
     const int64_t blocks = tiles_of(call.branches[0].out, g.branches[0].window);
-    launch(separable_conv2d_kernel<M, kTiles, Input>,
-           dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(g.count * g.column_blocks + pools)),
-           dim3(kSeparableThreads), fit.bytes, scope.stream(), g);
+    launch_early(separable_conv2d_kernel<M, kTiles, Input>,
+                 dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(g.count * g.column_blocks + pools)),
+                 dim3(kSeparableThreads), fit.bytes, 1, scope, g);
   };
   if (columns <= 32) {
     run(std::integral_constant<int, 4>{});

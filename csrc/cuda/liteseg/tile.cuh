@@ -245,6 +245,21 @@ __device__ void fill_matrix(T* tile, const Matrix<T>& matrix, int first_row, int
   }
 }
 
+// Brings a contiguous matrix into L2, each block of the grid a part: for the time before wait_for_predecessor.
+template <int kThreads, typename T>
+__device__ void prefetch_matrix(const Matrix<T>& matrix, int thread) {
+  if (matrix.column_stride != 1 || matrix.row_stride != matrix.columns) {
+    return;
+  }
+  constexpr int64_t kLine = 128 / static_cast<int64_t>(sizeof(T));
+  const int64_t count = int64_t{matrix.rows} * matrix.columns;
+  const int64_t blocks = int64_t{gridDim.x} * gridDim.y * gridDim.z;
+  const int64_t block = blockIdx.x + gridDim.x * (blockIdx.y + int64_t{gridDim.y} * blockIdx.z);
+  for (int64_t i = (block * kThreads + thread) * kLine; i < count; i += blocks * kThreads * kLine) {
+    prefetch_l2(matrix.data + i);
+  }
+}
+
 // a chunk of the depthwise weight [C, 1, KH, KW], contiguous, as floats [tap][chunk]; zeros beyond C
 template <int kThreads, typename T>
 __device__ void fill_taps(float* taps, const T* weight, int count, int channels, int first, int thread) {
