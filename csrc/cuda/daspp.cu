@@ -45,6 +45,8 @@ struct Arguments {
   const T* pool_bias;     // [F]
   Window wide, narrow;    // of a 3 x 3 and of a 1 x 1 convolution
   int count, filters, pool_chunks, stages;
+  // blocks of a cluster, each with some of the maps and a part of x's channels
+  int splits;
 };
 
 template <typename T>
@@ -53,13 +55,17 @@ struct Memory {
   float* pooled;           // [F]
   float* bias;             // [columns]
   T* middle;               // [chunks of a block of columns][64 pixels][chunk]
+  float* sums;             // where there are several blocks
   Buffers<T> buffers;
 };
 
 template <typename T, typename Carver>
-__host__ __device__ Memory<T> carve(Carver& carver, const Window& wide, const Window& narrow, int filters, int stages) {
+__host__ __device__ Memory<T> carve(Carver& carver, const Window& wide, const Window& narrow, int filters, int stages,
+                                    int splits) {
   using S = Shape<T>;
   Memory<T> memory{};
+  // first, so that its address is no register that the products miss
+  memory.sums = Sums<kColumns>::carve(carver, splits);
   memory.wide = carver.template take<int64_t>(wide.slots());
   memory.narrow = carver.template take<int64_t>(narrow.slots());
   memory.pooled = carver.template take<float>(filters);
@@ -96,20 +102,18 @@ __global__ void __launch_bounds__(kThreads, 1)
   using T = typename M::Element;
   using S = Shape<T>;
   SharedCarver carver;
-  const Memory<T> memory = carve<T>(carver, g.wide, g.narrow, g.filters, g.stages);
+  const Memory<T> memory = carve<T>(carver, g.wide, g.narrow, g.filters, g.stages, g.splits);
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int first_column = static_cast<int>(blockIdx.y) * kColumns;
   const Place place = place_of(blockIdx.x, g.out.height, g.out.width, g.narrow.y.tile, g.narrow.x.tile);
   const Middle<T> nothing{nullptr, Activation{0, 0.0f}};
   const Activation relu{1, 0.0f};
 
-  prefetch_matrix<kThreads>(g.project, thread);
-  prefetch_matrix<kThreads>(g.direct, thread);
   wait_for_predecessor();
   release_successor();
-  // the pooled branch, then its product with the projection: one bias an image
+  // the pooled branch, then its product with the projection: one bias an image, of the cluster's first block
   const int maps = g.count + (g.point.data == nullptr ? 0 : 1);
-  for (int f = thread; f < g.filters; f += kThreads) {
+  for (int f = thread; f < g.filters && blockIdx.z == 0; f += kThreads) {
     float sum = 0.0f;
     for (int chunk = 0; chunk < g.pool_chunks; ++chunk) {
       sum += g.parts[(static_cast<int64_t>(place.image) * g.pool_chunks + chunk) * g.filters + f];
@@ -122,7 +126,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int column = thread; column < kColumns; column += kThreads) {
     const int row = first_column + column;
     float sum = 0.0f;
-    if (row < g.out.channels) {
+    if (row < g.out.channels && blockIdx.z == 0) {
       const T* weight = g.project.data + row * g.project.row_stride;
       for (int f = 0; f < g.filters; ++f) {
         sum += static_cast<float>(weight[(maps * g.filters + f) * g.project.column_stride]) * memory.pooled[f];
@@ -134,7 +138,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   float acc[kTiles][4];
   clear(acc);
-  for (int map = 0; map < maps; ++map) {
+  for (int map = static_cast<int>(blockIdx.z); map < maps; map += static_cast<int>(gridDim.z)) {
     const int branch = map - (maps - g.count);
     if (branch >= 0 && g.branches[branch].depthwise == nullptr) {
       const BranchArguments<T>& b = g.branches[branch];
@@ -185,7 +189,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     locate_slots<kThreads>(memory.narrow, g.x, g.narrow, place, thread);
     __syncthreads();
     accumulate<M, kTiles, kThreads>(acc, memory.buffers, x, g.narrow, static_cast<const T*>(nullptr), nothing, g.direct,
-                                    first_column, thread);
+                                    first_column, thread, part_of<T>(g.x.channels, g.splits));
   }
 #pragma unroll
   for (int t = 0; t < kTiles; ++t) {
@@ -194,8 +198,13 @@ __global__ void __launch_bounds__(kThreads, 1)
       acc[t][e] += memory.bias[t * 8 + lane % 4 * 2 + e % 2];
     }
   }
-  store_tile(acc, g.out, g.narrow, place, static_cast<const T*>(nullptr), Map<const T>{}, relu, warp * 16, first_column,
-             lane);
+  const T* no_bias = nullptr;
+  if (g.splits == 1) {
+    store_tile(acc, g.out, g.narrow, place, no_bias, Map<const T>{}, relu, warp * 16, first_column, lane);
+  } else {
+    store_sums<kColumns, kThreads>(acc, memory.sums, g.splits, g.out, g.narrow, place, no_bias, Map<const T>{}, relu,
+                                   warp * 16, 0, first_column, thread);
+  }
 }
 
 void check_weight(const char* argument, const Tensor& weight, const Tensor& x, const std::vector<int64_t>& shape) {
@@ -305,18 +314,20 @@ Tensor daspp(const Tensor& x, const std::optional<Tensor>& direct_weight, const 
     g.count = static_cast<int>(count);
     g.filters = static_cast<int>(filters);
     g.pool_chunks = static_cast<int>(pool_chunks);
+    const int64_t columns = (co + kColumns - 1) / kColumns;
     const Fit fit = fit_shared(kOp, scope.max_shared(), [&](int pixels, int stages) {
       g.wide = make_window(out, pixels, {3, 3}, {1, 1}, {1, 1}, {1, 1});
       g.narrow = make_window(out, pixels, {1, 1}, {1, 1}, {0, 0}, {1, 1});
+      g.splits = splits_of(scope, tiles_of(out, g.narrow) * columns, pool_chunks);
       SharedMeter meter;
-      carve<T>(meter, g.wide, g.narrow, g.filters, stages);
+      carve<T>(meter, g.wide, g.narrow, g.filters, stages, g.splits);
       return meter.bytes();
     });
     g.stages = fit.stages;
-    launch_early(
-        daspp_project_kernel<M>,
-        dim3(static_cast<unsigned>(tiles_of(out, g.narrow)), static_cast<unsigned>((co + kColumns - 1) / kColumns)),
-        dim3(kThreads), fit.bytes, 1, scope, g);
+    launch_early(daspp_project_kernel<M>,
+                 dim3(static_cast<unsigned>(tiles_of(out, g.narrow)), static_cast<unsigned>(columns),
+                      static_cast<unsigned>(g.splits)),
+                 dim3(kThreads), fit.bytes, g.splits, scope, g);
   });
   return out;
 }

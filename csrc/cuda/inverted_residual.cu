@@ -57,9 +57,6 @@ struct Memory {
 
 template <int kTiles>
 constexpr int kColumns = kTiles * 8 * kColumnGroups;
-// rows of the sums lie 8 banks apart
-template <int kTiles>
-constexpr int kSumPitch = kColumns<kTiles> + 8;
 
 template <typename T, int kTiles, typename Carver>
 __host__ __device__ Memory<T> carve(Carver& carver, const Window& window, int channels, int stages, int splits) {
@@ -75,36 +72,8 @@ __host__ __device__ Memory<T> carve(Carver& carver, const Window& window, int ch
     memory.project.place(i, carver.template take<T>(int64_t{kColumns<kTiles>} * S::kPitch));
     memory.taps.place(i, carver.template take<float>(int64_t{window.taps()} * S::kChunk));
   }
-  memory.sums = splits > 1 ? carver.template take<float>(int64_t{kTilePixels} * kSumPitch<kTiles>) : nullptr;
+  memory.sums = Sums<kColumns<kTiles>>::carve(carver, splits);
   return memory;
-}
-
-// The sum of the cluster's blocks, in their order, + bias + residual: each block stores a part of the tile's pixels.
-template <typename T, int kTiles>
-__device__ void store_sums(const Arguments<T>& g, float* sums, const Place& place, int first_column, int thread) {
-  sync_cluster();
-  const int pixels = kTilePixels / g.splits;
-  for (int unit = thread; unit < pixels * kColumns<kTiles>; unit += kThreads) {
-    const int pixel = static_cast<int>(blockIdx.z) * pixels + unit / kColumns<kTiles>;
-    const int column = unit % kColumns<kTiles>, c = first_column + column;
-    const int y = place.y + pixel / g.window.x.tile, x = place.x + pixel % g.window.x.tile;
-    if (pixel >= g.window.pixels() || y >= g.out.height || x >= g.out.width || c >= g.out.channels) {
-      continue;
-    }
-    float value = 0.0f;
-    for (int rank = 0; rank < g.splits; ++rank) {
-      value += shared_of(rank, sums)[pixel * kSumPitch<kTiles> + column];
-    }
-    value += g.project_bias == nullptr ? 0.0f : static_cast<float>(g.project_bias[c]);
-    const Map<const T>& add = g.residual;
-    if (add.data != nullptr) {
-      const T* from = add.data + place.image * add.stride_n + y * add.stride_h + x * add.stride_w + c * add.stride_c;
-      value += static_cast<float>(*from);
-    }
-    g.out.data[place.image * g.out.stride_n + y * g.out.stride_h + x * g.out.stride_w + c * g.out.stride_c] = T(value);
-  }
-  // the others may still read this block's sums
-  sync_cluster();
 }
 
 template <typename M, int kTiles>
@@ -118,10 +87,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int slots = g.window.slots(), rows = (slots + 15) / 16 * 16;
   const int chunks = (g.x.channels + S::kChunk - 1) / S::kChunk, hidden_channels = g.expand.rows;
   const int first_column = static_cast<int>(blockIdx.y) * kColumns<kTiles>;
-  // this block's hidden channels
-  const int hidden_chunks = (hidden_channels + S::kChunk - 1) / S::kChunk, rank = static_cast<int>(blockIdx.z);
-  const int begin = hidden_chunks * rank / g.splits * S::kChunk;
-  const int end = hidden_chunks * (rank + 1) / g.splits * S::kChunk;
+  const Part part = part_of<T>(hidden_channels, g.splits);
   const Place place = place_of(blockIdx.x, g.out.height, g.out.width, g.window.y.tile, g.window.x.tile);
 
   prefetch_matrix<kThreads>(g.expand, thread);
@@ -144,17 +110,17 @@ __global__ void __launch_bounds__(kThreads, 1)
     cp_async_commit();
   };
   if (g.stages > 1) {
-    fill(0, begin);
+    fill(0, part.begin);
   }
   float acc[kTiles][4];
   clear(acc);
   int stage = 0;
-  for (int first = begin; first < end; first += S::kChunk) {
+  for (int first = part.begin; first < part.end; first += S::kChunk) {
     if (g.stages > 1) {
       cp_async_wait<0>();
       // the chunk is there, and nobody works on the one before it any more
       __syncthreads();
-      if (first + S::kChunk < end) {
+      if (first + S::kChunk < part.end) {
         fill(stage ^ 1, first + S::kChunk);
       }
     } else {
@@ -189,14 +155,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     stage ^= g.stages - 1;
   }
   const int row = warp % 4 * 16, column = warp / 4 * kTiles * 8;
+  const Activation none{0, 0.0f};
   if (g.splits == 1) {
-    store_tile(acc, g.out, g.window, place, g.project_bias, g.residual, Activation{0, 0.0f}, row, first_column + column,
-               lane);
-    return;
+    store_tile(acc, g.out, g.window, place, g.project_bias, g.residual, none, row, first_column + column, lane);
+  } else {
+    store_sums<kColumns<kTiles>, kThreads>(acc, memory.sums, g.splits, g.out, g.window, place, g.project_bias,
+                                           g.residual, none, row, column, first_column, thread);
   }
-  for_each(acc, lane,
-           [&](int r, int c, float value) { memory.sums[(row + r) * kSumPitch<kTiles> + column + c] = value; });
-  store_sums<T, kTiles>(g, memory.sums, place, first_column, thread);
 }
 
 template <typename M, int kTiles>

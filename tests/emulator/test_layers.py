@@ -41,6 +41,14 @@ LAYERS: list[tuple[Any, Any, Any]] = [
         residual("160 to 160, dilation 2", 1, 160, 6, 9, 160, 6, dilation=2, residual=True),
     ),
     (F.daspp, test_daspp.oracle, pyramid("LiteSeg's", 1, 1280, 6, 10, 96, (3, 6, 9))),
+    # sums over many channels are shared by the blocks of a cluster
+    (
+        F.separable_conv2d,
+        test_separable_conv2d.oracle,
+        separable("248 to 40, residual", 2, 248, 9, 7, 40, residual=True, activation="leaky_relu"),
+    ),
+    (F.daspp, test_daspp.oracle, pyramid("250 channels, 130 filters", 2, 250, 5, 7, 130, (2, 5), out=100, point=True)),
+    (F.daspp, test_daspp.oracle, pyramid("plain", 1, 256, 5, 9, 40, (2, 5), deeper=False, direct=False, point=True)),
 ]
 
 
@@ -167,6 +175,21 @@ def test_hidden_channels_are_split_until_the_device_is_full(
         counted = controls.counters()
         assert (counted["blocks"], counted["launches"]) == (blocks * share, 1)
         assert counted["clusters"] == (blocks if share > 1 else 0)
+        assert_near(actual, expected, torch.float16, str(options))
+
+
+def test_the_pyramids_channels_are_split_too(controls: Any) -> None:
+    case = pyramid("", 1, 1280, 12, 20, 96, (3, 6, 9))
+    given, expected = _call(F.daspp, case)
+    # six tiles: by three rates and the pooled branch in the first launch, alone in the second
+    for options, first, second in (({"max_shared": 227 * 1024}, 4, 8), ({"sm_90": False}, 1, 1)):
+        controls.configure(**options)
+        controls.reset_counters()
+        with world("emulator"):
+            actual = F.daspp(**given, **case.options)
+        counted = controls.counters()
+        assert (counted["blocks"], counted["launches"]) == (24 * first + 6 * second, 2)
+        assert counted["clusters"] == (30 if first > 1 else 0)
         assert_near(actual, expected, torch.float16, str(options))
 
 
