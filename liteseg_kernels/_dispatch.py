@@ -140,6 +140,15 @@ def tf32_allowed() -> bool:
     return allowed == ("tf32", "tf32")
 
 
+# what CUDA kernels with small grids do on sm_90, and the variable that turns it off with 0 (small_grids.cuh reads it)
+SMALL_GRIDS = {"early launches": "LITESEG_EARLY_LAUNCH", "clusters": "LITESEG_CLUSTERS"}
+
+
+def small_grids() -> dict[str, bool]:
+    """Whether the environment leaves each of `SMALL_GRIDS` on."""
+    return {name: os.environ.get(variable) != "0" for name, variable in SMALL_GRIDS.items()}
+
+
 def _device_type(args: tuple[Any, ...]) -> str:
     return next(a.device.type for a in args if isinstance(a, torch.Tensor))
 

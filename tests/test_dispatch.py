@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import liteseg_kernels as lk
-from liteseg_kernels import _dispatch
+from liteseg_kernels import _dispatch, info
 
 F = lk.functional
 ROOT = Path(__file__).resolve().parent.parent
@@ -416,6 +416,20 @@ def test_switching_the_backend_does_not_recompile() -> None:
     assert counter.frame_count == 1
     for out in outs[1:]:
         torch.testing.assert_close(out, outs[0])
+
+
+def test_info_says_what_small_grids_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in _dispatch.SMALL_GRIDS.values():
+        monkeypatch.delenv(variable, raising=False)
+    assert info.collect()["small_grids"] == info._small_grids(lk._loader.missing("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert info._small_grids(None) == {"early launches": None, "clusters": None}
+    assert info._small_grids("not built") == {"early launches": "not built", "clusters": "not built"}
+    monkeypatch.setenv("LITESEG_CLUSTERS", "0")
+    assert info._small_grids(None) == {"early launches": None, "clusters": "switched off by LITESEG_CLUSTERS=0"}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
+    assert info._small_grids(None)["early launches"] == "need sm_90"
 
 
 # the kernels that README's table promises; the parity suite runs on what is registered, so a kernel that got lost

@@ -4,12 +4,14 @@
 // Launches: 1. separable_conv2d's kernel for the first layer of all branches (up to four a launch), with blocks beside
 //              them that sum x over the image, already times the pooled branch's weight
 //           2. for a tile of 64 pixels: each branch's second layer, whose result stays in shared memory and is
-//           multiplied
-//              with its slice of the projection at once; then x times `direct`; the pooled branch is a bias of the
-//              image
-// Traffic:  x once a branch (from L2), the branch maps once each way, the output: 3*N*F*H*W*sizeof(T) each way at
-// LiteSeg Bound:    at stride 32 and batch 1 the number of tiles: six at 12 x 20. Not timed yet. Numerics: float32
-// accumulation; branch maps are rounded to T, the pooled branch is not. Sums in a fixed order.
+//              multiplied with its slice of the projection at once; then x times `direct`; the pooled branch is a bias
+//              of the image
+//           On sm_90 clusters share a tile where multiprocessors would be idle: the channels in 1., branches and
+//           the channels of `direct` in 2.; at LiteSeg's 12 x 20 96 blocks instead of 24, and 48 instead of 6
+// Traffic:  x once a branch (from L2), the branch maps once each way, the output: 3*N*F*H*W*sizeof(T) each way
+// Bound:    at stride 32 and batch 1 the length of a block's sums, 10 chunks of 40 where it is shared. Not timed yet.
+// Numerics: float32 accumulation; branch maps are rounded to T, the pooled branch is not. Sums in a fixed order, which
+//           depends on the grid and the device
 //           float32 products are exact unless tf32 is allowed. Deterministic
 // Limits:   float32, float16, bfloat16; up to 8 rates
 #include <liteseg/separable.cuh>

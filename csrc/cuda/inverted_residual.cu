@@ -2,18 +2,20 @@
 // Replaces: three F.conv2d, two activations and an add; the hidden maps exist only in shared memory
 // Shapes:   x [N, C, H, W], expand [E, C, 1, 1] or none, depthwise [E, 1, KH, KW], project [CO, E, 1, 1]
 //           -> out [N, CO, HO, WO], in x's memory format; any strides in
-// Traffic:  minimum (N*C*H*W + N*CO*HO*WO + weights) * sizeof(T); eager moves 4*N*E*H*W*sizeof(T) more. The expansion
-// is
-//           computed for a tile's slots: 1.6 times at stride 1 and dilation 1, 1.1 times at stride 2
-// Bound:    tensor cores at the later blocks, memory at the first ones. Not timed yet.
-// Launch:   grid (tiles of up to 64 pixels over all images, blocks of 64 or 160 output channels), 256 threads. x's
-// slots
-//           stay in shared memory; for each chunk of 64 bytes of hidden channels the weights are copied while the chunk
-//           before is worked on. Without an expansion the block is a separable convolution with an activation in
-//           between
+// Traffic:  minimum (N*C*H*W + N*CO*HO*WO + weights) * sizeof(T); eager moves 4*N*E*H*W*sizeof(T) more. The
+//           expansion is computed for a tile's slots: 1.6 times at stride 1 and dilation 1, 1.1 times at stride 2
+// Bound:    tensor cores at the later blocks, memory at the first ones. At batch 1 and stride 16 or 32 the
+//           weights, which every block reads: see Launch. Not timed yet.
+// Launch:   grid (tiles of up to 64 pixels over all images, blocks of 64 or 160 output channels, splits), 256 threads.
+//           x's slots stay in shared memory; for each chunk of 64 bytes of hidden channels the weights are copied while
+//           the chunk before is worked on. On sm_90 up to 8 blocks of a cluster share the hidden channels of a tile
+//           where multiprocessors would be idle: 160 -> 960 -> 160 at 12 x 20 in float16 is 48 blocks of 3 or 4
+//           chunks that read 77 KB of weights on average, instead of 6 blocks of 30 chunks and 614 KB. Without an
+//           expansion the block is a separable convolution with an activation in between
 // Numerics: float32 accumulation; both hidden values are rounded to T, as eager stores them. A hidden value outside the
 //           image is zero, the expansion's bias does not leak into the padding. float32 products are exact unless tf32
-//           is allowed. One block owns a tile: deterministic.
+//           is allowed. One block owns a tile, or a cluster does and adds up in its blocks' order: deterministic; how
+//           many share a tile depends on the grid and the device, so other batches may round otherwise
 // Limits:   float32, float16, bfloat16; kernels up to 5 x 5; up to 384 input channels (the slots have to fit)
 #include <liteseg/separable.cuh>
 

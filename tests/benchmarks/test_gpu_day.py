@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu_day, report, rows
+from benchmarks import gpu_day, report, rows, speed
 from benchmarks.day import Day
 from benchmarks.rows import CHECK, CHECK_KEY, SECTION, SPEED, Outcome, Row, Sheet, Skip
 from liteseg.bench import registry, shapes
+from liteseg_kernels import _dispatch
 
 HERE = {
     "device": "Test Device 1",
@@ -271,6 +272,18 @@ def test_rows_have_names_of_their_own(section: str, tmp_path: Path) -> None:
     found = list(getattr(module, section)(day))
     assert len({tuple(row.key.get(name, "") for name in key) for row in found}) == len(found) > 0
     assert all(set(row.key) <= set(key) and row.cost < min(row.limit, gpu_day.BUDGET - 10) for row in found)
+
+
+def test_a_network_is_measured_without_what_small_grids_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LITESEG_EARLY_LAUNCH", "1")
+    monkeypatch.delenv("LITESEG_CLUSTERS", raising=False)
+    seen = []
+    for provider in ("liteseg cuda graph", *speed.WITHOUT):
+        with speed._switched_off(provider):
+            seen.append(_dispatch.small_grids())
+    off = [{name for name, on in switches.items() if not on} for switches in seen]
+    assert off == [set(), {"early launches"}, {"clusters"}]
+    assert os.environ["LITESEG_EARLY_LAUNCH"] == "1" and "LITESEG_CLUSTERS" not in os.environ
 
 
 def test_networks_call_every_op() -> None:

@@ -163,13 +163,15 @@ SPLIT = [
 
 @pytest.mark.parametrize(("case", "blocks", "chunks", "splits"), [row[1:] for row in SPLIT], ids=[r[0] for r in SPLIT])
 def test_hidden_channels_are_split_until_the_device_is_full(
-    case: Any, blocks: int, chunks: int, splits: int, controls: Any
+    case: Any, blocks: int, chunks: int, splits: int, controls: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given, expected = _call(F.inverted_residual, case)
     assert given["expand_weight"].shape[0] == 32 * chunks
-    for options, share in (({"max_shared": 227 * 1024}, splits), ({"sm_90": False}, 1)):
+    hopper = {"max_shared": 227 * 1024}
+    for options, variable, share in ((hopper, "1", splits), (hopper, "0", 1), ({"sm_90": False}, "1", 1)):
         controls.configure(**options)
         controls.reset_counters()
+        monkeypatch.setenv("LITESEG_CLUSTERS", variable)
         with world("emulator"):
             actual = F.inverted_residual(**given, **case.options)
         counted = controls.counters()

@@ -7,7 +7,8 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include "common/early_launch.h"
+#include <liteseg/small_grids.cuh>
+
 #include "common/stable_compat.h"
 
 // the dispatch key that this folder registers its kernels for

@@ -9,6 +9,9 @@ namespace liteseg {
 
 constexpr int kSeparableThreads = 128;
 constexpr int kMaxBranches = 4;
+// narrow outputs come of few channels, and have no register to spare
+template <int kTiles>
+constexpr bool kSplits = kTiles > 4;
 
 template <typename T>
 struct PlainInput {
@@ -211,11 +214,15 @@ __global__ void __launch_bounds__(kSeparableThreads, kTiles > 4 ? 2 : 3)
   using T = typename M::Element;
   SharedCarver carver;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
+  // first, so that its address is no register that the product misses
+  const int splits = kSplits<kTiles> ? g.splits : 1;
+  float* sums = Sums<kTiles * 8>::carve(carver, splits);
   const auto table = Input::carve(carver, g.slots);
   const Buffers<T> buffers = carve_buffers<T>(carver, max(g.slots, kTilePixels), g.taps, kTiles * 8, g.stages);
-  float* sums = Sums<kTiles * 8>::carve(carver, g.splits);
   const int index = static_cast<int>(blockIdx.y) / g.column_blocks;
-  prefetch_matrix<kSeparableThreads>(index == g.count ? g.pool.weight : g.branches[index].pointwise, thread);
+  if (index < g.count) {
+    prefetch_matrix<kSeparableThreads>(g.branches[index].pointwise, thread);
+  }
   wait_for_predecessor();
   release_successor();
   if (index == g.count) {
@@ -237,12 +244,12 @@ __global__ void __launch_bounds__(kSeparableThreads, kTiles > 4 ? 2 : 3)
   clear(acc);
   accumulate<M, kTiles, kSeparableThreads>(acc, buffers, source, branch.window, branch.depthwise,
                                            Middle<T>{branch.middle_bias, g.middle}, branch.pointwise, first_column,
-                                           thread, part_of<T>(branch.pointwise.columns, g.splits));
-  if (g.splits == 1) {
+                                           thread, part_of<T>(branch.pointwise.columns, splits));
+  if (splits == 1) {
     store_tile(acc, branch.out, branch.window, place, branch.bias, g.residual, g.activation, warp * 16, first_column,
                lane);
   } else {
-    store_sums<kTiles * 8, kSeparableThreads>(acc, sums, g.splits, branch.out, branch.window, place, branch.bias,
+    store_sums<kTiles * 8, kSeparableThreads>(acc, sums, splits, branch.out, branch.window, place, branch.bias,
                                               g.residual, g.activation, warp * 16, 0, first_column, thread);
   }
 }
@@ -316,7 +323,8 @@ void launch_separable(const SeparableCall& call, const Input& input, const PoolS
         g.taps = std::max(g.taps, g.branches[i].window.taps());
       }
       const int64_t blocks = tiles_of(call.branches[0].out, g.branches[0].window) * rows;
-      g.splits = splits_of(scope, blocks, (call.branches[0].pointwise.size(1) + kChunk - 1) / kChunk);
+      const int64_t chunks = (call.branches[0].pointwise.size(1) + kChunk - 1) / kChunk;
+      g.splits = kSplits<kTiles> ? splits_of(scope, blocks, chunks) : 1;
       return separable_shared_bytes<M, kTiles, Input>(g.slots, g.taps, stages, g.splits, pools);
     });
     g.stages = fit.stages;

@@ -122,18 +122,6 @@ inline int64_t tiles_of(const Tensor& out, const Window& window) {
   return out.size(0) * up(out.size(2), window.y.tile) * up(out.size(3), window.x.tile);
 }
 
-// Over how many blocks of a cluster a sum of so many chunks is spread, so that a small map fills the device: a power of
-// two that leaves each of them two chunks, and the grid at most one block a multiprocessor. One before sm_90.
-inline int splits_of(const DeviceScope& scope, int64_t blocks, int64_t chunks) {
-  constexpr int kMostPortable = 8;
-  int splits = 1;
-  while (scope.sm_90() && splits < kMostPortable && blocks * splits * 2 <= scope.multiprocessors() &&
-         splits * 4 <= chunks) {
-    splits *= 2;
-  }
-  return splits;
-}
-
 template <typename F>
 void dispatch_math(const char* op, const char* argument, ScalarType dtype, bool allow_tf32, const F& f) {
   dispatch_floating(op, argument, dtype, [&](auto element) {

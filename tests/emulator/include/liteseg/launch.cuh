@@ -5,7 +5,7 @@
 
 #include <torch/csrc/stable/tensor.h>
 
-#include "common/early_launch.h"
+#include <liteseg/small_grids.cuh>
 
 #define LITESEG_DEVICE_KEY CPU
 
