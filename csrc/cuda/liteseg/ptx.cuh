@@ -52,7 +52,7 @@ __device__ inline void prefetch_l2(const void* address) {
 // the barrier of all threads of a cluster, for shared memory too
 __device__ inline void sync_cluster() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;\n" ::: "memory");
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;\n" ::: "memory");
 #endif
 }
 
