@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import gc
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -20,12 +22,15 @@ from liteseg.bench import shapes
 from liteseg.bench.registry import COMPILED, EAGER, EAGER_LAST, TOLERANCE, cost, error, provide
 from liteseg.bench.timing import Times, best_launch, captured, peak_mb, quantiles, synchronize, wall
 from liteseg.predict import segment
+from liteseg_kernels._dispatch import SMALL_GRIDS
 
 from .checks import TRAINED, backends
 from .day import Day
 from .rows import KERNEL, Row, Skip, Values, append, environment, now, read, slug
 
 OURS_NETWORK = ("liteseg auto", "liteseg triton", "liteseg cuda")
+# the CUDA graph without one of the things that small grids do on sm_90: the day decides whether they stay on
+WITHOUT = tuple(f"liteseg cuda graph, no {name}" for name in SMALL_GRIDS)
 
 
 def exact_float32(allowed: bool = False) -> None:
@@ -199,7 +204,9 @@ def networks(day: Day) -> Iterator[Row]:
                 for dtype_place, dtype in enumerate(day.dtypes):
                     for mode_rank, mode in enumerate(("labels", "logits")):
                         rank = network_rank + size_rank[size] + 1.5 * batch_rank + dtype_rank[dtype] + 1.25 * mode_rank
-                        for provider in (*graphed, *ours, EAGER, EAGER_LAST, COMPILED, f"{COMPILED} graph"):
+                        # where grids are smallest, and what batch 1 is for
+                        without = WITHOUT if (batch_rank, dtype_place, mode_rank) == (0, 0, 0) else ()
+                        for provider in (*graphed, *without, *ours, EAGER, EAGER_LAST, COMPILED, f"{COMPILED} graph"):
                             if not _tried(day, provider, network_rank, batch_rank, dtype_place, mode_rank):
                                 continue
                             yield _network_row(day, network, size, batch, dtype, mode, provider, rank)
@@ -210,6 +217,25 @@ def networks(day: Day) -> Iterator[Row]:
                 run: Callable[[], Values] = lambda args=(network, size, provider): _profile(day, *args)  # noqa: E731
                 slow = provider == COMPILED and not day.dry
                 yield Row(key, run, 0.9, cost=60 if slow else 6, limit=300, ours=provider.startswith("liteseg"))
+
+
+@contextlib.contextmanager
+def _switched_off(provider: str) -> Iterator[None]:
+    """Inside, the environment turns off what a provider of `WITHOUT` does without."""
+    variable = SMALL_GRIDS.get(provider.partition(", no ")[2])
+    before = None if variable is None else os.environ.get(variable)
+    if variable is not None:
+        os.environ[variable] = "0"
+    try:
+        yield
+    finally:
+        if variable is not None:
+            os.environ.pop(variable)
+            os.environ.update({} if before is None else {variable: before})
+
+
+def _is_graph(provider: str) -> bool:
+    return "graph" in provider
 
 
 def _network_key(
@@ -331,12 +357,12 @@ def _network(
     def call() -> Tensor:
         return function(static)
 
-    with torch.inference_mode():
+    with torch.inference_mode(), _switched_off(provider):
         off = error(call()[:1].clone(), _expected(day, network, size, dtype, mode))
         checked: Values = {"error": off, "status": "ok" if off <= _LIMITS[mode][dtype] else "wrong"}
         peak = peak_mb(call, day.device)
         run: Callable[[], Any] = call
-        if provider.endswith("graph"):
+        if _is_graph(provider):
             run = captured(call, day.device)[0]
         if batch > 1:
             times = quantiles(run, day.device, 300)
@@ -352,7 +378,7 @@ def _network(
             times = wall(run, day.device, warmup=count, repeat=count, before=bring)
             rate = 1e3 / times.mean
             checked["detail"] = f"{count} + {count} runs, {time.perf_counter() - started:.0f} s with their inputs"
-    launch = "graph" if provider.endswith("graph") or provider == COMPILED else "stream"
+    launch = "graph" if _is_graph(provider) or provider == COMPILED else "stream"
     return {**_columns(times), "launch": launch, "images/s": rate, "peak MB": peak, **checked}
 
 

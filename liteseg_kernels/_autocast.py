@@ -16,7 +16,7 @@ from ._schemas import public
 
 CAST = (
     *("separable_conv2d", "depthwise_conv2d", "inverted_residual", "shuffle_unit", "daspp"),
-    "upsample_concat_separable_conv2d",
+    *("separable_conv2d_classifier", "upsample_concat_separable_conv2d"),
 )
 PROMOTE = ("upsample_concat",)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -20,7 +20,8 @@ import torch
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 # order of preference on a device type under "auto"; the reference takes what none of these takes.
-# cuda: no kernel has been measured against its Triton twin yet, so Triton comes first.
+# cuda: no kernel has been measured against its Triton twin yet, so Triton comes first. What calls the kernels of other
+# ops one after another comes behind a kernel for the whole op.
 AUTO_ORDER = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
 
 _logger = logging.getLogger("liteseg_kernels")
@@ -139,22 +140,44 @@ def tf32_allowed() -> bool:
     return allowed == ("tf32", "tf32")
 
 
+# what CUDA kernels with small grids do on sm_90, and the variable that turns it off with 0 (small_grids.cuh reads it)
+SMALL_GRIDS = {"early launches": "LITESEG_EARLY_LAUNCH", "clusters": "LITESEG_CLUSTERS"}
+
+
+def small_grids() -> dict[str, bool]:
+    """Whether the environment leaves each of `SMALL_GRIDS` on."""
+    return {name: os.environ.get(variable) != "0" for name, variable in SMALL_GRIDS.items()}
+
+
 def _device_type(args: tuple[Any, ...]) -> str:
     return next(a.device.type for a in args if isinstance(a, torch.Tensor))
 
 
-def _refusal(op: str, backend: str, args: tuple[Any, ...]) -> str | None:
+def refusal(op: str, backend: str, args: tuple[Any, ...]) -> str | None:
+    """Why `backend` cannot run `op` on `args`."""
     implementation = _registry[op].get(backend)
     if implementation is None:
         return f"has no kernel for {op}"
     return implementation.refuses(*args)
 
 
+def run_on(backend: str, op: str, *args: Any) -> Any:
+    """Run `op` on `backend`, which must take it."""
+    return _registry[op][backend].run(*args)
+
+
+def _order(op: str, chosen: Selection, args: tuple[Any, ...]) -> Sequence[str]:
+    if chosen.name != "auto":
+        return (chosen.name,)
+    order = AUTO_ORDER.get(_device_type(args), ())
+    return sorted(order, key=lambda backend: backend in _registry[op] and bool(_registry[op][backend].note))
+
+
 def explain_call(op: str, args: tuple[Any, ...]) -> Explanation:
     """`explain` for an op's own (normalised) arguments."""
     chosen = selection()
-    order = AUTO_ORDER.get(_device_type(args), ()) if chosen.name == "auto" else (chosen.name,)
-    refusals = {backend: _refusal(op, backend, args) for backend in BACKENDS}
+    order = _order(op, chosen, args)
+    refusals = {backend: refusal(op, backend, args) for backend in BACKENDS}
     backend = next((b for b in order if refusals[b] is None), "reference")
     refused = {
         other: reason or ("not asked for" if chosen.name != "auto" else "not preferred on this device")
@@ -167,12 +190,11 @@ def explain_call(op: str, args: tuple[Any, ...]) -> Explanation:
 def run(op: str, *args: Any) -> Any:
     """Run `op` on the backend that the selection in force gives."""
     chosen = selection()
-    order = AUTO_ORDER.get(_device_type(args), ()) if chosen.name == "auto" else (chosen.name,)
-    for backend in order:
-        reason = _refusal(op, backend, args)
+    for backend in _order(op, chosen, args):
+        reason = refusal(op, backend, args)
         if reason is None:
-            return _registry[op][backend].run(*args)
+            return run_on(backend, op, *args)
         if chosen.strict:
             raise BackendError(f"{op}: backend {backend!r} refused: {reason}")
         _logger.debug("%s: backend %s refused: %s", op, backend, reason)
-    return _registry[op]["reference"].run(*args)
+    return run_on("reference", op, *args)

@@ -20,6 +20,8 @@ SCHEMAS = {
     f"{_SEPARABLE_GEOMETRY}) -> Tensor",
     "separable_conv2d_backward": "(Tensor grad, Tensor x, Tensor depthwise_weight, Tensor pointwise_weight, "
     f"Tensor output, {_SEPARABLE_GEOMETRY}, bool[5] output_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "separable_conv2d_classifier": "(Tensor x, Tensor depthwise_weight, Tensor pointwise_weight, Tensor? bias, "
+    f"Tensor classifier_weight, Tensor? classifier_bias, {_SEPARABLE_GEOMETRY}) -> Tensor",
     "depthwise_conv2d": f"(Tensor x, Tensor weight, {_GEOMETRY}) -> Tensor",
     "depthwise_conv2d_backward": f"(Tensor grad, Tensor x, Tensor weight, {_GEOMETRY}, bool[2] output_mask) "
     "-> (Tensor, Tensor)",
@@ -78,6 +80,7 @@ _compiled = [Library(namespace, "DEF") for namespace in ("liteseg_cpu", "liteseg
 TF32_OPS = (
     "separable_conv2d",
     "separable_conv2d_backward",
+    "separable_conv2d_classifier",
     "inverted_residual",
     "shuffle_unit",
     "daspp",

@@ -26,6 +26,7 @@ __all__ = [
     "inverted_residual",
     "preprocess",
     "separable_conv2d",
+    "separable_conv2d_classifier",
     "shuffle_unit",
     "upsample_argmax",
     "upsample_concat",
@@ -100,6 +101,76 @@ def separable_conv2d(
             activation=activation,
             negative_slope=negative_slope,
             residual=residual,
+        )
+    )
+
+
+def _separable_conv2d_classifier(
+    x: Tensor,
+    depthwise_weight: Tensor,
+    pointwise_weight: Tensor,
+    bias: Tensor | None,
+    classifier_weight: Tensor,
+    classifier_bias: Tensor | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+) -> tuple[Any, ...]:
+    op = "separable_conv2d_classifier"
+    tensors(
+        *(op, ("bias", "classifier_bias")),
+        **{"x": x, "depthwise_weight": depthwise_weight, "pointwise_weight": pointwise_weight, "bias": bias},
+        **{"classifier_weight": classifier_weight, "classifier_bias": classifier_bias},
+    )
+    return (
+        *(x, depthwise_weight, pointwise_weight, bias, classifier_weight, classifier_bias),
+        *(pair(op, "stride", stride, 1), pair(op, "padding", padding, 0), pair(op, "dilation", dilation, 1)),
+        *(activation_index(op, activation), number(op, "negative_slope", negative_slope)),
+    )
+
+
+def separable_conv2d_classifier(
+    x: Tensor,
+    depthwise_weight: Tensor,
+    pointwise_weight: Tensor,
+    bias: Tensor | None,
+    classifier_weight: Tensor,
+    classifier_bias: Tensor | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+) -> Tensor:
+    """`separable_conv2d`, then a 1x1 convolution to the classes: the end of LiteSeg's decoder (paper, section III-C).
+
+    Args:
+        x: [N, C, H, W].
+        depthwise_weight: [C, 1, kh, kw].
+        pointwise_weight, bias: [C_hidden, C, 1, 1] and [C_hidden].
+        classifier_weight, classifier_bias: [K, C_hidden, 1, 1] and [K].
+        stride, padding, dilation, activation, negative_slope: as separable_conv2d takes them.
+
+    Returns: logits [N, K, H', W']. The CUDA kernel never stores the C_hidden-wide map; the other backends run the two
+    convolutions one after another. Differentiable once; backward computes that map again.
+    """
+    return torch.ops.liteseg.separable_conv2d_classifier(
+        *_separable_conv2d_classifier(
+            x,
+            depthwise_weight,
+            pointwise_weight,
+            bias,
+            classifier_weight,
+            classifier_bias,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            activation=activation,
+            negative_slope=negative_slope,
         )
     )
 
@@ -669,6 +740,7 @@ def batch_norm_activation(
 # functional form -> (its arguments as the op takes them, the op's check)
 _CALLS: dict[str, tuple[Callable[..., tuple[Any, ...]], Callable[..., Any]]] = {
     "separable_conv2d": (_separable_conv2d, ops.separable_conv2d.check),
+    "separable_conv2d_classifier": (_separable_conv2d_classifier, ops.separable_conv2d_classifier.check),
     "inverted_residual": (_inverted_residual, ops.inverted_residual.check),
     "shuffle_unit": (_shuffle_unit, ops.shuffle_unit.check),
     "daspp": (_daspp, ops.daspp.check),

@@ -183,7 +183,7 @@ class GraphCache:
         """run(x), replayed. `call` names what `run` does beside x; `weights` are the tensors that it reads."""
         key = (
             *(call, tuple(x.shape), tuple(x.stride()), x.dtype, x.device, _dispatch.selection()),
-            _dispatch.tf32_allowed(),
+            *(_dispatch.tf32_allowed(), tuple(_dispatch.small_grids().values())),
         )
         entry, gone = self._entry(key)
         for old in gone:

@@ -40,6 +40,18 @@ def _build() -> dict[str, Any]:
     }
 
 
+def _small_grids(cuda_missing: str | None) -> dict[str, str | None]:
+    """Why CUDA kernels with small grids do without early launches and clusters, or None where they have them."""
+    reason = cuda_missing
+    if reason is None and not torch.cuda.is_available():
+        reason = "torch sees no CUDA device"
+    if reason is None and torch.cuda.get_device_capability()[0] < 9:
+        reason = "need sm_90"
+    switches = _dispatch.small_grids()
+    off = {name: None if on else f"switched off by {_dispatch.SMALL_GRIDS[name]}=0" for name, on in switches.items()}
+    return {name: why or reason for name, why in off.items()}
+
+
 def collect() -> dict[str, Any]:
     """Everything the command prints.
 
@@ -47,7 +59,8 @@ def collect() -> dict[str, Any]:
         `version`, `python`, `torch`, `torch_cuda` (CUDA version of the torch build or None), `devices` (names of the
         GPUs), `triton` (version or None), `cpu_isa` (instruction set of the C++ kernels, or None), `build` (its mode,
         torch, compiler, nvcc, archs, sources and skipped parts), `libraries` and `backends` (name -> None when usable,
-        else the reason why not), `default_backend`.
+        else the reason why not), `small_grids` (the same for early launches and clusters, see docs/kernels.md),
+        `default_backend`.
     """
     _loader.load()
     triton, no_triton = _triton()
@@ -68,12 +81,13 @@ def collect() -> dict[str, Any]:
             "triton": no_triton,
             "cuda": libraries["_C_cuda"],
         },
+        "small_grids": _small_grids(libraries["_C_cuda"]),
         "default_backend": _dispatch.selection().name,
     }
 
 
 def _lines(info: dict[str, Any]) -> list[str]:
-    build = info["build"]
+    build, small = info["build"], info["small_grids"]
     archs = ", ".join(f"sm_{arch}" for arch in build["archs"])
     rows = [
         ("liteseg_kernels", info["version"]),
@@ -86,6 +100,7 @@ def _lines(info: dict[str, Any]) -> list[str]:
         ("CPU kernels use", info["cpu_isa"] or "none"),
         *((f"library {name}", "loaded" if why is None else why) for name, why in info["libraries"].items()),
         *((f"backend {name}", "usable" if why is None else why) for name, why in info["backends"].items()),
+        *((f"CUDA {name}", "on, where grids are small" if why is None else why) for name, why in small.items()),
         ("default backend", info["default_backend"]),
     ]
     width = max(len(name) for name, _ in rows)

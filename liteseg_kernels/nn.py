@@ -336,6 +336,16 @@ class SeparableConv2d(FusedModule):
             return self(concat(x, skip))
         return lf.upsample_concat_separable_conv2d(x, skip, **self._arguments(), align_corners=concat.align_corners)
 
+    def forward_classifier(self, x: Tensor, classifier: nn.Conv2d) -> Tensor:
+        """`classifier(forward(x))` for a 1x1 convolution; in eval as one op, for which the map between is not kept."""
+        sizes = (classifier.kernel_size, classifier.stride, classifier.padding, classifier.groups)
+        if sizes != ((1, 1), (1, 1), (0, 0), 1):
+            raise ValueError(f"SeparableConv2d: classifier: expected a 1x1 convolution, got {classifier}")
+        if self.training or self.reference:
+            return classifier(self(x))
+        weights: dict[str, Any] = {"classifier_weight": classifier.weight, "classifier_bias": classifier.bias}
+        return lf.separable_conv2d_classifier(x, **self._arguments(), **weights)
+
 
 class InvertedResidual(FusedModule):
     """MobileNetV2 block: 1x1 expansion, 3x3 depthwise, linear 1x1 projection, normalised, ReLU6 after the first two.

@@ -18,12 +18,13 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import liteseg_kernels as lk
-from liteseg_kernels import _dispatch
+from liteseg_kernels import _dispatch, info
 
 F = lk.functional
 ROOT = Path(__file__).resolve().parent.parent
 OPS = [
     "separable_conv2d",
+    "separable_conv2d_classifier",
     "inverted_residual",
     "shuffle_unit",
     "daspp",
@@ -50,6 +51,9 @@ def example(op: str, device: str = "cpu") -> dict[str, Any]:
     if op == "separable_conv2d":
         depthwise, pointwise, bias = separable(4, 3)
         return {"x": rand(2, 4, 5, 6), "depthwise_weight": depthwise, "pointwise_weight": pointwise, "bias": bias}
+    if op == "separable_conv2d_classifier":
+        weights = dict(zip(("depthwise_weight", "pointwise_weight", "bias"), separable(4, 3), strict=True))
+        return {"x": rand(2, 4, 5, 6), **weights, "classifier_weight": rand(5, 3, 1, 1), "classifier_bias": rand(5)}
     if op == "depthwise_conv2d":
         return {"x": rand(2, 4, 5, 6), "weight": rand(4, 1, 3, 3), "padding": 1}
     if op == "batch_norm_activation":
@@ -225,6 +229,16 @@ class TestFallback:
         reason = explained.refused["triton"]
         assert "TRITON_INTERPRET=1" in reason or reason == "triton is not installed"
 
+    def test_parts_come_behind_a_kernel_for_the_whole(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(_dispatch.AUTO_ORDER, "cpu", ("cpu", "cuda"))
+        whole = ran(monkeypatch, "separable_conv2d_classifier", "cuda")
+        F.separable_conv2d_classifier(**example("separable_conv2d_classifier"))
+        assert len(whole) == 1
+        if lk._loader.missing("cpu") is None:
+            part = ran(monkeypatch, "separable_conv2d", "cuda")
+            F.separable_conv2d(**example("separable_conv2d"))
+            assert part == []
+
     def test_backward_runs_what_forward_ran(self, monkeypatch: pytest.MonkeyPatch) -> None:
         forward = ran(monkeypatch, "separable_conv2d", "cuda")
         backward = ran(monkeypatch, "separable_conv2d_backward", "cuda")
@@ -323,7 +337,7 @@ def _cast(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 CAST = (
     *("separable_conv2d", "inverted_residual", "shuffle_unit", "daspp", "depthwise_conv2d"),
-    "upsample_concat_separable_conv2d",
+    *("separable_conv2d_classifier", "upsample_concat_separable_conv2d"),
 )
 
 
@@ -404,6 +418,20 @@ def test_switching_the_backend_does_not_recompile() -> None:
         torch.testing.assert_close(out, outs[0])
 
 
+def test_info_says_what_small_grids_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in _dispatch.SMALL_GRIDS.values():
+        monkeypatch.delenv(variable, raising=False)
+    assert info.collect()["small_grids"] == info._small_grids(lk._loader.missing("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert info._small_grids(None) == {"early launches": None, "clusters": None}
+    assert info._small_grids("not built") == {"early launches": "not built", "clusters": "not built"}
+    monkeypatch.setenv("LITESEG_CLUSTERS", "0")
+    assert info._small_grids(None) == {"early launches": None, "clusters": "switched off by LITESEG_CLUSTERS=0"}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
+    assert info._small_grids(None)["early launches"] == "need sm_90"
+
+
 # the kernels that README's table promises; the parity suite runs on what is registered, so a kernel that got lost
 # would otherwise take its tests with it
 CPU_KERNELS = {
@@ -411,7 +439,10 @@ CPU_KERNELS = {
     *("upsample_concat", "upsample_concat_backward", "upsample_argmax", "preprocess"),
     *("upsample_cross_entropy", "upsample_cross_entropy_map", "upsample_cross_entropy_backward"),
 }
-CPU_COMPOSED = {"upsample_concat_separable_conv2d", "upsample_concat_separable_conv2d_backward"}
+CPU_COMPOSED = {
+    *("separable_conv2d_classifier", "upsample_concat_separable_conv2d"),
+    "upsample_concat_separable_conv2d_backward",
+}
 TRITON_BACKWARDS = {"inverted_residual_backward", "shuffle_unit_backward", "daspp_backward"}
 TRAINING = {
     *("batch_norm_statistics", "batch_norm_activation"),
@@ -421,7 +452,8 @@ CPU_KERNELS |= TRAINING
 TRITON_KERNELS = CPU_KERNELS | CPU_COMPOSED | TRITON_BACKWARDS
 CPU_KERNELS |= {"depthwise_conv2d", "depthwise_conv2d_backward"}
 CUDA_KERNELS = {
-    *("separable_conv2d", "separable_conv2d_backward", "inverted_residual", "shuffle_unit", "daspp"),
+    *("separable_conv2d", "separable_conv2d_backward", "separable_conv2d_classifier", "inverted_residual"),
+    *("shuffle_unit", "daspp"),
     *("upsample_concat_separable_conv2d", "upsample_argmax"),
 }
 

@@ -71,7 +71,9 @@ def test_a_graph_is_captured_once_and_replayed(recorder: Recorder) -> None:
     assert [r.unique().item() for r in results] == [0.0, 3.0, 6.0]
 
 
-def test_each_size_dtype_layout_call_and_backend_has_a_graph(recorder: Recorder) -> None:
+def test_each_size_dtype_layout_call_backend_and_switch_has_a_graph(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache, factor = GraphCache(graphs=recorder), torch.tensor(2.0)
     x = torch.randn(1, 4, 6, 8)
     inputs = [x, x[..., 1:], x.double(), x.contiguous(memory_format=torch.channels_last)]
@@ -81,7 +83,10 @@ def test_each_size_dtype_layout_call_and_backend_has_a_graph(recorder: Recorder)
         cache.run("b", times(factor), x, [factor])
         with liteseg_kernels.use_backend("cuda"):
             cache.run("a", times(factor), x, [factor])
-    assert recorder.log.count("capture") == len(cache) == 6
+        with monkeypatch.context() as patch:
+            patch.setenv("LITESEG_CLUSTERS", "0")
+            cache.run("a", times(factor), x, [factor])
+    assert recorder.log.count("capture") == len(cache) == 7
 
 
 def test_the_graphs_used_last_are_kept(recorder: Recorder) -> None:

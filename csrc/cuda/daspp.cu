@@ -4,12 +4,14 @@
 // Launches: 1. separable_conv2d's kernel for the first layer of all branches (up to four a launch), with blocks beside
 //              them that sum x over the image, already times the pooled branch's weight
 //           2. for a tile of 64 pixels: each branch's second layer, whose result stays in shared memory and is
-//           multiplied
-//              with its slice of the projection at once; then x times `direct`; the pooled branch is a bias of the
-//              image
-// Traffic:  x once a branch (from L2), the branch maps once each way, the output: 3*N*F*H*W*sizeof(T) each way at
-// LiteSeg Bound:    at stride 32 and batch 1 the number of tiles: six at 12 x 20. Not timed yet. Numerics: float32
-// accumulation; branch maps are rounded to T, the pooled branch is not. Sums in a fixed order.
+//              multiplied with its slice of the projection at once; then x times `direct`; the pooled branch is a bias
+//              of the image
+//           On sm_90 clusters share a tile where multiprocessors would be idle: the channels in 1., branches and
+//           the channels of `direct` in 2.; at LiteSeg's 12 x 20 96 blocks instead of 24, and 48 instead of 6
+// Traffic:  x once a branch (from L2), the branch maps once each way, the output: 3*N*F*H*W*sizeof(T) each way
+// Bound:    at stride 32 and batch 1 the length of a block's sums, 10 chunks of 40 where it is shared. Not timed yet.
+// Numerics: float32 accumulation; branch maps are rounded to T, the pooled branch is not. Sums in a fixed order, which
+//           depends on the grid and the device
 //           float32 products are exact unless tf32 is allowed. Deterministic
 // Limits:   float32, float16, bfloat16; up to 8 rates
 #include <liteseg/separable.cuh>
@@ -45,6 +47,8 @@ struct Arguments {
   const T* pool_bias;     // [F]
   Window wide, narrow;    // of a 3 x 3 and of a 1 x 1 convolution
   int count, filters, pool_chunks, stages;
+  // blocks of a cluster, each with some of the maps and a part of x's channels
+  int splits;
 };
 
 template <typename T>
@@ -53,13 +57,17 @@ struct Memory {
   float* pooled;           // [F]
   float* bias;             // [columns]
   T* middle;               // [chunks of a block of columns][64 pixels][chunk]
+  float* sums;             // where there are several blocks
   Buffers<T> buffers;
 };
 
 template <typename T, typename Carver>
-__host__ __device__ Memory<T> carve(Carver& carver, const Window& wide, const Window& narrow, int filters, int stages) {
+__host__ __device__ Memory<T> carve(Carver& carver, const Window& wide, const Window& narrow, int filters, int stages,
+                                    int splits) {
   using S = Shape<T>;
   Memory<T> memory{};
+  // first, so that its address is no register that the products miss
+  memory.sums = Sums<kColumns>::carve(carver, splits);
   memory.wide = carver.template take<int64_t>(wide.slots());
   memory.narrow = carver.template take<int64_t>(narrow.slots());
   memory.pooled = carver.template take<float>(filters);
@@ -96,16 +104,18 @@ __global__ void __launch_bounds__(kThreads, 1)
   using T = typename M::Element;
   using S = Shape<T>;
   SharedCarver carver;
-  const Memory<T> memory = carve<T>(carver, g.wide, g.narrow, g.filters, g.stages);
+  const Memory<T> memory = carve<T>(carver, g.wide, g.narrow, g.filters, g.stages, g.splits);
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int first_column = static_cast<int>(blockIdx.y) * kColumns;
   const Place place = place_of(blockIdx.x, g.out.height, g.out.width, g.narrow.y.tile, g.narrow.x.tile);
   const Middle<T> nothing{nullptr, Activation{0, 0.0f}};
   const Activation relu{1, 0.0f};
 
-  // the pooled branch, then its product with the projection: one bias an image
+  wait_for_predecessor();
+  release_successor();
+  // the pooled branch, then its product with the projection: one bias an image, of the cluster's first block
   const int maps = g.count + (g.point.data == nullptr ? 0 : 1);
-  for (int f = thread; f < g.filters; f += kThreads) {
+  for (int f = thread; f < g.filters && blockIdx.z == 0; f += kThreads) {
     float sum = 0.0f;
     for (int chunk = 0; chunk < g.pool_chunks; ++chunk) {
       sum += g.parts[(static_cast<int64_t>(place.image) * g.pool_chunks + chunk) * g.filters + f];
@@ -118,7 +128,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int column = thread; column < kColumns; column += kThreads) {
     const int row = first_column + column;
     float sum = 0.0f;
-    if (row < g.out.channels) {
+    if (row < g.out.channels && blockIdx.z == 0) {
       const T* weight = g.project.data + row * g.project.row_stride;
       for (int f = 0; f < g.filters; ++f) {
         sum += static_cast<float>(weight[(maps * g.filters + f) * g.project.column_stride]) * memory.pooled[f];
@@ -130,7 +140,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   float acc[kTiles][4];
   clear(acc);
-  for (int map = 0; map < maps; ++map) {
+  for (int map = static_cast<int>(blockIdx.z); map < maps; map += static_cast<int>(gridDim.z)) {
     const int branch = map - (maps - g.count);
     if (branch >= 0 && g.branches[branch].depthwise == nullptr) {
       const BranchArguments<T>& b = g.branches[branch];
@@ -181,7 +191,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     locate_slots<kThreads>(memory.narrow, g.x, g.narrow, place, thread);
     __syncthreads();
     accumulate<M, kTiles, kThreads>(acc, memory.buffers, x, g.narrow, static_cast<const T*>(nullptr), nothing, g.direct,
-                                    first_column, thread);
+                                    first_column, thread, part_of<T>(g.x.channels, g.splits));
   }
 #pragma unroll
   for (int t = 0; t < kTiles; ++t) {
@@ -190,8 +200,13 @@ __global__ void __launch_bounds__(kThreads, 1)
       acc[t][e] += memory.bias[t * 8 + lane % 4 * 2 + e % 2];
     }
   }
-  store_tile(acc, g.out, g.narrow, place, static_cast<const T*>(nullptr), Map<const T>{}, relu, warp * 16, first_column,
-             lane);
+  const T* no_bias = nullptr;
+  if (g.splits == 1) {
+    store_tile(acc, g.out, g.narrow, place, no_bias, Map<const T>{}, relu, warp * 16, first_column, lane);
+  } else {
+    store_sums<kColumns, kThreads>(acc, memory.sums, g.splits, g.out, g.narrow, place, no_bias, Map<const T>{}, relu,
+                                   warp * 16, 0, first_column, thread);
+  }
 }
 
 void check_weight(const char* argument, const Tensor& weight, const Tensor& x, const std::vector<int64_t>& shape) {
@@ -301,17 +316,20 @@ Tensor daspp(const Tensor& x, const std::optional<Tensor>& direct_weight, const 
     g.count = static_cast<int>(count);
     g.filters = static_cast<int>(filters);
     g.pool_chunks = static_cast<int>(pool_chunks);
+    const int64_t columns = (co + kColumns - 1) / kColumns;
     const Fit fit = fit_shared(kOp, scope.max_shared(), [&](int pixels, int stages) {
       g.wide = make_window(out, pixels, {3, 3}, {1, 1}, {1, 1}, {1, 1});
       g.narrow = make_window(out, pixels, {1, 1}, {1, 1}, {0, 0}, {1, 1});
+      g.splits = splits_of(scope, tiles_of(out, g.narrow) * columns, pool_chunks);
       SharedMeter meter;
-      carve<T>(meter, g.wide, g.narrow, g.filters, stages);
+      carve<T>(meter, g.wide, g.narrow, g.filters, stages, g.splits);
       return meter.bytes();
     });
     g.stages = fit.stages;
-    launch(daspp_project_kernel<M>,
-           dim3(static_cast<unsigned>(tiles_of(out, g.narrow)), static_cast<unsigned>((co + kColumns - 1) / kColumns)),
-           dim3(kThreads), fit.bytes, scope.stream(), g);
+    launch_early(daspp_project_kernel<M>,
+                 dim3(static_cast<unsigned>(tiles_of(out, g.narrow)), static_cast<unsigned>(columns),
+                      static_cast<unsigned>(g.splits)),
+                 dim3(kThreads), fit.bytes, g.splits, scope, g);
   });
   return out;
 }

@@ -2,18 +2,20 @@
 // Replaces: three F.conv2d, two activations and an add; the hidden maps exist only in shared memory
 // Shapes:   x [N, C, H, W], expand [E, C, 1, 1] or none, depthwise [E, 1, KH, KW], project [CO, E, 1, 1]
 //           -> out [N, CO, HO, WO], in x's memory format; any strides in
-// Traffic:  minimum (N*C*H*W + N*CO*HO*WO + weights) * sizeof(T); eager moves 4*N*E*H*W*sizeof(T) more. The expansion
-// is
-//           computed for a tile's slots: 1.6 times at stride 1 and dilation 1, 1.1 times at stride 2
-// Bound:    tensor cores at the later blocks, memory at the first ones. Not timed yet.
-// Launch:   grid (tiles of up to 64 pixels over all images, blocks of 64 or 160 output channels), 256 threads. x's
-// slots
-//           stay in shared memory; for each chunk of 64 bytes of hidden channels the weights are copied while the chunk
-//           before is worked on. Without an expansion the block is a separable convolution with an activation in
-//           between
+// Traffic:  minimum (N*C*H*W + N*CO*HO*WO + weights) * sizeof(T); eager moves 4*N*E*H*W*sizeof(T) more. The
+//           expansion is computed for a tile's slots: 1.6 times at stride 1 and dilation 1, 1.1 times at stride 2
+// Bound:    tensor cores at the later blocks, memory at the first ones. At batch 1 and stride 16 or 32 the
+//           weights, which every block reads: see Launch. Not timed yet.
+// Launch:   grid (tiles of up to 64 pixels over all images, blocks of 64 or 160 output channels, splits), 256 threads.
+//           x's slots stay in shared memory; for each chunk of 64 bytes of hidden channels the weights are copied while
+//           the chunk before is worked on. On sm_90 up to 8 blocks of a cluster share the hidden channels of a tile
+//           where multiprocessors would be idle: 160 -> 960 -> 160 at 12 x 20 in float16 is 48 blocks of 3 or 4
+//           chunks that read 77 KB of weights on average, instead of 6 blocks of 30 chunks and 614 KB. Without an
+//           expansion the block is a separable convolution with an activation in between
 // Numerics: float32 accumulation; both hidden values are rounded to T, as eager stores them. A hidden value outside the
 //           image is zero, the expansion's bias does not leak into the padding. float32 products are exact unless tf32
-//           is allowed. One block owns a tile: deterministic.
+//           is allowed. One block owns a tile, or a cluster does and adds up in its blocks' order: deterministic; how
+//           many share a tile depends on the grid and the device, so other batches may round otherwise
 // Limits:   float32, float16, bfloat16; kernels up to 5 x 5; up to 384 input channels (the slots have to fit)
 #include <liteseg/separable.cuh>
 
@@ -39,6 +41,8 @@ struct Arguments {
   Window window;
   Activation activation;
   int stages;
+  // blocks of a cluster, each with a part of the hidden channels
+  int splits;
 };
 
 template <typename T>
@@ -50,10 +54,14 @@ struct Memory {
   Staged<T> expand;    // [chunks of C][chunk of E][chunk]
   Staged<T> project;   // [columns][chunk]
   Staged<float> taps;  // [taps][chunk]
+  float* sums;         // [64 pixels][columns, padded] of this block's hidden channels, where there are several blocks
 };
 
+template <int kTiles>
+constexpr int kColumns = kTiles * 8 * kColumnGroups;
+
 template <typename T, int kTiles, typename Carver>
-__host__ __device__ Memory<T> carve(Carver& carver, const Window& window, int channels, int stages) {
+__host__ __device__ Memory<T> carve(Carver& carver, const Window& window, int channels, int stages, int splits) {
   using S = Shape<T>;
   Memory<T> memory{};
   const int64_t rows = (window.slots() + 15) / 16 * 16, chunks = (channels + S::kChunk - 1) / S::kChunk;
@@ -63,9 +71,10 @@ __host__ __device__ Memory<T> carve(Carver& carver, const Window& window, int ch
   memory.operand = carver.template take<T>(int64_t{kTilePixels} * S::kPitch);
   for (int i = 0; i < stages; ++i) {
     memory.expand.place(i, carver.template take<T>(chunks * S::kChunk * S::kPitch));
-    memory.project.place(i, carver.template take<T>(int64_t{kTiles} * 8 * kColumnGroups * S::kPitch));
+    memory.project.place(i, carver.template take<T>(int64_t{kColumns<kTiles>} * S::kPitch));
     memory.taps.place(i, carver.template take<float>(int64_t{window.taps()} * S::kChunk));
   }
+  memory.sums = Sums<kColumns<kTiles>>::carve(carver, splits);
   return memory;
 }
 
@@ -74,15 +83,19 @@ __global__ void __launch_bounds__(kThreads, 1)
     inverted_residual_kernel(const __grid_constant__ Arguments<typename M::Element> g) {
   using T = typename M::Element;
   using S = Shape<T>;
-  constexpr int kColumns = kTiles * 8 * kColumnGroups;
   SharedCarver carver;
-  const Memory<T> memory = carve<T, kTiles>(carver, g.window, g.x.channels, g.stages);
+  const Memory<T> memory = carve<T, kTiles>(carver, g.window, g.x.channels, g.stages, g.splits);
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int slots = g.window.slots(), rows = (slots + 15) / 16 * 16;
   const int chunks = (g.x.channels + S::kChunk - 1) / S::kChunk, hidden_channels = g.expand.rows;
-  const int first_column = static_cast<int>(blockIdx.y) * kColumns;
+  const int first_column = static_cast<int>(blockIdx.y) * kColumns<kTiles>;
+  const Part part = part_of<T>(hidden_channels, g.splits);
   const Place place = place_of(blockIdx.x, g.out.height, g.out.width, g.window.y.tile, g.window.x.tile);
 
+  prefetch_matrix<kThreads>(g.expand, thread);
+  prefetch_matrix<kThreads>(g.project, thread);
+  wait_for_predecessor();
+  release_successor();
   locate_slots<kThreads>(memory.offsets, g.x, g.window, place, thread);
   __syncthreads();
   const MapSource<T, kThreads> source{g.x, g.x.data + place.image * g.x.stride_n, memory.offsets, slots};
@@ -94,22 +107,22 @@ __global__ void __launch_bounds__(kThreads, 1)
       fill_matrix<kThreads>(memory.expand[stage] + chunk * S::kChunk * S::kPitch, g.expand, first, S::kChunk,
                             chunk * S::kChunk, thread);
     }
-    fill_matrix<kThreads>(memory.project[stage], g.project, first_column, kColumns, first, thread);
+    fill_matrix<kThreads>(memory.project[stage], g.project, first_column, kColumns<kTiles>, first, thread);
     fill_taps<kThreads>(memory.taps[stage], g.depthwise, g.window.taps(), hidden_channels, first, thread);
     cp_async_commit();
   };
   if (g.stages > 1) {
-    fill(0, 0);
+    fill(0, part.begin);
   }
   float acc[kTiles][4];
   clear(acc);
   int stage = 0;
-  for (int first = 0; first < hidden_channels; first += S::kChunk) {
+  for (int first = part.begin; first < part.end; first += S::kChunk) {
     if (g.stages > 1) {
       cp_async_wait<0>();
       // the chunk is there, and nobody works on the one before it any more
       __syncthreads();
-      if (first + S::kChunk < hidden_channels) {
+      if (first + S::kChunk < part.end) {
         fill(stage ^ 1, first + S::kChunk);
       }
     } else {
@@ -143,8 +156,14 @@ __global__ void __launch_bounds__(kThreads, 1)
                 memory.project[stage] + warp / 4 * kTiles * 8 * S::kPitch, lane);
     stage ^= g.stages - 1;
   }
-  store_tile(acc, g.out, g.window, place, g.project_bias, g.residual, Activation{0, 0.0f}, warp % 4 * 16,
-             first_column + warp / 4 * kTiles * 8, lane);
+  const int row = warp % 4 * 16, column = warp / 4 * kTiles * 8;
+  const Activation none{0, 0.0f};
+  if (g.splits == 1) {
+    store_tile(acc, g.out, g.window, place, g.project_bias, g.residual, none, row, first_column + column, lane);
+  } else {
+    store_sums<kColumns<kTiles>, kThreads>(acc, memory.sums, g.splits, g.out, g.window, place, g.project_bias,
+                                           g.residual, none, row, column, first_column, thread);
+  }
 }
 
 template <typename M, int kTiles>
@@ -152,17 +171,20 @@ void launch_inverted_residual(Arguments<typename M::Element> g, const Tensor& ou
                               const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                               const std::vector<int64_t>& dilation, const DeviceScope& scope) {
   using T = typename M::Element;
-  constexpr int kColumns = kTiles * 8 * kColumnGroups;
+  constexpr int kChunk = Shape<T>::kChunk;
+  const int64_t columns = (g.project.rows + kColumns<kTiles> - 1) / kColumns<kTiles>;
   const Fit fit = fit_shared(kOp, scope.max_shared(), [&](int pixels, int stages) {
     g.window = make_window(out, pixels, kernel, stride, padding, dilation);
+    g.splits = splits_of(scope, tiles_of(out, g.window) * columns, (g.expand.rows + kChunk - 1) / kChunk);
     SharedMeter meter;
-    carve<T, kTiles>(meter, g.window, g.x.channels, stages);
+    carve<T, kTiles>(meter, g.window, g.x.channels, stages, g.splits);
     return meter.bytes();
   });
   g.stages = fit.stages;
-  const auto columns = static_cast<unsigned>((g.project.rows + kColumns - 1) / kColumns);
-  launch(inverted_residual_kernel<M, kTiles>, dim3(static_cast<unsigned>(tiles_of(out, g.window)), columns),
-         dim3(kThreads), fit.bytes, scope.stream(), g);
+  launch_early(inverted_residual_kernel<M, kTiles>,
+               dim3(static_cast<unsigned>(tiles_of(out, g.window)), static_cast<unsigned>(columns),
+                    static_cast<unsigned>(g.splits)),
+               dim3(kThreads), fit.bytes, g.splits, scope, g);
 }
 
 Tensor inverted_residual(const Tensor& x, const std::optional<Tensor>& expand_weight,

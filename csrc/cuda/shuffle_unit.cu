@@ -175,6 +175,10 @@ __global__ void __launch_bounds__(kThreads, 2)
   const Place place = place_of(blockIdx.x, g.out.height, g.out.width, g.window.y.tile, g.window.x.tile);
   const Activation relu{1, 0.0f};
 
+  prefetch_matrix<kThreads>(g.compress, thread);
+  prefetch_matrix<kThreads>(g.expand, thread);
+  wait_for_predecessor();
+  release_successor();
   locate_slots<kThreads>(memory.offsets, g.x, g.window, place, thread);
   for (int c = thread; c < layout.bottleneck; c += kThreads) {
     const int to = c % layout.width * g.groups + c / layout.width;
@@ -334,8 +338,8 @@ Tensor shuffle_unit(const Tensor& x, const Tensor& compress_weight, const Tensor
       carve<T>(meter, Layout<T>(g.window, g.compress.rows, g.groups));
       return meter.bytes();
     });
-    launch(shuffle_unit_kernel<M>, dim3(static_cast<unsigned>(tiles_of(out, g.window))), dim3(kThreads), fit.bytes,
-           scope.stream(), g);
+    launch_early(shuffle_unit_kernel<M>, dim3(static_cast<unsigned>(tiles_of(out, g.window))), dim3(kThreads),
+                 fit.bytes, 1, scope, g);
   });
   return out;
 }

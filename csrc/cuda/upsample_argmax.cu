@@ -16,6 +16,7 @@
 
 #include <liteseg/bilinear.cuh>
 #include <liteseg/launch.cuh>
+#include <liteseg/ptx.cuh>
 
 #include <algorithm>
 #include <cstdint>
@@ -48,6 +49,8 @@ template <typename T, typename Index>
 __global__ void upsample_argmax_kernel(const T* __restrict__ logits,  // [N, K, h, w], strides in geometry
                                        uint8_t* __restrict__ labels,  // [N, H, W]
                                        Geometry<Index> g, bool align_corners) {
+  wait_for_predecessor();
+  release_successor();
   const Index tiles_x = (g.out_width + Traits::kTileWidth - 1) / Traits::kTileWidth;
   const Index tiles_y = (g.out_height + Traits::kTileHeight - 1) / Traits::kTileHeight;
   const int64_t tiles = static_cast<int64_t>(tiles_x) * tiles_y * g.batch;
@@ -89,7 +92,7 @@ __global__ void upsample_argmax_kernel(const T* __restrict__ logits,  // [N, K, 
 }
 
 template <typename T, typename Index>
-void launch_upsample_argmax(const Tensor& logits, const Tensor& labels, bool align_corners, cudaStream_t stream) {
+void launch_upsample_argmax(const Tensor& logits, const Tensor& labels, bool align_corners, const DeviceScope& scope) {
   Geometry<Index> g;
   g.batch = static_cast<Index>(logits.size(0));
   g.classes = static_cast<Index>(logits.size(1));
@@ -106,9 +109,9 @@ void launch_upsample_argmax(const Tensor& logits, const Tensor& labels, bool ali
   const int64_t tiles_x = (labels.size(2) + Traits::kTileWidth - 1) / Traits::kTileWidth;
   const int64_t tiles_y = (labels.size(1) + Traits::kTileHeight - 1) / Traits::kTileHeight;
   const int64_t blocks = std::min(tiles_x * tiles_y * labels.size(0), Traits::kMaxBlocks);
-  launch(upsample_argmax_kernel<T, Index>, dim3(static_cast<unsigned>(blocks)),
-         dim3(Traits::kTileWidth, Traits::kTileHeight), 0, stream, logits.const_data_ptr<T>(),
-         labels.mutable_data_ptr<uint8_t>(), g, align_corners);
+  launch_early(upsample_argmax_kernel<T, Index>, dim3(static_cast<unsigned>(blocks)),
+               dim3(Traits::kTileWidth, Traits::kTileHeight), 0, 1, scope, logits.const_data_ptr<T>(),
+               labels.mutable_data_ptr<uint8_t>(), g, align_corners);
 }
 
 // the largest element offset that the kernel forms in a tensor, or its largest position where that is more
@@ -139,7 +142,7 @@ Tensor upsample_argmax(const Tensor& logits, torch::headeronly::HeaderOnlyArrayR
     // tile counts round up, so a tile's positions may pass the image by less than one tile
     const int64_t largest = std::max(largest_offset(logits), labels.numel()) + Traits::kTileWidth;
     dispatch_index(largest, [&](auto index) {
-      launch_upsample_argmax<decltype(element), decltype(index)>(logits, labels, align_corners, scope.stream());
+      launch_upsample_argmax<decltype(element), decltype(index)>(logits, labels, align_corners, scope);
     });
   });
   return labels;

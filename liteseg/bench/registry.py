@@ -54,6 +54,18 @@ def _separable_conv2d(
     return _activate(out if residual is None else out + residual, activation, negative_slope)
 
 
+def _separable_conv2d_classifier(
+    x: Tensor,
+    depthwise: Tensor,
+    pointwise: Tensor,
+    bias: Tensor | None,
+    classifier: Tensor,
+    classifier_bias: Tensor | None,
+    *geometry: Any,
+) -> Tensor:
+    return tf.conv2d(_separable_conv2d(x, depthwise, pointwise, bias, None, *geometry), classifier, classifier_bias)
+
+
 def _inverted_residual(
     x: Tensor,
     w1: Tensor | None,
@@ -185,6 +197,7 @@ def _preprocess(
 
 TWINS: dict[str, Callable[..., Tensor]] = {
     "separable_conv2d": _separable_conv2d,
+    "separable_conv2d_classifier": _separable_conv2d_classifier,
     "inverted_residual": _inverted_residual,
     "shuffle_unit": _shuffle_unit,
     "daspp": _daspp,

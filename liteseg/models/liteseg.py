@@ -160,9 +160,11 @@ class LiteSeg(PlannedModule):
         else:
             skip = low_level if self.reduce is None else self.reduce(low_level)
             first, second = self.decoder
-            # as one op, unless somebody may want to see the decoder called
-            if isinstance(first, SeparableConv2d) and not (first.training or first.reference):
-                return self.classifier(second(first.forward_concat(y, skip, self.upsample_concat)))
+            if isinstance(first, SeparableConv2d) and isinstance(second, SeparableConv2d):
+                # as two ops, unless somebody may want to see the decoder called
+                if not (first.training or first.reference):
+                    y = first.forward_concat(y, skip, self.upsample_concat)
+                    return second.forward_classifier(y, self.classifier)
             y = self.upsample_concat(y, skip)
         return self.classifier(self.decoder(y))
 

@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu_day, report, rows
+from benchmarks import gpu_day, report, rows, speed
 from benchmarks.day import Day
 from benchmarks.rows import CHECK, CHECK_KEY, SECTION, SPEED, Outcome, Row, Sheet, Skip
 from liteseg.bench import registry, shapes
+from liteseg_kernels import _dispatch
 
 HERE = {
     "device": "Test Device 1",
@@ -273,6 +274,18 @@ def test_rows_have_names_of_their_own(section: str, tmp_path: Path) -> None:
     assert all(set(row.key) <= set(key) and row.cost < min(row.limit, gpu_day.BUDGET - 10) for row in found)
 
 
+def test_a_network_is_measured_without_what_small_grids_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LITESEG_EARLY_LAUNCH", "1")
+    monkeypatch.delenv("LITESEG_CLUSTERS", raising=False)
+    seen = []
+    for provider in ("liteseg cuda graph", *speed.WITHOUT):
+        with speed._switched_off(provider):
+            seen.append(_dispatch.small_grids())
+    off = [{name for name, on in switches.items() if not on} for switches in seen]
+    assert off == [set(), {"early launches"}, {"clusters"}]
+    assert os.environ["LITESEG_EARLY_LAUNCH"] == "1" and "LITESEG_CLUSTERS" not in os.environ
+
+
 def test_networks_call_every_op() -> None:
     assert {layer.call.op for layer in SMALL} == set(registry.TWINS)
 
@@ -291,7 +304,7 @@ def test_twins_compute_what_the_ops_compute(layer: shapes.Layer) -> None:
 def test_calls_are_those_of_the_network() -> None:
     layers = shapes.inference("liteseg_mobilenetv2", (360, 640))
     counts = {op: sum(x.count for x in layers if x.call.op == op) for op in registry.TWINS}
-    assert counts["inverted_residual"] == 17 and counts["separable_conv2d"] == 1 and counts["shuffle_unit"] == 0
+    assert counts["inverted_residual"] == 17 and counts["separable_conv2d"] == counts["shuffle_unit"] == 0
     (concat,) = (layer for layer in layers if layer.call.op == "upsample_concat_separable_conv2d")
     assert concat.name == "mobilenetv2/upsample_concat_separable_conv2d 360x640"
     assert dict(concat.call.arguments)["skip"].shape == (1, 24, 90, 160)
@@ -311,8 +324,9 @@ def test_bytes_and_products_are_counted_from_the_shapes() -> None:
     assert registry.cost(call, torch.float16, full=True) == registry.Cost(2 * n * (moved + backward), 0)
     separable = dict(next(layer.call for layer in SMALL if layer.call.op == "separable_conv2d").arguments)
     (_, c, h, w), out = separable["x"].shape, separable["pointwise_weight"].shape[0]
+    taps = torch.Size(separable["depthwise_weight"].shape[2:]).numel()
     call = next(layer.call for layer in SMALL if layer.call.op == "separable_conv2d")
-    assert registry.cost(call, torch.float32).macs == h * w * c * (9 + out)
+    assert registry.cost(call, torch.float32).macs == h * w * c * (taps + out)
 
 
 def test_the_installed_triton_takes_our_call_of_do_bench() -> None:

@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from .project import ROOT, python
 
@@ -26,10 +27,10 @@ def _path(name: str) -> Path:
     return ROOT / f"liteseg_kernels/{name}.abi3.so"
 
 
-def _tool(*command: str) -> str:
+def _tool(*command: str, given: str | None = None) -> str:
     if shutil.which(command[0]) is None:
         pytest.skip(f"no {command[0]} on PATH")
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(command, check=True, input=given, capture_output=True, text=True).stdout
 
 
 def _undefined(library: Path) -> list[tuple[str, str]]:
@@ -48,6 +49,35 @@ def test_only_the_cuda_shims_are_weak(library: Path) -> None:
     weak = {name for kind, name in _undefined(library) if kind in "wv" and "torch" in name}
     shims = {"aoti_torch_get_current_cuda_stream", "torch_c10_cuda_check_msg", "torch_c10_cuda_free_error_msg"}
     assert weak == (shims if library.name.startswith("_C_cuda") else set())
+
+
+# what the start-up files of gcc refer to, absent from most programs
+OPTIONAL = {"__gmon_start__", "_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable"}
+# of a target as TORCH_TARGET_VERSION has it
+TARGET, NEXT = "0x020b000000000000", "0x020c000000000000"
+SHIMS = """
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_aten.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/c/shim.h>
+"""
+
+
+def _shims(target: str) -> set[str]:
+    """Functions of torch's C interface that its headers declare for a target version, by their own guards."""
+    include = Path(torch.__file__).parent / "include"
+    command = ("g++", "-E", "-P", "-x", "c++", "-std=c++17", "-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={target}")
+    text = _tool(*command, "-isystem", str(include), "-", given=SHIMS)
+    return set(re.findall(r"\b((?:aoti_)?torch_\w+)\s*\(", text))
+
+
+def test_every_symbol_is_the_systems_or_a_shim_of_torch_2_11(library: Path) -> None:
+    """Checked against the version guards in the headers of the installed torch, not against a torch 2.11 itself."""
+    shims, later = _shims(TARGET), _shims(NEXT)
+    assert shims < later, "the headers' guards hide nothing from the target"
+    needed = {name for _, name in _undefined(library)}
+    system = {name for name in needed if re.search(r"@(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+$", name)}
+    assert needed - system - OPTIONAL <= shims
+    assert needed & shims, "the library uses torch"
 
 
 def test_libtorch_is_needed_and_no_toolkit_or_python(library: Path) -> None:
@@ -74,8 +104,8 @@ has = torch._C._dispatch_has_kernel_for_dispatch_key
 print(_loader.STATUS)
 print(has("liteseg_cpu::separable_conv2d", "CPU"), has("liteseg_cpu::separable_conv2d", "CUDA"))
 ops = (
-    "daspp", "inverted_residual", "separable_conv2d", "separable_conv2d_backward", "shuffle_unit", "upsample_argmax",
-    "upsample_concat_separable_conv2d",
+    "daspp", "inverted_residual", "separable_conv2d", "separable_conv2d_backward", "separable_conv2d_classifier",
+    "shuffle_unit", "upsample_argmax", "upsample_concat_separable_conv2d",
 )
 print(all(has(f"liteseg_cuda::{op}", "CUDA") for op in ops), any(has(f"liteseg_cuda::{op}", "CPU") for op in ops))
 """

@@ -2,6 +2,7 @@
 #include "cuda_runtime.h"
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 namespace py = pybind11;
 using namespace liteseg::emulator;
@@ -9,7 +10,8 @@ using namespace liteseg::emulator;
 PYBIND11_MODULE(LITESEG_EMULATOR_MODULE, m) {
   m.def(
       "configure",
-      [](const std::string& schedule, uint64_t seed, bool poison, int64_t max_shared) {
+      [](const std::string& schedule, uint64_t seed, bool poison, int64_t max_shared, int multiprocessors, bool sm_90,
+         const std::vector<std::pair<uintptr_t, int64_t>>& unwritten) {
         if (schedule != "up" && schedule != "down" && schedule != "random") {
           throw py::value_error("configure: schedule: expected up, down or random, got " + schedule);
         }
@@ -17,14 +19,23 @@ PYBIND11_MODULE(LITESEG_EMULATOR_MODULE, m) {
         controls.seed = seed;
         controls.poison = poison;
         controls.max_shared = max_shared;
+        controls.multiprocessors = multiprocessors;
+        controls.sm_90 = sm_90;
+        controls.unwritten.clear();
+        for (const auto& [address, bytes] : unwritten) {
+          controls.unwritten.emplace_back(reinterpret_cast<unsigned char*>(address), bytes);
+        }
       },
       py::kw_only(), py::arg("schedule") = "up", py::arg("seed") = 0, py::arg("poison") = true,
-      py::arg("max_shared") = 163 * 1024);
+      py::arg("max_shared") = 163 * 1024, py::arg("multiprocessors") = 132, py::arg("sm_90") = true,
+      py::arg("unwritten") = std::vector<std::pair<uintptr_t, int64_t>>());
   m.def("reset_counters", [] { counters = {}; });
   m.def("counters", [] {
     py::dict values;
     values["launches"] = counters.launches;
+    values["early_launches"] = counters.early_launches;
     values["blocks"] = counters.blocks;
+    values["clusters"] = counters.clusters;
     values["switches"] = counters.switches;
     values["barriers"] = counters.barriers;
     values["warp_operations"] = counters.warp_operations;

@@ -10,6 +10,7 @@ namespace liteseg {
 namespace {
 
 constexpr int kThreads = 64;
+constexpr int kClusterBlocks = 4;
 
 // each thread reads what another has written, twice, with a barrier around each exchange
 __global__ void barrier_kernel(float* out, int wrong) {
@@ -105,6 +106,44 @@ __global__ void misaligned_kernel(float* out, const float* in, int wrong) {
   out[thread] = values[4 * thread];
 }
 
+// each block of a cluster reads what the next one has written; `wrong`: without waiting for it
+__global__ void cluster_kernel(float* out, int wrong) {
+  SharedCarver carver;
+  float* values = carver.take<float>(kThreads);
+  const int thread = static_cast<int>(threadIdx.x), block = static_cast<int>(blockIdx.z);
+  values[thread] = static_cast<float>(100 * block + thread);
+  if (wrong == 0) {
+    sync_cluster();
+  }
+  const float found = shared_of((block + 1) % kClusterBlocks, values)[thread];
+  sync_cluster();
+  if (block == kClusterBlocks - 1 || wrong != 0) {
+    out[thread] = wrong != 0 ? out[thread] + found : found;
+  }
+}
+
+// one block leaves the cluster's barrier out
+__global__ void divergent_cluster_kernel(float* out, int wrong) {
+  if (wrong == 0 || blockIdx.z != 1) {
+    sync_cluster();
+  } else {
+    __syncthreads();
+  }
+  out[threadIdx.x] = 1.0f;
+}
+
+// `wrong`: 1 reads before it waits, 2 never waits
+__global__ void early_kernel(float* out, const float* in, int wrong) {
+  const int thread = static_cast<int>(threadIdx.x);
+  float value = wrong == 1 ? in[thread] : 0.0f;
+  if (wrong != 2) {
+    wait_for_predecessor();
+    release_successor();
+  }
+  value = wrong == 1 ? value : in[thread];
+  out[thread] = value;
+}
+
 // the product of one warp: a [16][chunk], b [16][chunk] -> out [16][16]
 template <typename M>
 __global__ void product_kernel(float* out, const float* a, const float* b) {
@@ -146,6 +185,14 @@ void run_kernel(const std::string& name, int wrong, float* out, const float* in,
     launch(too_much_shared_kernel, one, threads, single, nullptr, out, wrong);
   } else if (name == "misaligned") {
     launch(misaligned_kernel, one, threads, quad, nullptr, out, in, wrong);
+  } else if (name == "cluster") {
+    emulator::run(dim3(1, 1, kClusterBlocks), threads, single, kClusterBlocks, false,
+                  [&] { cluster_kernel(out, wrong); });
+  } else if (name == "divergent_cluster") {
+    emulator::run(dim3(1, 1, kClusterBlocks), threads, 0, kClusterBlocks, false,
+                  [&] { divergent_cluster_kernel(out, wrong); });
+  } else if (name == "early") {
+    emulator::run(dim3(3), threads, 0, 1, true, [&] { early_kernel(out, in, wrong); });
   } else if (name == "float16") {
     launch(product_kernel<Fp16>, one, warp, product, nullptr, out, in, in2);
   } else if (name == "bfloat16") {

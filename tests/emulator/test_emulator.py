@@ -62,7 +62,7 @@ Run = Callable[..., tuple[np.ndarray, str]]
 def run(library: Path, controls: Any) -> Run:
     code = ctypes.CDLL(str(library))
 
-    def call(name: str, wrong: bool = False, *given: np.ndarray, size: int = THREADS) -> tuple[np.ndarray, str]:
+    def call(name: str, wrong: int = False, *given: np.ndarray, size: int = THREADS) -> tuple[np.ndarray, str]:
         out = np.zeros(size, np.float32)
         message = ctypes.create_string_buffer(500)
         arrays = [np.ascontiguousarray(a, np.float32) for a in given] or [np.arange(4 * THREADS, dtype=np.float32)]
@@ -84,6 +84,9 @@ RIGHT = {
     "global_read": 4 * np.arange(THREADS) + 3,
     "too_much_shared": np.ones(THREADS),
     "misaligned": 4 * np.arange(THREADS),
+    "cluster": np.arange(THREADS),
+    "divergent_cluster": np.ones(THREADS),
+    "early": np.arange(THREADS),
 }
 
 
@@ -141,6 +144,45 @@ def test_more_shared_memory_than_the_device_has_is_an_error(run: Run, controls: 
 
 def test_a_misaligned_copy_is_an_error(run: Run) -> None:
     assert "cp.async: an address that is not a multiple of 16" in run("misaligned", True)[1]
+
+
+def test_a_read_of_another_block_before_the_clusters_barrier_shows(run: Run, controls: Any) -> None:
+    found = []
+    for schedule in ("up", "down"):
+        controls.configure(schedule=schedule)
+        out, message = run("cluster", True)
+        assert message == ""
+        found.append(np.isnan(out).any())
+    # nothing is there yet in one order at least
+    assert any(found)
+
+
+def test_a_divergent_cluster_is_an_error(run: Run) -> None:
+    message = run("divergent_cluster", True)[1]
+    assert "divergent barrier: 0 of 64 threads at __syncthreads, 0 at a warp operation, " in message
+    assert "64 at the cluster's barrier, 0 returned" in message
+
+
+def test_clusters_and_early_launches_need_sm_90(run: Run, controls: Any) -> None:
+    controls.configure(sm_90=False)
+    for name in ("cluster", "early"):
+        assert "clusters and early launches need sm_90" in run(name)[1]
+
+
+def test_a_read_before_the_wait_finds_nothing_written(run: Run, controls: Any) -> None:
+    values = np.arange(THREADS, dtype=np.float32)
+    controls.configure(unwritten=[(values.ctypes.data, values.nbytes)])
+    for wrong in (False, True):
+        out, message = run("early", wrong, values)
+        assert message == ""
+        assert np.isnan(out).all() if wrong else np.array_equal(out, values)
+        # what the kernel in front writes is there in the end
+        assert np.array_equal(values, np.arange(THREADS))
+    assert controls.counters()["early_launches"] == 2
+
+
+def test_a_kernel_that_never_waits_is_an_error(run: Run) -> None:
+    assert "launched early, but it never waits for the kernel in front of it" in run("early", 2)[1]
 
 
 def test_an_unknown_schedule_is_named(controls: Any) -> None:

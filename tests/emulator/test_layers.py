@@ -11,10 +11,16 @@ from torch import Tensor
 from torch.nn import functional as tf
 
 from liteseg_kernels import functional as F
-from tests.kernels import test_daspp, test_inverted_residual, test_separable_conv2d, test_shuffle_unit
+from tests.kernels import (
+    test_daspp,
+    test_inverted_residual,
+    test_separable_conv2d,
+    test_separable_conv2d_classifier,
+    test_shuffle_unit,
+)
 from tests.kernels.suite import inputs, rounded
 from tests.kernels.tolerance import RELATIVE, assert_near
-from tests.worlds import world
+from tests.worlds import find, world
 
 from . import build
 
@@ -27,6 +33,11 @@ LAYERS: list[tuple[Any, Any, Any]] = [
     (F.separable_conv2d, test_separable_conv2d.oracle, separable("atrous", 1, 1280, 12, 20, 96, dilation=6, padding=6)),
     (F.separable_conv2d, test_separable_conv2d.oracle, separable("decoder", 1, 96, 17, 9, 96, activation="relu")),
     (F.separable_conv2d, test_separable_conv2d.oracle, separable("5 x 5", 1, 72, 9, 11, 40, 5, stride=2, padding=4)),
+    (
+        F.separable_conv2d_classifier,
+        test_separable_conv2d_classifier.oracle,
+        test_separable_conv2d_classifier.case("decoder to 19", 1, 96, 17, 9, 96, 19, activation="relu"),
+    ),
     (F.inverted_residual, test_inverted_residual.oracle, residual("32 to 16", 1, 32, 9, 13, 16, 1)),
     (F.inverted_residual, test_inverted_residual.oracle, residual("16 to 24", 1, 16, 17, 19, 24, 6, stride=2)),
     (F.inverted_residual, test_inverted_residual.oracle, residual("64 to 64", 1, 64, 9, 8, 64, 6, residual=True)),
@@ -44,7 +55,18 @@ LAYERS: list[tuple[Any, Any, Any]] = [
     (F.shuffle_unit, test_shuffle_unit.oracle, unit("384 to 384", 1, 384, 9, 10, 96, 8)),
     (F.shuffle_unit, test_shuffle_unit.oracle, unit("1536 to 1536, dilation 2", 1, 1536, 5, 6, 384, 8, dilation=2)),
     (F.daspp, test_daspp.oracle, pyramid("LiteSeg's", 1, 1280, 6, 10, 96, (3, 6, 9))),
+    # sums over many channels are shared by the blocks of a cluster
+    (
+        F.separable_conv2d,
+        test_separable_conv2d.oracle,
+        separable("248 to 40, residual", 2, 248, 9, 7, 40, residual=True, activation="leaky_relu"),
+    ),
+    (F.daspp, test_daspp.oracle, pyramid("250 channels, 130 filters", 2, 250, 5, 7, 130, (2, 5), out=100, point=True)),
+    (F.daspp, test_daspp.oracle, pyramid("plain", 1, 256, 5, 9, 40, (2, 5), deeper=False, direct=False, point=True)),
 ]
+
+
+LAYER_NAMES = [f"{row[0].__name__}-{row[2].name}" for row in LAYERS]
 
 
 @pytest.fixture
@@ -58,7 +80,7 @@ def controls() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("op", "oracle", "case"), LAYERS, ids=[f"{r[0].__name__}-{r[2].name}" for r in LAYERS])
+@pytest.mark.parametrize(("op", "oracle", "case"), LAYERS, ids=LAYER_NAMES)
 def test_real_layers(op: Any, oracle: Any, case: Any, dtype: torch.dtype, controls: Any) -> None:
     tensors = case.make(torch.Generator().manual_seed(0))
     with world("emulator") as here:
@@ -72,9 +94,135 @@ def test_real_layers(op: Any, oracle: Any, case: Any, dtype: torch.dtype, contro
     assert all(torch.equal(results[0], other) for other in results[1:])
     # two launches for the pyramid, one for all others
     assert counted["launches"] == len(SCHEDULES) * (2 if op is F.daspp else 1)
+    # maps this small leave multiprocessors free, so each launch may begin early
+    assert counted["early_launches"] == counted["launches"]
     # the vector path and the tensor cores serve these layers; the shuffle unit reads its operands without a copy
     assert (counted["shared_copies"] > 0) == (op is not F.shuffle_unit)
     assert (counted["matrix_products"] > 0) == (dtype != torch.float32)
+
+
+def _call(op: Any, case: Any, dtype: torch.dtype = torch.float16) -> tuple[dict[str, Any], Any]:
+    """Arguments of a call in the emulator, and the expected result."""
+    tensors = case.make(torch.Generator().manual_seed(0))
+    given = inputs(tensors, find("emulator"), dtype, "channels_last", ("x",), grad=False)
+    oracle = next(row[1] for row in LAYERS if row[0] is op)
+    return given, oracle(**rounded(tensors, dtype), **case.options)
+
+
+def _memory(value: Any) -> list[tuple[int, int]]:
+    """(address, bytes) of every tensor in an argument."""
+    if isinstance(value, Tensor):
+        return [(value.untyped_storage().data_ptr(), value.untyped_storage().nbytes())]
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [memory for item in values for memory in _memory(item)]
+
+
+@pytest.mark.parametrize(("op", "case"), [(row[0], row[2]) for row in LAYERS], ids=LAYER_NAMES)
+def test_an_early_launch_reads_nothing_before_it_has_waited(op: Any, case: Any, controls: Any) -> None:
+    given, _ = _call(op, case)
+    with world("emulator"):
+        expected = op(**given, **case.options)
+        controls.configure(unwritten=_memory(given))
+        controls.reset_counters()
+        assert torch.equal(op(**given, **case.options), expected)
+    counted = controls.counters()
+    assert counted["early_launches"] == counted["launches"] > 0
+
+
+def test_labels_wait_for_the_logits(controls: Any) -> None:
+    logits = torch.randn(1, 19, 5, 7)
+    with world("emulator"):
+        expected = F.upsample_argmax(logits, (40, 56))
+        controls.configure(unwritten=_memory(logits))
+        controls.reset_counters()
+        assert torch.equal(F.upsample_argmax(logits, (40, 56)), expected)
+    assert controls.counters()["early_launches"] == 1
+
+
+def test_who_begins_early(controls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    op, case = F.inverted_residual, residual("64 to 64", 1, 64, 23, 40, 64, 6, residual=True)
+    given, expected = _call(op, case)
+    # a grid of 15 blocks, before any of them is split
+    for options, variable, early in (
+        ({}, None, 1),
+        ({}, "1", 1),
+        ({}, "0", 0),
+        ({"sm_90": False}, None, 0),
+        ({"multiprocessors": 15}, None, 1),
+        ({"multiprocessors": 14}, None, 0),
+    ):
+        controls.configure(**options)
+        controls.reset_counters()
+        with monkeypatch.context() as patch, world("emulator"):
+            patch.delenv("LITESEG_EARLY_LAUNCH", raising=False)
+            if variable is not None:
+                patch.setenv("LITESEG_EARLY_LAUNCH", variable)
+            actual = op(**given, **case.options)
+        assert controls.counters()["early_launches"] == early, (options, variable)
+        assert_near(actual, expected, torch.float16, str(options))
+
+
+# the blocks of the networks from stride 8 on at 360 x 640: tiles and columns, chunks of hidden channels, and the blocks
+# of a cluster that share them on 132 multiprocessors
+SPLIT = [
+    ("32 to 32", residual("", 1, 32, 45, 80, 32, 6, residual=True), 60, 6, 2),
+    ("32 to 64", residual("", 1, 32, 45, 80, 64, 6, stride=2), 15, 6, 2),
+    ("64 to 64", residual("", 1, 64, 23, 40, 64, 6, residual=True), 15, 12, 4),
+    ("96 to 96", residual("", 1, 96, 23, 40, 96, 6, residual=True), 15, 18, 8),
+    ("96 to 160", residual("", 1, 96, 23, 40, 160, 6, stride=2), 6, 18, 8),
+    ("160 to 160", residual("", 1, 160, 12, 20, 160, 6, residual=True), 6, 30, 8),
+    ("160 to 320", residual("", 1, 160, 12, 20, 320, 6), 12, 30, 8),
+]
+
+
+@pytest.mark.parametrize(("case", "blocks", "chunks", "splits"), [row[1:] for row in SPLIT], ids=[r[0] for r in SPLIT])
+def test_hidden_channels_are_split_until_the_device_is_full(
+    case: Any, blocks: int, chunks: int, splits: int, controls: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, expected = _call(F.inverted_residual, case)
+    assert given["expand_weight"].shape[0] == 32 * chunks
+    hopper = {"max_shared": 227 * 1024}
+    for options, variable, share in ((hopper, "1", splits), (hopper, "0", 1), ({"sm_90": False}, "1", 1)):
+        controls.configure(**options)
+        controls.reset_counters()
+        monkeypatch.setenv("LITESEG_CLUSTERS", variable)
+        with world("emulator"):
+            actual = F.inverted_residual(**given, **case.options)
+        counted = controls.counters()
+        assert (counted["blocks"], counted["launches"]) == (blocks * share, 1)
+        assert counted["clusters"] == (blocks if share > 1 else 0)
+        assert_near(actual, expected, torch.float16, str(options))
+
+
+def test_the_pyramids_channels_are_split_too(controls: Any) -> None:
+    case = pyramid("", 1, 1280, 12, 20, 96, (3, 6, 9))
+    given, expected = _call(F.daspp, case)
+    # six tiles: by three rates and the pooled branch in the first launch, alone in the second
+    for options, first, second in (({"max_shared": 227 * 1024}, 4, 8), ({"sm_90": False}, 1, 1)):
+        controls.configure(**options)
+        controls.reset_counters()
+        with world("emulator"):
+            actual = F.daspp(**given, **case.options)
+        counted = controls.counters()
+        assert (counted["blocks"], counted["launches"]) == (24 * first + 6 * second, 2)
+        assert counted["clusters"] == (30 if first > 1 else 0)
+        assert_near(actual, expected, torch.float16, str(options))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["channels_last", "nchw", "sliced"])
+def test_clusters_with_uneven_parts(layout: str, dtype: torch.dtype, controls: Any) -> None:
+    case = residual("", 2, 31, 7, 9, 31, 9, residual=True)
+    tensors = case.make(torch.Generator().manual_seed(0))
+    results = []
+    with world("emulator") as here:
+        given = inputs(tensors, here, dtype, layout, ("x",), grad=False)
+        for schedule, seed in SCHEDULES:
+            controls.configure(schedule=schedule, seed=seed)
+            results.append(F.inverted_residual(**given, **case.options))
+    assert_near(results[0], test_inverted_residual.oracle(**rounded(tensors, dtype), **case.options), dtype, layout)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+    assert controls.counters()["clusters"] > 0
 
 
 def test_tf32_where_torch_allows_it(controls: Any) -> None:

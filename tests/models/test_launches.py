@@ -1,7 +1,7 @@
 """How many kernels a fused network launches for one image, counted without a GPU.
 
-Our kernels run in the emulator, which counts its launches. What torch does itself (the stem, the last convolution of
-the encoder and the classifier, with their activations) is counted by operator, one launch each.
+Our kernels run in the emulator, which counts its launches. What torch does itself (the stem and the last convolution of
+the encoder, with their activations) is counted by operator, one launch each.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class TorchLaunches(TorchDispatchMode):
 
 
 # the other backbones have units without a CUDA kernel
-@pytest.mark.parametrize(("name", "most"), [("liteseg_mobilenetv2", 30)])
+@pytest.mark.parametrize(("name", "most"), [("liteseg_mobilenetv2", 27)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 def test_launches_from_input_to_labels(name: str, most: int, dtype: torch.dtype) -> None:
     if reason := build.load():
@@ -49,8 +49,10 @@ def test_launches_from_input_to_labels(name: str, most: int, dtype: torch.dtype)
         labels = segment(model, x, (64, 96))
     ours = build.controls().counters()["launches"]
     assert labels.shape == (1, 64, 96)
-    # 17 blocks, 2 of the pyramid, 2 of the decoder, the labels
+    # 17 blocks, 2 of the pyramid, 2 of the decoder with its classifier, the labels
     assert ours == 22, torchs.counted
+    # two convolutions with their activations
+    assert torchs.counted == {"aten::conv2d": 2, "aten::hardtanh": 2}
     # preprocessing is one launch more
     assert 1 + ours + torchs.counted.total() <= most, torchs.counted
     with torch.inference_mode(), use_backend("reference"):

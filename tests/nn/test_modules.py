@@ -226,6 +226,33 @@ def test_eval_and_fused_run_the_ops() -> None:
     assert "daspp" not in ops_of(lk.fuse(dense), x)
 
 
+def test_a_convolution_into_a_classifier() -> None:
+    module, classifier = lk.SeparableConv2d(5, 4, activation="relu"), nn.Conv2d(4, 3, 1)
+    x = torch.randn(2, 5, 7, 9)
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module, self.classifier = module, classifier
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.module.forward_classifier(x, self.classifier)
+
+    both = Both()
+    for mode in (True, False):
+        both.train(mode)
+        plain = copy.deepcopy(both)
+        expected = plain.classifier(plain.module(x))
+        close(both(x), expected)
+        close(lk.to_reference(both)(x), expected)
+    close(lk.fuse(both)(x), expected)
+    whole = {"separable_conv2d_classifier"}
+    assert ops_of(both, x) == ops_of(lk.fuse(both), x) == whole
+    assert "separable_conv2d_classifier" not in ops_of(copy.deepcopy(both).train(), x)
+    with pytest.raises(ValueError, match="SeparableConv2d: classifier: expected a 1x1 convolution, got Conv2d"):
+        module.forward_classifier(x, nn.Conv2d(4, 3, 3))
+
+
 @pairs
 def test_training_drops_what_was_folded(pair: Pair) -> None:
     ours, theirs, x = both(pair)

@@ -7,6 +7,8 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <liteseg/small_grids.cuh>
+
 #include "common/stable_compat.h"
 
 // the dispatch key that this folder registers its kernels for
@@ -34,30 +36,71 @@ class DeviceScope {
 
   // bytes of dynamic shared memory that a block may ask for on this device
   int64_t max_shared() const {
-    int bytes = 0;
-    LITESEG_CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index_));
-    return bytes;
+    return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  }
+
+  int multiprocessors() const {
+    return attribute(cudaDevAttrMultiProcessorCount);
+  }
+
+  // whether there are clusters and early launches
+  bool sm_90() const {
+    return attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
   }
 
  private:
+  int attribute(cudaDeviceAttr which) const {
+    int value = 0;
+    LITESEG_CUDA_CHECK(cudaDeviceGetAttribute(&value, which, index_));
+    return value;
+  }
+
   int32_t index_;
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_;
 };
+
+// what every kernel may have without asking
+constexpr int64_t kFreeShared = 48 * 1024;
+
+template <typename... Parameters>
+void allow_shared(void (*kernel)(Parameters...), int64_t bytes) {
+  if (bytes > kFreeShared) {
+    LITESEG_CUDA_CHECK(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+  }
+}
 
 // Launches on a stream and reports a launch that was refused. Each argument is converted to the kernel's parameter
 // type.
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, int64_t shared_bytes, cudaStream_t stream,
             const Arguments&... arguments) {
-  // what every kernel may have without asking
-  constexpr int64_t kFree = 48 * 1024;
-  if (shared_bytes > kFree) {
-    LITESEG_CUDA_CHECK(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
-  }
+  allow_shared(kernel, shared_bytes);
   kernel<<<grid, block, static_cast<size_t>(shared_bytes), stream>>>(static_cast<Parameters>(arguments)...);
   LITESEG_CUDA_CHECK(cudaGetLastError());
+}
+
+// The same for a kernel that calls wait_for_predecessor: a small grid begins while the kernel in front of it ends
+// (programmatic dependent launch). `cluster` blocks along z share their shared memory; more than one needs sm_90.
+template <typename... Parameters, typename... Arguments>
+void launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, int64_t shared_bytes, int cluster,
+                  const DeviceScope& scope, const Arguments&... arguments) {
+  allow_shared(kernel, shared_bytes);
+  cudaLaunchAttribute attributes[2];
+  cudaLaunchConfig_t config{grid, block, static_cast<size_t>(shared_bytes), scope.stream(), attributes, 0};
+  if (begins_early(scope, grid)) {
+    cudaLaunchAttribute& early = attributes[config.numAttrs++];
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    cudaLaunchAttribute& together = attributes[config.numAttrs++];
+    together.id = cudaLaunchAttributeClusterDimension;
+    together.val.clusterDim.x = together.val.clusterDim.y = 1;
+    together.val.clusterDim.z = static_cast<unsigned>(cluster);
+  }
+  LITESEG_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
 }
 
 }  // namespace liteseg

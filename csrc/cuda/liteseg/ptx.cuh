@@ -28,6 +28,46 @@ class SharedCarver {
   int offset_ = 0;
 };
 
+// Waits until the kernel in front of this one in the stream has ended and all that it wrote can be seen; returns at
+// once where the launch did not let this kernel begin earlier (`launch_early`). Before it, nothing of global memory may
+// be read or written, weights included: the kernel in front may just be copying them. Every thread calls it.
+__device__ inline void wait_for_predecessor() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
+}
+
+// lets the next kernel begin, up to its own wait, once all blocks of this one have called it or ended
+__device__ inline void release_successor() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\n");
+#endif
+}
+
+// Brings a line of global memory into L2. No value is read, so that it may stand before wait_for_predecessor.
+__device__ inline void prefetch_l2(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];\n" ::"l"(address));
+}
+
+// the barrier of all threads of a cluster, for shared memory too
+__device__ inline void sync_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;\n" ::: "memory");
+#endif
+}
+
+// the same array in the shared memory of another block of the cluster
+template <typename T>
+__device__ inline T* shared_of(int rank, T* address) {
+#if __CUDA_ARCH__ >= 900
+  uint64_t there;
+  asm("mapa.u64 %0, %1, %2;\n" : "=l"(there) : "l"(reinterpret_cast<uint64_t>(address)), "r"(rank));
+  return reinterpret_cast<T*>(there);
+#else
+  return address;
+#endif
+}
+
 __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }

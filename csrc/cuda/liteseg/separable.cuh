@@ -9,6 +9,9 @@ namespace liteseg {
 
 constexpr int kSeparableThreads = 128;
 constexpr int kMaxBranches = 4;
+// narrow outputs come of few channels, and have no register to spare
+template <int kTiles>
+constexpr bool kSplits = kTiles > 4;
 
 template <typename T>
 struct PlainInput {
@@ -57,6 +60,8 @@ struct SeparableArguments {
   // the most that a branch has
   int slots, taps;
   int stages;
+  // blocks of a cluster, each with a part of the channels
+  int splits;
 };
 
 // + bias + residual, activation, rounding: one warp's part of a tile's product into the map `out`
@@ -112,6 +117,51 @@ __device__ void store_tile(const float (&acc)[kTiles][4], const Map<T>& out, con
       }
     }
   }
+}
+
+// What the blocks of a cluster have summed, each over its part of the channels: [64 pixels][columns], rows 8 banks
+// apart.
+template <int kColumns>
+struct Sums {
+  static constexpr int kPitch = kColumns + 8;
+
+  template <typename Carver>
+  static __host__ __device__ float* carve(Carver& carver, int splits) {
+    return splits > 1 ? carver.template take<float>(int64_t{kTilePixels} * kPitch) : nullptr;
+  }
+};
+
+// Adds them up in the blocks' order, + bias + residual, activation, rounding; each block stores a part of the pixels.
+// `acc` is a warp's part of this block's sums, `first_row` and `column` where it lies in the tile.
+template <int kColumns, int kThreads, int kTiles, typename T>
+__device__ void store_sums(const float (&acc)[kTiles][4], float* sums, int splits, const Map<T>& out,
+                           const Window& window, const Place& place, const T* bias, const Map<const T>& residual,
+                           const Activation& activation, int first_row, int column, int first_column, int thread) {
+  constexpr int kPitch = Sums<kColumns>::kPitch;
+  for_each(acc, thread % 32,
+           [&](int row, int c, float value) { sums[(first_row + row) * kPitch + column + c] = value; });
+  sync_cluster();
+  const int pixels = kTilePixels / splits;
+  for (int unit = thread; unit < pixels * kColumns; unit += kThreads) {
+    const int pixel = static_cast<int>(blockIdx.z) * pixels + unit / kColumns, c = first_column + unit % kColumns;
+    const int y = place.y + pixel / window.x.tile, x = place.x + pixel % window.x.tile;
+    if (pixel >= window.pixels() || y >= out.height || x >= out.width || c >= out.channels) {
+      continue;
+    }
+    float value = 0.0f;
+    for (int rank = 0; rank < splits; ++rank) {
+      value += shared_of(rank, sums)[pixel * kPitch + unit % kColumns];
+    }
+    value += bias == nullptr ? 0.0f : static_cast<float>(bias[c]);
+    if (residual.data != nullptr) {
+      value += static_cast<float>(residual.data[place.image * residual.stride_n + y * residual.stride_h +
+                                                x * residual.stride_w + c * residual.stride_c]);
+    }
+    out.data[place.image * out.stride_n + y * out.stride_h + x * out.stride_w + c * out.stride_c] =
+        T(activation(value));
+  }
+  // the others may still read this block's sums
+  sync_cluster();
 }
 
 // job: one image and one chunk of channels, summed over the pixels in a fixed order
@@ -173,13 +223,22 @@ __global__ void __launch_bounds__(kSeparableThreads, kTiles > 4 ? 2 : 3)
   using T = typename M::Element;
   SharedCarver carver;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
+  // first, so that its address is no register that the product misses
+  const int splits = kSplits<kTiles> ? g.splits : 1;
+  float* sums = Sums<kTiles * 8>::carve(carver, splits);
   const auto table = Input::carve(carver, g.slots);
   const Buffers<T> buffers = carve_buffers<T>(carver, max(g.slots, kTilePixels), g.taps, kTiles * 8, g.stages);
   const int index = static_cast<int>(blockIdx.y) / g.column_blocks;
+  if (index < g.count) {
+    prefetch_matrix<kSeparableThreads>(g.branches[index].pointwise, thread);
+  }
+  wait_for_predecessor();
+  release_successor();
   if (index == g.count) {
     float* scratch = carver.template take<float>(kSeparableThreads / kVectorsOfChunk * Shape<T>::kChunk);
     const int chunks = (g.pool.x.channels + Shape<T>::kChunk - 1) / Shape<T>::kChunk;
-    for (int64_t job = blockIdx.x; job < int64_t{g.pool.images} * chunks; job += gridDim.x) {
+    const int64_t first = blockIdx.x + int64_t{gridDim.x} * blockIdx.z, blocks = int64_t{gridDim.x} * gridDim.z;
+    for (int64_t job = first; job < int64_t{g.pool.images} * chunks; job += blocks) {
       pool_sums(g.pool, scratch, job, thread);
     }
     return;
@@ -194,17 +253,23 @@ __global__ void __launch_bounds__(kSeparableThreads, kTiles > 4 ? 2 : 3)
   clear(acc);
   accumulate<M, kTiles, kSeparableThreads>(acc, buffers, source, branch.window, branch.depthwise,
                                            Middle<T>{branch.middle_bias, g.middle}, branch.pointwise, first_column,
-                                           thread);
-  store_tile(acc, branch.out, branch.window, place, branch.bias, g.residual, g.activation, warp * 16, first_column,
-             lane);
+                                           thread, part_of<T>(branch.pointwise.columns, splits));
+  if (splits == 1) {
+    store_tile(acc, branch.out, branch.window, place, branch.bias, g.residual, g.activation, warp * 16, first_column,
+               lane);
+  } else {
+    store_sums<kTiles * 8, kSeparableThreads>(acc, sums, splits, branch.out, branch.window, place, branch.bias,
+                                              g.residual, g.activation, warp * 16, 0, first_column, thread);
+  }
 }
 
 template <typename M, int kTiles, typename Input>
-int64_t separable_shared_bytes(int slots, int taps, int stages, bool pool) {
+int64_t separable_shared_bytes(int slots, int taps, int stages, int splits, bool pool) {
   using T = typename M::Element;
   SharedMeter meter;
   Input::carve(meter, slots);
   carve_buffers<T>(meter, std::max(slots, kTilePixels), taps, kTiles * 8, stages);
+  Sums<kTiles * 8>::carve(meter, splits);
   if (pool) {
     meter.take<float>(kSeparableThreads / kVectorsOfChunk * Shape<T>::kChunk);
   }
@@ -255,6 +320,8 @@ void launch_separable(const SeparableCall& call, const Input& input, const PoolS
       g.residual = map_of<const T>(*call.residual);
     }
     const bool pools = pool.parts != nullptr;
+    const int rows = g.count * g.column_blocks + pools;
+    constexpr int kChunk = Shape<T>::kChunk;
     const Fit fit = fit_shared(call.op, scope.max_shared(), [&](int pixels, int stages) {
       g.slots = g.taps = 0;
       for (size_t i = 0; i < call.branches.size(); ++i) {
@@ -264,7 +331,10 @@ void launch_separable(const SeparableCall& call, const Input& input, const PoolS
         g.slots = std::max(g.slots, g.branches[i].window.slots());
         g.taps = std::max(g.taps, g.branches[i].window.taps());
       }
-      return separable_shared_bytes<M, kTiles, Input>(g.slots, g.taps, stages, pools);
+      const int64_t blocks = tiles_of(call.branches[0].out, g.branches[0].window) * rows;
+      const int64_t chunks = (call.branches[0].pointwise.size(1) + kChunk - 1) / kChunk;
+      g.splits = kSplits<kTiles> ? splits_of(scope, blocks, chunks) : 1;
+      return separable_shared_bytes<M, kTiles, Input>(g.slots, g.taps, stages, g.splits, pools);
     });
     g.stages = fit.stages;
     for (size_t i = 0; i < call.branches.size(); ++i) {
@@ -276,10 +346,11 @@ void launch_separable(const SeparableCall& call, const Input& input, const PoolS
       b.bias = pointer<T>(branch.bias);
       b.out = map_of<T>(branch.out);
     }
-    const int64_t blocks = tiles_of(call.branches[0].out, g.branches[0].window);
-    launch(separable_conv2d_kernel<M, kTiles, Input>,
-           dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(g.count * g.column_blocks + pools)),
-           dim3(kSeparableThreads), fit.bytes, scope.stream(), g);
+    const int64_t tiles_in_all = tiles_of(call.branches[0].out, g.branches[0].window);
+    launch_early(
+        separable_conv2d_kernel<M, kTiles, Input>,
+        dim3(static_cast<unsigned>(tiles_in_all), static_cast<unsigned>(rows), static_cast<unsigned>(g.splits)),
+        dim3(kSeparableThreads), fit.bytes, g.splits, scope, g);
   };
   if (columns <= 32) {
     run(std::integral_constant<int, 4>{});

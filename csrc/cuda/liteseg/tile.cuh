@@ -245,6 +245,21 @@ __device__ void fill_matrix(T* tile, const Matrix<T>& matrix, int first_row, int
   }
 }
 
+// Brings a contiguous matrix into L2, each block of the grid a part: for the time before wait_for_predecessor.
+template <int kThreads, typename T>
+__device__ void prefetch_matrix(const Matrix<T>& matrix, int thread) {
+  if (matrix.column_stride != 1 || matrix.row_stride != matrix.columns) {
+    return;
+  }
+  constexpr int64_t kLine = 128 / static_cast<int64_t>(sizeof(T));
+  const int64_t count = int64_t{matrix.rows} * matrix.columns;
+  const int64_t blocks = int64_t{gridDim.x} * gridDim.y * gridDim.z;
+  const int64_t block = blockIdx.x + gridDim.x * (blockIdx.y + int64_t{gridDim.y} * blockIdx.z);
+  for (int64_t i = (block * kThreads + thread) * kLine; i < count; i += blocks * kThreads * kLine) {
+    prefetch_l2(matrix.data + i);
+  }
+}
+
 // a chunk of the depthwise weight [C, 1, KH, KW], contiguous, as floats [tap][chunk]; zeros beyond C
 template <int kThreads, typename T>
 __device__ void fill_taps(float* taps, const T* weight, int count, int channels, int first, int thread) {
@@ -459,20 +474,33 @@ __host__ __device__ Buffers<T> carve_buffers(Carver& carver, int slots, int taps
   return buffers;
 }
 
-// One separable convolution of a tile: acc += middle(depthwise(source)) * matrix^T over all channels. Without a
-// depthwise weight the window must be 1 x 1 and the slots are multiplied as they are. Rows of the product go to warps
+// Channels [begin, end), not empty, begin a multiple of the chunk.
+struct Part {
+  int begin, end;
+};
+
+// the channels of this block where the blocks of a cluster, along z, share them
+template <typename T>
+__device__ Part part_of(int channels, int splits) {
+  constexpr int kChunk = Shape<T>::kChunk;
+  const int chunks = (channels + kChunk - 1) / kChunk, rank = static_cast<int>(blockIdx.z);
+  return {chunks * rank / splits * kChunk, min(channels, chunks * (rank + 1) / splits * kChunk)};
+}
+
+// One separable convolution of a tile: acc += middle(depthwise(source)) * matrix^T over a part of the channels. Without
+// a depthwise weight the window must be 1 x 1 and the slots are multiplied as they are. Rows of the product go to warps
 // 4n, 4n + 1, ..., each 16; blocks of 8 * kTiles columns to each four warps. Ends with the buffers still in use: a
 // barrier must come before they are written again.
 template <typename M, int kTiles, int kThreads, typename Source>
 __device__ void accumulate(float (&acc)[kTiles][4], const Buffers<typename M::Element>& buffers, const Source& source,
                            const Window& window, const typename M::Element* depthwise_weight,
                            const Middle<typename M::Element>& middle, const Matrix<typename M::Element>& matrix,
-                           int first_row, int thread) {
+                           int first_row, int thread, const Part& part) {
   using T = typename M::Element;
   using S = Shape<T>;
   constexpr int kColumns = kTiles * 8 * (kThreads / 128);
   const int warp = thread / 32, lane = thread % 32;
-  const int channels = matrix.columns;
+  const int channels = part.end;
   const auto fill = [&](int stage, int first) {
     source.fill(buffers.tile[stage], first, thread);
     fill_matrix<kThreads>(buffers.matrix[stage], matrix, first_row, kColumns, first, thread);
@@ -482,10 +510,10 @@ __device__ void accumulate(float (&acc)[kTiles][4], const Buffers<typename M::El
     cp_async_commit();
   };
   if (buffers.stages > 1) {
-    fill(0, 0);
+    fill(0, part.begin);
   }
   int stage = 0;
-  for (int first = 0; first < channels; first += S::kChunk) {
+  for (int first = part.begin; first < channels; first += S::kChunk) {
     if (buffers.stages > 1) {
       cp_async_wait<0>();
       // the chunk is there, and nobody works on the one before it any more
@@ -510,6 +538,15 @@ __device__ void accumulate(float (&acc)[kTiles][4], const Buffers<typename M::El
                 lane);
     stage ^= buffers.stages - 1;
   }
+}
+
+template <typename M, int kTiles, int kThreads, typename Source>
+__device__ void accumulate(float (&acc)[kTiles][4], const Buffers<typename M::Element>& buffers, const Source& source,
+                           const Window& window, const typename M::Element* depthwise_weight,
+                           const Middle<typename M::Element>& middle, const Matrix<typename M::Element>& matrix,
+                           int first_row, int thread) {
+  accumulate<M, kTiles, kThreads>(acc, buffers, source, window, depthwise_weight, middle, matrix, first_row, thread,
+                                  {0, matrix.columns});
 }
 
 }  // namespace liteseg

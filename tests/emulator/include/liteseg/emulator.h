@@ -5,6 +5,7 @@
 #include <cstring>
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 struct dim3;
@@ -17,7 +18,8 @@ extern dim3 thread_index, block_index, block_size, grid_size;
 enum class Schedule { kUp, kDown, kRandom };
 
 struct Counters {
-  int64_t launches, blocks, switches, barriers, warp_operations, matrix_products, matrix_loads, shared_copies;
+  int64_t launches, early_launches, blocks, clusters, switches, barriers, warp_operations, matrix_products,
+      matrix_loads, shared_copies;
 };
 
 struct Controls {
@@ -25,16 +27,25 @@ struct Controls {
   uint64_t seed = 0;
   bool poison = true;
   int64_t max_shared = 163 * 1024;
+  int multiprocessors = 132;
+  // whether the device has clusters and early launches
+  bool sm_90 = true;
+  // Memory (address, bytes) that the kernel in front of an early launch has yet to write: every byte is 0xFF until all
+  // threads of a cluster have waited for it.
+  std::vector<std::pair<unsigned char*, int64_t>> unwritten;
 };
 
 extern Counters counters;
 extern Controls controls;
 
-// the same for every launch: `body` runs one thread
-void run(dim3 grid, dim3 block, int64_t shared_bytes, const std::function<void()>& body);
+// the same for every launch: `body` runs one thread. Blocks of a cluster follow each other along z and run together;
+// `early`: the launch does not wait for the kernel in front of it, so its own threads have to.
+void run(dim3 grid, dim3 block, int64_t shared_bytes, int cluster, bool early, const std::function<void()>& body);
 
 void sync_block();
 void sync_warp();
+void sync_cluster();
+void wait_for_predecessor();
 
 int lane();
 
@@ -68,6 +79,8 @@ Lanes<T> exchange(const T& value) {
 // `bytes` of the block's dynamic shared memory from `offset` on, which this call moves past the array and its gap
 void* take_shared(int64_t& offset, int64_t& taken, int64_t bytes);
 bool is_shared(const void* address, int64_t bytes);
+// the same place in the shared memory of another block of the cluster
+void* shared_of(int rank, const void* address);
 
 // asynchronous copies into shared memory: done as late as the waits allow
 void copy_later(void* to, const void* from, int bytes);  // from null: zeros

@@ -5,6 +5,8 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <liteseg/small_grids.cuh>
+
 #define LITESEG_DEVICE_KEY CPU
 
 namespace liteseg {
@@ -28,12 +30,27 @@ class DeviceScope {
   int64_t max_shared() const {
     return emulator::controls.max_shared;
   }
+
+  int multiprocessors() const {
+    return emulator::controls.multiprocessors;
+  }
+
+  bool sm_90() const {
+    return emulator::controls.sm_90;
+  }
 };
 
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, int64_t shared_bytes, cudaStream_t,
             const Arguments&... arguments) {
-  emulator::run(grid, block, shared_bytes, [&] { kernel(static_cast<Parameters>(arguments)...); });
+  emulator::run(grid, block, shared_bytes, 1, false, [&] { kernel(static_cast<Parameters>(arguments)...); });
+}
+
+template <typename... Parameters, typename... Arguments>
+void launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, int64_t shared_bytes, int cluster,
+                  const DeviceScope& scope, const Arguments&... arguments) {
+  emulator::run(grid, block, shared_bytes, cluster, begins_early(scope, grid),
+                [&] { kernel(static_cast<Parameters>(arguments)...); });
 }
 
 }  // namespace liteseg

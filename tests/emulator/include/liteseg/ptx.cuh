@@ -21,6 +21,24 @@ class SharedCarver {
   int64_t offset_ = 0, taken_ = 0;
 };
 
+inline void wait_for_predecessor() {
+  emulator::wait_for_predecessor();
+}
+
+// when the next kernel begins changes no value here
+inline void release_successor() {}
+
+inline void prefetch_l2(const void*) {}
+
+inline void sync_cluster() {
+  emulator::sync_cluster();
+}
+
+template <typename T>
+T* shared_of(int rank, T* address) {
+  return static_cast<T*>(emulator::shared_of(rank, address));
+}
+
 inline void cp_async16(void* to, const void* from, bool read) {
   emulator::copy_later(to, read ? from : nullptr, 16);
 }
