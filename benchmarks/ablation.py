@@ -19,9 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rows import ENVIRONMENT, append, read
-from liteseg.train.checkpoint import read_checkpoint
-from liteseg.train.cli import main as train
-from liteseg.train.presets import merge, preset
 
 ROWS = {"baseline": "baseline", "+ DASPP": "dense", "+ MS": "dense_ms", "+ DW": "ms"}
 KEY = ("row", "backbone", "passes", "split", "seed")
@@ -36,6 +33,11 @@ def _pixels(data: dict[str, Any]) -> float:
 
 def run(args: argparse.Namespace, row: str, seed: int) -> dict[str, Any]:
     """Trains one row with one seed, or goes on with it; its line of the CSV."""
+    # the documentation reads the table without a trainer
+    from liteseg.train.checkpoint import read_checkpoint
+    from liteseg.train.cli import main as train
+    from liteseg.train.presets import merge, preset
+
     name = f"camvid_{args.backbone}_{ROWS[row]}"
     out = args.out / f"{name}_{args.passes}_{seed}"
     config = preset(name)

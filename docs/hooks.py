@@ -34,6 +34,7 @@ def _cpu_networks(lines: list[dict[str, str]]) -> str:
 
 
 def _results(name: str) -> str:
+    from benchmarks import ablation
     from liteseg.bench import kernels, networks, tables
     from liteseg.bench.record import read
 
@@ -43,8 +44,11 @@ def _results(name: str) -> str:
     if name == "tables":
         # its headings one level down, under the page's own
         return re.sub(r"^#", "##", tables.report(lines).split("\n", 1)[1], flags=re.MULTILINE)
-    text = {"fps": networks.summary, "kernels": kernels.summary, "cpu-networks": _cpu_networks}[name](lines)
     last = lines[-1]
+    if name == "ablation":
+        passes = f"{last['passes']} passes over the training images, batch {last['batch']}"
+        return f"{ablation.table(lines)}\n\nCamVid {last['split']}, {passes}, {last['date'][:10]}."
+    text = {"fps": networks.summary, "kernels": kernels.summary, "cpu-networks": _cpu_networks}[name](lines)
     where = f"{last.get('device') or last.get('machine')}, torch {last['torch']}, {last['date'][:10]}"
     text += f"\n\nA ratio below 1 is a loss. {where}."
     plots = sorted(RESULTS.glob(f"{name}-*.svg"))
