@@ -1,5 +1,5 @@
-// The address sanitizer knows where blocks of malloc end, but not where the users of memory that is kept between calls
-// do. Baseline files only; without the sanitizer all of this is nothing.
+// The address sanitizer knows where blocks of malloc end, but not what is cut from memory that is kept between calls.
+// Without the sanitizer all of this is nothing.
 #pragma once
 
 #include <cstddef>
@@ -24,20 +24,22 @@ constexpr bool kGuarded = true;
 #else
 constexpr bool kGuarded = false;
 #endif
+// between two pieces of memory
+constexpr int64_t kFenceBytes = kGuarded ? 256 : 0;
 
 // from here on, whoever reads or writes these bytes ends the process
-inline void forbid([[maybe_unused]] const void* data, [[maybe_unused]] int64_t bytes) {
+static inline void forbid([[maybe_unused]] const void* data, [[maybe_unused]] int64_t bytes) {
 #ifdef LITESEG_ASAN
   __asan_poison_memory_region(data, static_cast<size_t>(bytes));
 #endif
 }
-inline void allow([[maybe_unused]] const void* data, [[maybe_unused]] int64_t bytes) {
+static inline void allow([[maybe_unused]] const void* data, [[maybe_unused]] int64_t bytes) {
 #ifdef LITESEG_ASAN
   __asan_unpoison_memory_region(data, static_cast<size_t>(bytes));
 #endif
 }
 // of `size` bytes only the first `used` are asked for now
-inline void allow_only(const char* data, int64_t used, int64_t size) {
+static inline void allow_only(const char* data, int64_t used, int64_t size) {
   allow(data, used);
   forbid(data + used, size - used);
 }

@@ -34,8 +34,8 @@ constexpr const char* kOp = "run_plan";
 constexpr int64_t kVersion = 1;
 // the first word of a program with weights for bfloat16 kernels
 constexpr int64_t kBf16Version = kVersion + 256;
-constexpr int64_t kBf16Vector = 16;            // their maps have pixels of whole vectors
-constexpr int64_t kFence = kGuarded ? 64 : 0;  // floats behind each map that nobody may touch
+constexpr int64_t kBf16Vector = 16;  // their maps have pixels of whole vectors
+constexpr int64_t kFence = kFenceBytes / static_cast<int64_t>(sizeof(float));
 
 enum Kind : int64_t {
   kStem = 1,
@@ -963,7 +963,7 @@ class Run {
       const int64_t end = offset + block.floats;
       total = std::max(total, end);
       if (kGuarded) {
-        places_.push_back([this, end] { forbid(base_ + end - kFence, kFence * static_cast<int64_t>(sizeof(float))); });
+        places_.push_back([this, end] { forbid(base_ + end - kFence, kFenceBytes); });
       }
     }
     return total;

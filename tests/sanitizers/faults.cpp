@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "cpu/arena.h"
+#include "cpu/rows.h"
 #include "cpu/tensors.h"
 
 namespace liteseg::cpu {
@@ -21,6 +22,15 @@ void scratch(Tensor, int64_t index) {
   thread_buffer(Slot::kScratch, 100 * kBytes);
   reinterpret_cast<float*>(thread_buffer(Slot::kScratch, kBytes))[index] = 1.0f;
 }
+void piece(Tensor, int64_t index) {
+  scalar::ScratchLayout layout;
+  // of whole cache lines: a shorter one ends up to 63 bytes in front of the fence
+  const int64_t pieces[] = {layout.take<float>(16), layout.take<float>(16)};
+  char* scratch = thread_buffer(Slot::kScratch, layout.bytes());
+  float* first = scalar::at_offset<float>(scratch, pieces[0]);
+  scalar::at_offset<float>(scratch, pieces[1])[15] = 1.0f;
+  first[6 + index] = 1.0f;
+}
 void maps(Tensor, int64_t index) {
   arena(100 * kBytes);
   reinterpret_cast<float*>(arena(kBytes))[index] = 1.0f;
@@ -35,6 +45,7 @@ void overflow(Tensor x, int64_t index) {
 STABLE_TORCH_LIBRARY(liteseg_faults, m) {
   m.def("tensor(Tensor(a!) x, int index) -> ()");
   m.def("scratch(Tensor(a!) x, int index) -> ()");
+  m.def("piece(Tensor(a!) x, int index) -> ()");
   m.def("maps(Tensor(a!) x, int index) -> ()");
   m.def("overflow(Tensor(a!) x, int index) -> ()");
 }
@@ -42,6 +53,7 @@ STABLE_TORCH_LIBRARY(liteseg_faults, m) {
 STABLE_TORCH_LIBRARY_IMPL(liteseg_faults, CPU, m) {
   m.impl("tensor", TORCH_BOX(&tensor));
   m.impl("scratch", TORCH_BOX(&scratch));
+  m.impl("piece", TORCH_BOX(&piece));
   m.impl("maps", TORCH_BOX(&maps));
   m.impl("overflow", TORCH_BOX(&overflow));
 }
