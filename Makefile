@@ -3,6 +3,7 @@
 #   make test    the whole test suite; PYTEST_ARGS="-k argmax --quick" for less
 #   make lint    every check of .pre-commit-config.yaml
 #   make bench   the benchmarks
+#   make sanitize the CPU kernels' tests under the address and undefined-behaviour sanitizers
 #   make docs    the documentation as a website in site/
 #   make gpu-day everything that needs a CUDA GPU, measured and checked; SECTIONS="build parity", GPU_DAY_ARGS=--dry-run
 #   make build   (re)build the compiled kernels only
@@ -29,7 +30,7 @@ TORCH_STAMP := $(VENV)/stamp-torch-$(TORCH)
 # GPU machines bring a torch of their own, and often no way to fetch another
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: demo test lint bench docs gpu-day build clean
+.PHONY: demo test lint bench sanitize docs gpu-day build clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/stamp-run
@@ -43,6 +44,9 @@ lint: $(VENV)/stamp-dev
 
 bench: $(VENV)/stamp-dev
 	$(BIN)/python -m pytest benchmarks $(PYTEST_ARGS)
+
+sanitize: $(VENV)/stamp-dev
+	$(BIN)/python -m tests.sanitizers $(PYTEST_ARGS)
 
 docs: $(VENV)/stamp-dev
 	$(BIN)/python -m mkdocs build

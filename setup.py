@@ -15,6 +15,8 @@ LITESEG_CUDA_ARCHS  "80;90": machine code for each, and PTX of the newest
 CUDA_HOME, CXX      toolkit folder, host compiler
 MAX_JOBS            compiler processes at a time (default: cores)
 DEBUG               1: -O0 -g
+LITESEG_SANITIZE    "address,undefined": the CPU library with these sanitizers (implies DEBUG); tests/sanitizers builds
+                    it into a folder of its own, and LITESEG_LIBRARIES makes an interpreter load it from there
 """
 
 from __future__ import annotations
@@ -171,14 +173,16 @@ def cpu_library(torch: Path, compiler: list[str]) -> Library:
     # the linker keeps the first copy of an inline function that several files contain: the plain files come first, so
     # that no shared function is the copy compiled for an instruction set the machine may lack
     sources.sort(key=lambda source: len(isa_flags(source)))
-    optimise = ["-O0", "-g"] if truthy("DEBUG") else ["-O3", "-DNDEBUG"]
-    flags = [*optimise, "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+    named = os.environ.get("LITESEG_SANITIZE")
+    checks = [f"-fsanitize={named}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"] if named else []
+    optimise = ["-O0", "-g"] if checks or truthy("DEBUG") else ["-O3", "-DNDEBUG"]
+    flags = [*optimise, *checks, "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
     defines = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", "-DPy_LIMITED_API=0x030A0000"]
     include = [f"-I{ROOT / 'csrc'}", "-isystem", str(torch / "include")]
     command = [*compiler, "-c", *flags, *defines, *include]
     calls = {source: [*command, *isa_flags(source)] for source in sources}
     linked = [f"-L{torch / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"]
-    return Library("_C", calls, [*compiler, "-shared"], linked)
+    return Library("_C", calls, [*compiler, "-shared", *checks], linked)
 
 
 def cuda_library(torch: Path, nvcc: str, archs: list[str]) -> Library:

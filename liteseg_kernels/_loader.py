@@ -12,7 +12,8 @@ from . import _schemas  # noqa: F401  # the libraries add kernels to the ops def
 # library -> None when it is loaded, else the reason why it is not; filled by `load`
 STATUS: dict[str, str | None] = {}
 
-_FOLDER = Path(__file__).parent
+# the sanitizers' build lies in a folder of its own (tests/sanitizers)
+_FOLDER = Path(os.environ.get("LITESEG_LIBRARIES") or Path(__file__).parent)
 
 
 def _try(name: str) -> str | None:

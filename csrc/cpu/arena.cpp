@@ -4,6 +4,8 @@
 
 #include <new>
 
+#include "cpu/guard.h"
+
 namespace liteseg::cpu {
 namespace {
 
@@ -16,6 +18,8 @@ struct Mapping {
   }
   void clear() {
     if (data != nullptr) {
+      // whoever is given these addresses next knows nothing of the guard
+      allow(data, size);
       munmap(data, static_cast<size_t>(size));
     }
     data = nullptr;
@@ -36,6 +40,7 @@ struct Mapping {
       data = static_cast<char*>(memory);
       size = rounded;
     }
+    allow_only(data, bytes, size);
     return data;
   }
 };

@@ -10,6 +10,7 @@
 
 #include "cpu/arena.h"
 #include "cpu/geometry.h"
+#include "cpu/guard.h"
 #include "cpu/inverted_residual.h"
 #include "cpu/isa.h"
 #include "cpu/pack_table.h"
@@ -34,6 +35,7 @@ constexpr int64_t kVersion = 1;
 // the first word of a program with weights for bfloat16 kernels
 constexpr int64_t kBf16Version = kVersion + 256;
 constexpr int64_t kBf16Vector = 16;  // their maps have pixels of whole vectors
+constexpr int64_t kFence = kFenceBytes / static_cast<int64_t>(sizeof(float));
 
 enum Kind : int64_t {
   kStem = 1,
@@ -929,6 +931,7 @@ class Run {
   }
 
   // Offsets of all maps: each takes the lowest gap between those that live at the same time. Returns the floats needed.
+  // Where the sanitizer looks on, no two maps share memory, and each ends at a fence.
   int64_t allocate() {
     std::vector<Block> blocks;
     // map i + 1 is written by layer i
@@ -943,13 +946,13 @@ class Run {
     for (size_t i = 0; i < blocks.size(); ++i) {
       Block& block = blocks[i];
       // 64 bytes, and room for a whole vector that starts at the last float
-      block.floats = round_up(block.floats, 16) + 16;
+      block.floats = round_up(block.floats, 16) + 16 + kFence;
       int64_t offset = 0;
       for (bool moved = true; moved;) {
         moved = false;
         for (size_t j = 0; j < i; ++j) {
           const Block& other = blocks[j];
-          const bool alive = block.first <= other.last && other.first <= block.last;
+          const bool alive = kGuarded || (block.first <= other.last && other.first <= block.last);
           if (alive && offset < *other.offset + other.floats && *other.offset < offset + block.floats) {
             offset = *other.offset + other.floats;
             moved = true;
@@ -957,7 +960,11 @@ class Run {
         }
       }
       *block.offset = offset;
-      total = std::max(total, offset + block.floats);
+      const int64_t end = offset + block.floats;
+      total = std::max(total, end);
+      if (kGuarded) {
+        places_.push_back([this, end] { forbid(base_ + end - kFence, kFenceBytes); });
+      }
     }
     return total;
   }

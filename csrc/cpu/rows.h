@@ -2,16 +2,18 @@
 #pragma once
 
 #include "copy.h"
+#include "guard.h"
 
 namespace liteseg::LITESEG_ISA {
 
-// Hands out offsets of a buffer that is allocated once the total is known.
+// Hands out offsets of a buffer that is allocated once the total is known. Under the address sanitizer each piece has a
+// fence in front, which stands from the first `at_offset` of the piece on until the buffer is asked for again.
 class ScratchLayout {
  public:
   template <typename Element>
   int64_t take(int64_t count) {
-    const int64_t start = bytes_;
-    bytes_ += div_up(count * static_cast<int64_t>(sizeof(Element)), kAlignment) * kAlignment;
+    const int64_t start = bytes_ + cpu::kFenceBytes;
+    bytes_ = start + div_up(count * static_cast<int64_t>(sizeof(Element)), kAlignment) * kAlignment;
     return start;
   }
   int64_t bytes() const {
@@ -25,6 +27,9 @@ class ScratchLayout {
 
 template <typename Element>
 LITESEG_INLINE Element* at_offset(char* scratch, int64_t offset) {
+  if (offset > 0) {
+    cpu::forbid(scratch + offset - cpu::kFenceBytes, cpu::kFenceBytes);
+  }
   return reinterpret_cast<Element*>(scratch + offset);
 }
 

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <memory>
 
+#include "cpu/guard.h"
 #include "cpu/tensors.h"
 
 namespace liteseg::cpu {
@@ -150,6 +151,8 @@ class Team {
 
   void work_on(size_t s, int64_t slot, char* scratch) {
     const Stage& stage = stages_[s];
+    // a stage's own bytes, without the fences of the one before
+    allow_only(scratch, stage.scratch_bytes, scratch_bytes_);
     Countdown& countdown = countdowns_[s];
     Range& own = range(s, slot);
     const int64_t chunk = std::max<int64_t>(1, stage.items / (threads_ * kChunks));

@@ -1,5 +1,6 @@
 #include "cpu/tensors.h"
 
+#include "cpu/guard.h"
 #include "cpu/vec.h"
 
 namespace liteseg::cpu {
@@ -28,6 +29,7 @@ struct Buffer {
       }
       size = rounded;
     }
+    allow_only(data, bytes, size);
     return data;
   }
 };

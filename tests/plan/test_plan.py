@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import io
+import multiprocessing
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -302,12 +305,16 @@ def test_same_bits_on_any_number_of_threads(fused: nn.Module) -> None:
         assert torch.equal(logits, results[0][0]) and torch.equal(labels, results[0][1])
 
 
-def test_two_threads_at_once(fused: nn.Module) -> None:
+@pytest.mark.parametrize("team", [1, 2])
+def test_several_threads_at_once(fused: nn.Module, team: int) -> None:
+    torch.set_num_threads(team)
     inputs = [picture(1, 3, 65, 97, seed=s) for s in range(2)] + [picture(1, 3, 128, 96)]
     expected = [fused.low_resolution_logits(x) for x in inputs]
     equal: list[bool] = []
 
     def work(index: int) -> None:
+        # a pool of threads belongs to the thread that calls
+        assert torch.get_num_threads() == team
         with torch.inference_mode():
             for _ in range(15):
                 equal.append(torch.equal(fused.low_resolution_logits(inputs[index]), expected[index]))
@@ -334,6 +341,31 @@ def test_inside_another_programs_load(fused: nn.Module) -> None:
             process.wait()
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no way to choose the busy core")
+@pytest.mark.skipif(len(getattr(os, "sched_getaffinity", lambda _: ())(0)) < 2, reason="no second core")
+def test_a_busy_core_does_not_hold_up_the_other(fused: nn.Module) -> None:
+    """Two threads, one of them on a core that another process wants too, against one thread: a team that waited for
+    everyone's share of every layer would lose a time slice of the scheduler's (milliseconds) each time. PyTorch's
+    modules, which wait like that, take 9 times as long on two threads then."""
+    x = picture(1, 3, 256, 512)
+    cores = os.sched_getaffinity(0)
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    taken: dict[int, list[float]] = {1: [], 2: []}
+    try:
+        os.sched_setaffinity(busy.pid, {min(cores)})
+        for _ in range(15):
+            for team, times in taken.items():
+                torch.set_num_threads(team)
+                start = time.perf_counter()
+                fused.low_resolution_logits(x)
+                times.append(time.perf_counter() - start)
+    finally:
+        busy.kill()
+        busy.wait()
+    alone, together = (statistics.median(times) for times in taken.values())
+    assert together < 3 * alone
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_forked_child(fused: nn.Module) -> None:
@@ -347,6 +379,38 @@ def test_forked_child(fused: nn.Module) -> None:
         values = np.array_equal(fused.low_resolution_logits(x).numpy(), expected.numpy())
         os._exit(0 if values else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+class Labels(torch.utils.data.Dataset[torch.Tensor]):
+    """A data set that predicts, in the processes of its loader."""
+
+    def __init__(self, fused: nn.Module, inputs: list[torch.Tensor]) -> None:
+        self.fused, self.inputs = fused, inputs
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        x = self.inputs[index]
+        with torch.inference_mode():
+            return labels_of(self.fused, x, x.shape[2:]).clone()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+@pytest.mark.parametrize(
+    "start", [name for name in ("fork", "spawn") if name in multiprocessing.get_all_start_methods()]
+)
+def test_workers_of_a_loader(fused: nn.Module, start: str) -> None:
+    torch.set_num_threads(2)
+    with torch.inference_mode(False):
+        inputs = [picture(1, 3, 65, 97, seed=seed) for seed in range(4)]
+    data = Labels(fused, inputs)
+    expected = [data[i] for i in range(len(data))]
+    loader = torch.utils.data.DataLoader(
+        data, batch_size=None, num_workers=2, multiprocessing_context=start, timeout=60
+    )
+    for labels, wanted in zip(loader, expected, strict=True):
+        assert torch.equal(labels, wanted)
 
 
 def resident() -> int:

@@ -1,0 +1,104 @@
+// The team of threads (cpu/team.cpp) on a pool of plain threads, without torch: a program for the thread sanitizer.
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <thread>
+#include <vector>
+
+#include "cpu/team.h"
+#include "cpu/tensors.h"
+
+namespace {
+
+thread_local uint32_t pool_size = 1;
+
+}  // namespace
+
+// what team.cpp takes from torch and from cpu/tensors.cpp
+extern "C" AOTITorchError torch_get_num_threads(uint32_t* out) {
+  *out = pool_size;
+  return 0;
+}
+
+extern "C" AOTITorchError torch_parallel_for(int64_t begin, int64_t end, int64_t, ParallelFunc f, void* context) {
+  std::vector<std::thread> others;
+  for (int64_t i = begin + 1; i < end; ++i) {
+    others.emplace_back(f, i, i + 1, context);
+  }
+  f(begin, begin + 1, context);
+  for (std::thread& other : others) {
+    other.join();
+  }
+  return 0;
+}
+
+namespace liteseg::cpu {
+
+char* thread_buffer(Slot, int64_t bytes) {
+  static thread_local std::vector<char> buffer;
+  buffer.resize(static_cast<size_t>(bytes));
+  return buffer.data();
+}
+
+}  // namespace liteseg::cpu
+
+namespace {
+
+// Chains of stages in which every item reads two items of the stage before, whoever has written them. With `racing` a
+// stage does not wait: it reads what is written in the same one.
+bool run(uint32_t threads, bool racing) {
+  constexpr int64_t items = 61;
+  constexpr int kStages = 20;
+  pool_size = threads;
+  std::vector<std::vector<int64_t>> values(kStages + 1, std::vector<int64_t>(items, 1));
+  std::vector<liteseg::cpu::Stage> stages;
+  for (int s = 0; s < kStages; ++s) {
+    // stages without an item and with a single one too
+    const int64_t count = s % 7 == 3 ? 0 : s % 7 == 5 ? 1 : items;
+    stages.push_back({count, 8, [&values, s, racing](int64_t begin, int64_t end, char* scratch, bool fresh) {
+                        auto* seen = reinterpret_cast<int64_t*>(scratch);
+                        *seen = fresh ? 0 : *seen;
+                        const std::vector<int64_t>& from = values[static_cast<size_t>(racing ? s + 1 : s)];
+                        for (int64_t i = begin; i < end; ++i) {
+                          const int64_t sum = from[i] + from[(i + 30) % items];
+                          values[static_cast<size_t>(s) + 1][i] = sum % 1000003;
+                          *seen += 1;
+                        }
+                      }});
+  }
+  std::vector<double> seconds;
+  liteseg::cpu::run_stages(stages, &seconds);
+  for (int s = 0; s < kStages; ++s) {
+    for (int64_t i = 0; i < items; ++i) {
+      const auto& from = values[static_cast<size_t>(s)];
+      const bool written = i < stages[static_cast<size_t>(s)].items;
+      const int64_t wanted = written ? (from[i] + from[(i + 30) % items]) % 1000003 : 1;
+      if (values[static_cast<size_t>(s) + 1][i] != wanted) {
+        return racing;
+      }
+    }
+  }
+  return seconds.size() == kStages;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const bool racing = count > 1 && std::atoi(arguments[1]) != 0;
+  std::atomic<bool> right{true};
+  for (const uint32_t threads : {1u, 2u, 3u, 8u}) {
+    for (int round = 0; round < 50; ++round) {
+      const auto call = [&] {
+        if (!run(threads, racing)) {
+          right = false;
+        }
+      };
+      // two callers at once, as two Python threads are
+      std::thread other(call);
+      call();
+      other.join();
+    }
+  }
+  std::puts(right ? "right" : "wrong");
+  return right ? 0 : 1;
+}

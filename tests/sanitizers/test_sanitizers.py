@@ -1,0 +1,103 @@
+"""The CPU kernels under sanitizers, and that these find planted faults. `make sanitize` runs far more."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.build.project import copy
+
+from . import build
+
+pytestmark = [pytest.mark.build, pytest.mark.skipif(bool(build.missing()), reason=str(build.missing()))]
+
+# calls the op of each name: argument in turn
+CALLS = """
+import sys, torch, liteseg_kernels
+for call in sys.argv[1:]:
+    name, index = call.split(":")
+    getattr(torch.ops.liteseg_faults, name)(torch.zeros(10), int(index))
+"""
+REPORTS = {
+    "tensor": "AddressSanitizer: heap-buffer-overflow",
+    "scratch": "AddressSanitizer: use-after-poison",
+    "piece": "AddressSanitizer: use-after-poison",
+    "maps": "AddressSanitizer: use-after-poison",
+    "overflow": "runtime error: signed integer overflow",
+}
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library of a project whose only kernels are the planted faults."""
+    project = copy(tmp_path_factory.mktemp("faults") / "project")
+    kept = ("arena.cpp", "tensors.cpp")
+    for source in (project / "csrc/cpu").glob("*.cpp"):
+        if source.name not in kept:
+            source.unlink()
+    shutil.copy(build.HERE / "faults.cpp", project / "csrc/cpu")
+    return build.build(project, project / "build")
+
+
+def call(libraries: Path, *calls: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", CALLS, *calls]
+    return subprocess.run(command, cwd=build.ROOT, env=build.environment(libraries), capture_output=True, text=True)
+
+
+def test_nothing_is_reported_without_a_fault(faulty: Path) -> None:
+    # twice: what one call forbids must not stay so for the next
+    right = call(faulty, *[f"{fault}:9" for fault in REPORTS] * 2)
+    assert right.returncode == 0 and right.stderr == ""
+
+
+@pytest.mark.parametrize("fault", REPORTS)
+def test_a_planted_fault_ends_the_process(faulty: Path, fault: str) -> None:
+    wrong = call(faulty, f"{fault}:10")
+    assert wrong.returncode != 0 and REPORTS[fault] in wrong.stderr and "faults.cpp" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_kernels_and_plans_run_clean() -> None:
+    libraries = build.build()
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--capture=no"]
+    kernels = ("separable_conv2d", "inverted_residual", "upsample_concat")
+    tests = [f"tests/kernels/test_{kernel}.py" for kernel in kernels]
+    chosen = "(kernels and cpu and not interpreter) or logits or layouts or another_network or damaged"
+    done = subprocess.run(
+        [*command, *tests, "tests/plan", "-k", chosen],
+        cwd=build.ROOT,
+        env=build.environment(libraries),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and " passed" in done.stdout, (done.stdout + done.stderr)[-6000:]
+
+
+@pytest.fixture(scope="module")
+def team(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], subprocess.CompletedProcess[str]]:
+    """team.cpp as a program under the thread sanitizer; `racing` lets its stages read what others write."""
+    if platform.machine() != "x86_64":
+        pytest.skip("the thread sanitizer needs x86-64")
+    program = tmp_path_factory.mktemp("team") / "team"
+    include = [f"-I{build.ROOT / 'csrc'}", "-isystem", str(Path(torch.__file__).parent / "include")]
+    sources = [str(build.HERE / "team.cpp"), str(build.ROOT / "csrc/cpu/team.cpp")]
+    flags = ["-std=c++17", "-O1", "-g", "-fsanitize=thread", "-DTORCH_TARGET_VERSION=0x020b000000000000", "-pthread"]
+    subprocess.run(["g++", *flags, *include, *sources, "-o", str(program)], check=True)
+    return lambda racing: subprocess.run([str(program), str(int(racing))], capture_output=True, text=True)
+
+
+def test_the_team_has_no_race(team: Callable[[bool], subprocess.CompletedProcess[str]]) -> None:
+    done = team(False)
+    assert done.returncode == 0 and done.stdout == "right\n" and done.stderr == ""
+
+
+def test_a_planted_race_is_found(team: Callable[[bool], subprocess.CompletedProcess[str]]) -> None:
+    done = team(True)
+    assert done.returncode != 0 and "ThreadSanitizer: data race" in done.stderr
