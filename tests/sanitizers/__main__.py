@@ -12,8 +12,10 @@ from . import build
 
 ISA = "import torch, liteseg_kernels; print(torch.ops.liteseg_cpu.isa())"
 ISAS = ("scalar", "avx2", "avx512", "avx512bf16")
+# the sanitizer keeps freed memory for a while, so resident memory says nothing here
+PLANS = ["tests/plan", "--deselect", "tests/plan/test_plan.py::test_alternating_sizes_do_not_leak"]
 # bfloat16's own code is in the plans alone, which choose it themselves; their tests run every instruction set
-PARTS = [*((isa, ["tests/kernels", "-k", "cpu and not interpreter"]) for isa in ISAS[:3]), ("", ["tests/plan"])]
+PARTS = [*((isa, ["tests/kernels", "-k", "cpu and not interpreter"]) for isa in ISAS[:3]), ("", PLANS)]
 
 
 def main(arguments: list[str]) -> int:
