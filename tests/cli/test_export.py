@@ -303,11 +303,12 @@ def test_unchecked_onnx_needs_no_onnxruntime(onnxruntime, monkeypatch, tmp_path)
     assert done.runner is None and done.path.is_file()
 
 
-def test_aoti_without_a_compiler(refused, weights, monkeypatch, tmp_path):
+def test_aoti_without_a_compiler(refused, weights, tmp_path):
     import torch._inductor.config
 
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
-    line = refused("export", "--weights", weights, "--format", "aoti", "--out", tmp_path / "model.pt2")
+    # not monkeypatch, which takes the setting away for good when it puts it back
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        line = refused("export", "--weights", weights, "--format", "aoti", "--out", tmp_path / "model.pt2")
     assert "aoti: expected a C++ compiler" in line
 
 
