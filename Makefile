@@ -2,8 +2,9 @@
 #   make demo    segment the bundled street picture with the bundled weights
 #   make test    the whole test suite; PYTEST_ARGS="-k argmax --quick" for less
 #   make lint    every check of .pre-commit-config.yaml
-#   make bench   the benchmarks
-#   make sanitize the CPU kernels' tests under the address and undefined-behaviour sanitizers
+#   make bench   the benchmarks of ops
+#   make bench-cpu  README's speed on a CPU: whole networks, a training step, a busy core
+#   make sanitize   the CPU kernels' tests under the address and undefined-behaviour sanitizers
 #   make docs    the documentation as a website in site/
 #   make gpu-day everything that needs a CUDA GPU, measured and checked; SECTIONS="build parity", GPU_DAY_ARGS=--dry-run
 #   make build   (re)build the compiled kernels only
@@ -30,7 +31,7 @@ TORCH_STAMP := $(VENV)/stamp-torch-$(TORCH)
 # GPU machines bring a torch of their own, and often no way to fetch another
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: demo test lint bench sanitize docs gpu-day build clean
+.PHONY: demo test lint bench bench-cpu sanitize docs gpu-day build clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/stamp-run
@@ -44,6 +45,12 @@ lint: $(VENV)/stamp-dev
 
 bench: $(VENV)/stamp-dev
 	$(BIN)/python -m pytest benchmarks $(PYTEST_ARGS)
+
+bench-cpu: $(VENV)/stamp-dev
+	$(BIN)/python -m benchmarks.cpu_networks
+	$(BIN)/python -m benchmarks.cpu_networks --networks liteseg_mobilenetv2 --sizes 360x640 --dtypes bfloat16
+	$(BIN)/python -m benchmarks.cpu_training
+	$(BIN)/python -m benchmarks.cpu_busy
 
 sanitize: $(VENV)/stamp-dev
 	$(BIN)/python -m tests.sanitizers $(PYTEST_ARGS)

@@ -1,49 +1,48 @@
 """Memory of a process that predicts for a long time: `python -m benchmarks.cpu_soak`.
 
 Each `--sizes` is a process of its own: uint8 pictures in memory, one size after the other, to label maps, `--calls`
-times after `--warm-up` calls that fill the memory kept between calls. Resident memory is read ten times on the way.
-Rows are appended to the CSV; the exit code is 1 where the memory grew by more than LIMIT.
+times after `--warm-up` calls that fill the memory kept between calls. The peak of resident memory is read ten times on
+the way, each time since the last. Rows are appended to the CSV; the exit code is 1 where a peak is more than LIMIT MB
+above the first.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from liteseg.bench.timing import reset_peak, resident_mb
+
 from .cpu_networks import ROOT, _size
 
 # what the C library and the interpreter may still take
 LIMIT = 4.0
 READINGS = 10
-COLUMNS = ("network", "sizes", "calls", "warm-up", "resident MB", "grown MB", "ms a call")
-
-
-def resident() -> float:
-    """MB (10^6 bytes) of this process in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+COLUMNS = ("network", "sizes", "calls", "warm-up", "peak MB", "grown MB", "ms a call")
 
 
 def soak(call: Callable[[int], Any], calls: int, warm_up: int) -> dict[str, Any]:
-    """Resident memory after the warm-up and in equal steps until all calls are done."""
+    """Peaks of resident memory in equal parts of the calls after the warm-up."""
     for i in range(warm_up):
         call(i)
-    held = [resident()]
+    peaks = []
+    reset_peak()
     start = time.perf_counter()
     for i in range(calls):
         call(i)
         if (i + 1) * READINGS // calls > i * READINGS // calls:
-            held.append(resident())
+            peaks.append(resident_mb(peak=True))
+            reset_peak()
     return {
         "calls": calls,
         "warm-up": warm_up,
-        "resident MB": " ".join(f"{mb:.1f}" for mb in held),
-        "grown MB": round(max(held) - held[0], 1),
+        "peak MB": " ".join(f"{mb:.1f}" for mb in peaks),
+        "grown MB": round(max(peaks) - peaks[0], 1),
         "ms a call": round(1e3 * (time.perf_counter() - start) / calls, 1),
     }
 
@@ -83,8 +82,8 @@ def main(argv: list[str] | None = None) -> int:
             row = pool.apply(_predict, (options.network, sizes, options.calls, options.warm_up, options.threads))
         append(options.out, (*COLUMNS, *ENVIRONMENT), [row])
         grown = grown or row["grown MB"] > LIMIT
-        print(f"{row['network']}, {row['sizes']}: {row['calls']} calls, {row['ms a call']} ms each, MB resident:")
-        print(f"  {row['resident MB']} (grown by {row['grown MB']})", flush=True)
+        print(f"{row['network']}, {row['sizes']}: {row['calls']} calls, {row['ms a call']} ms each, peak MB:")
+        print(f"  {row['peak MB']} (grown by {row['grown MB']})", flush=True)
     return int(grown)
 
 

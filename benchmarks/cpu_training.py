@@ -23,6 +23,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from liteseg.bench.timing import resident_mb
+
 from .cpu_networks import PAUSE, ROOT, _machine
 
 PROVIDERS = ("liteseg", "eager channels_last", "compiled")
@@ -31,12 +33,6 @@ COLUMNS = (
     *("peak MB", "detail", "machine", "torch", "commit", "date"),
 )
 CLASSES = 19
-
-
-def _high_water_mark() -> float:
-    """Most memory (MB = 10^6 bytes) this process has had resident."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM"))
 
 
 def _autocast(dtype: str) -> AbstractContextManager[Any]:
@@ -110,7 +106,7 @@ def _serve(pipe: Connection, provider: str, work: str, size: tuple[int, ...], dt
             if work == "upsample + argmax"
             else _training_step(provider, work, size, dtype)
         )
-        before = _high_water_mark()
+        before = resident_mb(peak=True)
         for _ in range(2):
             result = step()
     except Exception as error:
@@ -121,7 +117,7 @@ def _serve(pipe: Connection, provider: str, work: str, size: tuple[int, ...], dt
         start = time.perf_counter()
         step()
         pipe.send(1e3 * (time.perf_counter() - start))
-    pipe.send(_high_water_mark() - before)
+    pipe.send(resident_mb(peak=True) - before)
 
 
 def compare(work: str, size: tuple[int, ...], dtype: str, threads: int, rounds: int, providers: Any) -> list[Any]:

@@ -145,19 +145,25 @@ def peak_mb(call: Callable[[], Any], device: str) -> float | None:
     return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
-def _resident(name: str) -> float:
+def resident_mb(*, peak: bool = False) -> float:
+    """MB (10^6 bytes) of this process in memory, or the most since `reset_peak`. Linux only."""
+    name = "VmHWM" if peak else "VmRSS"
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(float(line.split()[1]) for line in lines if line.startswith(name)) * 1024 / 1e6
+
+
+def reset_peak() -> None:
+    """Set the peak of `resident_mb` back to what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak_resident(call: Callable[[], Any]) -> float | None:
     try:
         ctypes.CDLL(None).malloc_trim(0)
-        # sets the peak back to what is resident now
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _resident("VmRSS")
+        reset_peak()
+        before = resident_mb()
         result = call()
-        peak = _resident("VmHWM")
+        peak = resident_mb(peak=True)
     except (OSError, AttributeError, StopIteration, TypeError):
         return None
     del result

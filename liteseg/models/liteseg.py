@@ -160,11 +160,14 @@ class LiteSeg(PlannedModule):
         else:
             skip = low_level if self.reduce is None else self.reduce(low_level)
             first, second = self.decoder
-            if isinstance(first, SeparableConv2d) and isinstance(second, SeparableConv2d):
-                # as two ops, unless somebody may want to see the decoder called
-                if not (first.training or first.reference):
-                    y = first.forward_concat(y, skip, self.upsample_concat)
-                    return second.forward_classifier(y, self.classifier)
+            # as two ops, unless somebody may want to see the decoder called
+            if (
+                isinstance(first, SeparableConv2d)
+                and isinstance(second, SeparableConv2d)
+                and not (first.training or first.reference)
+            ):
+                y = first.forward_concat(y, skip, self.upsample_concat)
+                return second.forward_classifier(y, self.classifier)
             y = self.upsample_concat(y, skip)
         return self.classifier(self.decoder(y))
 

@@ -16,11 +16,12 @@ from torch import nn
 
 import liteseg
 import liteseg_kernels as lk
+from liteseg.bench.timing import resident_mb
 from liteseg_kernels import _loader
 from liteseg_kernels.plan import Plan, PlannedModule, Program
 from tests.kernels.tolerance import RELATIVE
 
-from .test_plan import STREET, SWITCHES, error, labels_of, layouts, network, picture, resident, with_modules
+from .test_plan import STREET, SWITCHES, error, labels_of, layouts, network, picture, with_modules
 
 LIMIT = RELATIVE[torch.bfloat16]
 # the roundings fall elsewhere than in PyTorch, and folding moves some: one draw of weights gave 1.34 times the error
@@ -273,11 +274,11 @@ def test_same_bits_on_any_number_of_threads(fused: nn.Module) -> None:
 def test_alternating_sizes(fused: nn.Module) -> None:
     inputs = [half_picture(1, 3, *size) for size in [(64, 96), (96, 64), (160, 224), (33, 47)]]
     expected = [labels_of(fused, x, x.shape[2:]) for x in inputs * 3][:4]
-    before = resident()
+    before = resident_mb()
     for i in range(100):
         x = inputs[i % 4]
         assert torch.equal(labels_of(fused, x, x.shape[2:]), expected[i % 4])
-    assert resident() - before < 4 << 20
+    assert resident_mb() - before < 4
 
 
 @needs_avx512bf16

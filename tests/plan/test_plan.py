@@ -7,11 +7,9 @@ import io
 import multiprocessing
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from torch import nn
 
 import liteseg
 import liteseg_kernels as lk
+from liteseg.bench.timing import resident_mb
 from liteseg_kernels import _loader
 from liteseg_kernels.plan import Plan, PlannedModule, Program
 
@@ -341,31 +340,6 @@ def test_inside_another_programs_load(fused: nn.Module) -> None:
             process.wait()
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no way to choose the busy core")
-@pytest.mark.skipif(len(getattr(os, "sched_getaffinity", lambda _: ())(0)) < 2, reason="no second core")
-def test_a_busy_core_does_not_hold_up_the_other(fused: nn.Module) -> None:
-    """Two threads, one of them on a core that another process wants too, against one thread: a team that waited for
-    everyone's share of every layer would lose a time slice of the scheduler's (milliseconds) each time. PyTorch's
-    modules, which wait like that, take 9 times as long on two threads then."""
-    x = picture(1, 3, 256, 512)
-    cores = os.sched_getaffinity(0)
-    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    taken: dict[int, list[float]] = {1: [], 2: []}
-    try:
-        os.sched_setaffinity(busy.pid, {min(cores)})
-        for _ in range(15):
-            for team, times in taken.items():
-                torch.set_num_threads(team)
-                start = time.perf_counter()
-                fused.low_resolution_logits(x)
-                times.append(time.perf_counter() - start)
-    finally:
-        busy.kill()
-        busy.wait()
-    alone, together = (statistics.median(times) for times in taken.values())
-    assert together < 3 * alone
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_forked_child(fused: nn.Module) -> None:
@@ -413,20 +387,16 @@ def test_workers_of_a_loader(fused: nn.Module, start: str) -> None:
         assert torch.equal(labels, wanted)
 
 
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="no /proc")
 def test_alternating_sizes_do_not_leak(fused: nn.Module) -> None:
     inputs = [picture(1, 3, *size) for size in [(64, 96), (96, 64), (160, 224), (33, 47)]]
     for x in inputs * 3:
         labels_of(fused, x, x.shape[2:])
-    before = resident()
+    before = resident_mb()
     for i in range(200):
         x = inputs[i % len(inputs)]
         labels_of(fused, x, x.shape[2:])
-    assert resident() - before < 4 << 20
+    assert resident_mb() - before < 4
 
 
 _OTHER_ISA = """
