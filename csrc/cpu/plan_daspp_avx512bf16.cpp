@@ -121,7 +121,8 @@ void add_slice(const PyramidArgs& g, const Slice<T>& slice, const bf16* half, co
   dot_to_float(1, g.filters, g.channels, slice.first, slice.count, mean, 0, g.pool, zeros, pooled, g.filters,
                first ? nullptr : pooled, cpu::kNone);
   for (int64_t b = 0; b < g.count; ++b) {
-    const bool biased = item % g.groups == 0 && g.branches[b].bias != nullptr;
+    // once a branch, not once a slice
+    const bool biased = first && item % g.groups == 0 && g.branches[b].bias != nullptr;
     branch_slice(g, g.branches[b], slice, half, s, biased ? g.branches[b].bias : zeros,
                  g.partial + (item * g.count + b) * pixels * g.filters, first, scratch);
   }

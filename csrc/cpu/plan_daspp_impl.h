@@ -118,8 +118,9 @@ void sum(const PyramidArgs& g, int64_t begin, int64_t end, char* scratch) {
       gemm_part(1, g.filters, g.channels, c, slice.count, mean, slice.count, g.pool, zeros, pooled, g.filters,
                 first ? nullptr : pooled);
       for (int64_t b = 0; b < g.count; ++b) {
-        const float* bias = group == 0 && g.branches[b].bias != nullptr ? g.branches[b].bias : zeros;
-        branch_slice(g, g.branches[b], slice, s, bias, g.partial + (item * g.count + b) * pixels * g.filters, first,
+        // once a branch, not once a slice
+        const bool biased = first && group == 0 && g.branches[b].bias != nullptr;
+        branch_slice(g, g.branches[b], slice, s, biased ? g.branches[b].bias : zeros, g.partial + (item * g.count + b) * pixels * g.filters, first,
                      scratch);
       }
     }
