@@ -10,8 +10,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 Model = TypeVar("Model", bound=nn.Module)
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -20,11 +18,11 @@ def trained_like(module: Model, example: Tensor | None = None, *, seed: int = 0)
 
     A network fresh from its constructor hides faults: the bias that a folded normalisation gives is zero, so one that
     is dropped, doubled or taken from another layer changes nothing, and with the initial statistics activations shrink
-    from layer to layer until the logits hardly depend on the picture. Weights, biases and the normalisations' affine
-    parameters and running statistics are drawn anew, the same for the same `seed` whatever was drawn before.
+    from layer to layer until the logits hardly depend on the picture. Biases, and the normalisations' affine parameters
+    and running statistics, are drawn anew, the same for the same `seed`; weights stay as they are.
 
     Args:
-        module: any module; its convolutions, linear layers and normalisations are changed, everything else stays.
+        module: any module; a ``bias`` of any of its parts is drawn, and all of its normalisations.
         example: an input of at least two images, [N, C, H, W] for a network. The running statistics are then those of
             its own activations, off by some per cent as a training's are, so that activations keep their scale at any
             depth. Without it they are drawn around 0 and 1, which serves single modules and shallow networks.
@@ -50,15 +48,11 @@ def trained_like(module: Model, example: Tensor | None = None, *, seed: int = 0)
     norms = [part for part in module.modules() if isinstance(part, _NORMS)]
     with torch.no_grad():
         for part in module.modules():
-            if isinstance(part, (*_CONVOLUTIONS, *_TRANSPOSED)):
-                # of variance 1 / fan-in
-                weight = part.weight[0] if isinstance(part, _CONVOLUTIONS) else part.weight[:, 0]
-                bound = (3.0 / max(1, weight.numel())) ** 0.5
-                draw(part.weight, -bound, bound)
-                draw(part.bias, -0.3, 0.3)
+            bias = getattr(part, "bias", None)
+            if isinstance(bias, Tensor):
+                draw(bias, -0.3, 0.3)
         for norm in norms:
             draw(norm.weight, 0.6, 1.4)
-            draw(norm.bias, -0.4, 0.4)
             if isinstance(norm, _BatchNorm) and norm.running_mean is not None:
                 draw(norm.running_mean, -0.3, 0.3)
                 draw(norm.running_var, 0.5, 1.5)
