@@ -98,4 +98,7 @@ _compiled[0].define("isa() -> str")
 # a whole network (`plan`): labels at `size`, or logits where it is empty; seconds of each layer; columns of a panel
 _compiled[0].define("run_plan(Tensor x, Tensor packed, Tensor program, int[] size) -> Tensor")
 _compiled[0].define("time_plan(Tensor x, Tensor packed, Tensor program, int[] size) -> Tensor")
+# a part of any network (`compiler`): the maps that leave it, seconds of each layer
+_compiled[0].define("run_graph(Tensor[] inputs, Tensor packed, Tensor program, int[] sizes) -> Tensor[]")
+_compiled[0].define("time_graph(Tensor[] inputs, Tensor packed, Tensor program, int[] sizes) -> Tensor")
 _compiled[0].define("panel() -> int")

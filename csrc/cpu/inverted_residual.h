@@ -18,8 +18,10 @@ struct InvertedResidualArgs {
   Strides4 os;
   int64_t n, c, h, w, hidden, co, oh, ow;
   int64_t kh, kw, sh, sw, ph, pw, dh, dw;
-  int activation;
+  int activation;  // after the expansion and the depthwise part; smooth ones too
   float slope;
+  int out_activation;  // after the residual; a smooth one needs channels innermost
+  float out_slope;
   bool residual;  // adds x, which then has the output's shape
   int64_t tile;   // output pixels of one image worked on at a time
 };

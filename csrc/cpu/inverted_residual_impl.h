@@ -19,6 +19,7 @@
 #include "inverted_residual.h"
 #include "output.h"
 #include "rows.h"
+#include "smooth.h"
 
 namespace liteseg::LITESEG_ISA {
 namespace {
@@ -100,12 +101,13 @@ struct ExpandedRows {
       transpose_copy(image.row<T>(n, missing[r]), image.strides.c, image.strides.w, g.c, g.w, converted + r * g.w * g.c,
                      g.c);
     }
-    const Epilogue<float> epilogue{nullptr, 0, g.activation, g.slope};
+    const Epilogue<float> epilogue{nullptr, 0, plain_activation(g.activation), g.slope};
     for (int64_t column = 0; column < g.hidden; column += kPanel) {
       for (int64_t r = 0; r < count; ++r) {
         const float* a = in_place ? image.row<float>(n, missing[r]) : converted + r * g.w * g.c;
-        gemm_columns<float>(column, g.w, g.hidden, g.c, a, lda, g.expand, g.expand_bias,
-                            slot(missing[r]) + s.pad * s.ldh, s.ldh, epilogue);
+        float* wide = slot(missing[r]) + s.pad * s.ldh;
+        gemm_columns<float>(column, g.w, g.hidden, g.c, a, lda, g.expand, g.expand_bias, wide, s.ldh, epilogue);
+        smooth_pixels(wide + column, g.w, min_i(kPanel, g.hidden - column), s.ldh, g.activation);
       }
     }
   }
@@ -125,9 +127,17 @@ void run_tiles(const InvertedResidualArgs& g, int64_t begin, int64_t end, Rows s
   float* a = at_offset<float>(scratch, s.a);
   const Element** rows = at_offset<const Element*>(scratch, s.rows);
   int64_t* taps = at_offset<int64_t>(scratch, s.taps);
-  const DepthwiseRow geometry{
-      g.hidden,         g.w + 2 * s.pad, g.kh,   g.kw, g.sw, g.pw - s.pad, g.dw, source.pixel_stride(),
-      g.depthwise_bias, g.activation,    g.slope};
+  const DepthwiseRow geometry{g.hidden,
+                              g.w + 2 * s.pad,
+                              g.kh,
+                              g.kw,
+                              g.sw,
+                              g.pw - s.pad,
+                              g.dw,
+                              source.pixel_stride(),
+                              g.depthwise_bias,
+                              plain_activation(g.activation),
+                              g.slope};
   const Output<T> out{static_cast<T*>(g.out),
                       g.os,
                       g.residual ? static_cast<const T*>(g.x) : nullptr,
@@ -135,8 +145,8 @@ void run_tiles(const InvertedResidualArgs& g, int64_t begin, int64_t end, Rows s
                       g.co,
                       g.oh,
                       g.ow,
-                      cpu::kNone,
-                      0.0f};
+                      plain_activation(g.out_activation),
+                      g.out_slope};
   const int64_t plane = g.oh * g.ow;
   const int64_t tiles = div_up(plane, g.tile);
   for (int64_t t = begin; t < end; ++t) {
@@ -154,8 +164,12 @@ void run_tiles(const InvertedResidualArgs& g, int64_t begin, int64_t end, Rows s
         }
       }
       depthwise_run(rows, taps, row_count, geometry, g.depthwise, ox, ox + count, a + offset * s.ldh, s.ldh);
+      smooth_pixels(a + offset * s.ldh, count, g.hidden, s.ldh, g.activation);
     });
     project_tile(out, p0, p1, a, s.ldh, g.hidden, g.project, g.project_bias, at_offset<float>(scratch, s.sums));
+    if constexpr (sizeof(T) == sizeof(float)) {
+      smooth_pixels(out.data + p0 * g.os.w, p1 - p0, g.co, g.os.w, g.out_activation);
+    }
   }
 }
 

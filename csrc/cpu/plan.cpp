@@ -3,7 +3,6 @@
 // The program is a flat list of layers that liteseg_kernels/plan writes, so the op keeps no state: its arguments can
 // be copied, pickled and used by several threads at once. Everything that depends on the input's size (shapes, the
 // arena's layout, the split over threads) is worked out at each call, which takes microseconds.
-#include <cstring>
 #include <functional>
 #include <limits>
 #include <memory>
@@ -21,6 +20,7 @@
 #include "cpu/plan_stem.h"
 #include "cpu/plan_stem_pool.h"
 #include "cpu/plan_winograd.h"
+#include "cpu/program.h"
 #include "cpu/resample.h"
 #include "cpu/shuffle_unit.h"
 #include "cpu/team.h"
@@ -35,7 +35,6 @@ constexpr int64_t kVersion = 1;
 // the first word of a program with weights for bfloat16 kernels
 constexpr int64_t kBf16Version = kVersion + 256;
 constexpr int64_t kBf16Vector = 16;  // their maps have pixels of whole vectors
-constexpr int64_t kFence = kFenceBytes / static_cast<int64_t>(sizeof(float));
 
 enum Kind : int64_t {
   kStem = 1,
@@ -62,87 +61,11 @@ struct Map {
   }
 };
 
-class Program {
- public:
-  Program(const Tensor& program, const Tensor& packed)
-      : words_(static_cast<const int64_t*>(read_of(program))),
-        size_(program.numel()),
-        weights_(static_cast<const float*>(read_of(packed))),
-        floats_(packed.numel()) {}
-
-  int64_t word() {
-    LITESEG_CHECK(at_ < size_, kOp, "program", "a whole program", text("one that ends at word ", at_));
-    return words_[at_++];
-  }
-  int64_t word(const char* what, int64_t least, int64_t most) {
-    const int64_t value = word();
-    LITESEG_CHECK(value >= least && value <= most, kOp, "program", text(what, " in ", least, "..", most), value);
-    return value;
-  }
-  int64_t channels() {
-    return word("a number of channels", 1, int64_t{1} << 20);
-  }
-  int activation() {
-    return static_cast<int>(word("an activation", kNone, kRelu6));
-  }
-  // an activation, and the slope of a leaky one as the bits of a float
-  int activation(float* slope) {
-    const int value = static_cast<int>(word("an activation", kNone, kLeakyRelu));
-    const auto bits = static_cast<uint32_t>(word("the bits of a float", 0, std::numeric_limits<uint32_t>::max()));
-    static_assert(sizeof(bits) == sizeof(*slope));
-    std::memcpy(slope, &bits, sizeof(bits));
-    return value;
-  }
-  bool flag() {
-    return word("a flag", 0, 1) != 0;
-  }
-  // offset of a packed weight of `count` floats
-  const float* weight(int64_t count) {
-    const int64_t offset = word("an offset", 0, floats_);
-    LITESEG_CHECK(count <= floats_ - offset, kOp, "packed", text("at least ", offset + count, " floats"), floats_);
-    return weights_ + offset;
-  }
-  bool done() const {
-    return at_ == size_;
-  }
-
- private:
-  const int64_t* words_;
-  int64_t size_;
-  const float* weights_;
-  int64_t floats_;
-  int64_t at_ = 0;
-};
-
-int64_t div_up(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-int64_t round_up(int64_t a, int64_t b) {
-  return div_up(a, b) * b;
-}
-
-// Pixels worked on at a time, near `tile`, so that every thread gets the same number of tiles where there are few of
-// them. Results do not depend on it.
-int64_t balanced_tile(int64_t tile, int64_t images, int64_t plane) {
-  const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
-  constexpr int64_t step = 12;  // rows of a block of the widest product
-  int64_t best = tile;
-  int64_t least = std::numeric_limits<int64_t>::max();
-  for (int64_t t = tile * 3 / 2; t >= tile / 2 && t >= step; t -= step) {
-    const int64_t cost = div_up(images * div_up(plane, t), threads) * t;
-    if (cost < least) {
-      least = cost;
-      best = t;
-    }
-  }
-  return best;
-}
-
 // Builds the stages of one call. Layers are described before the arena exists: pointers are set by `place`.
 class Run {
  public:
   Run(const Tensor& x, const Tensor& packed, const Tensor& program, const std::vector<int64_t>& size)
-      : x_(x), n_(x.size(0)), code_(program, packed), panel_(LITESEG_CHOOSE(pack_table).panel) {
+      : x_(x), n_(x.size(0)), code_(kOp, program, packed), panel_(LITESEG_CHOOSE(pack_table).panel) {
     const bool half = x.scalar_type() == ScalarType::BFloat16;
     bf16_ = half ? bf16_tables() : nullptr;
     LITESEG_CHECK(!half || bf16_ != nullptr, kOp, "x", "float32, or bfloat16 on a processor with AVX512_BF16",
@@ -182,12 +105,6 @@ class Run {
   }
 
  private:
-  // memory that one layer, or all from `layer` to a value's last use, keeps
-  struct Block {
-    int64_t floats, first, last;
-    int64_t* offset;
-  };
-
   int64_t panels(int64_t columns) const {
     return round_up(columns, panel_);
   }
@@ -930,8 +847,7 @@ class Run {
     layer_of_stage_.back() = layers_ - 1;
   }
 
-  // Offsets of all maps: each takes the lowest gap between those that live at the same time. Returns the floats needed.
-  // Where the sanitizer looks on, no two maps share memory, and each ends at a fence.
+  // offsets of all maps and temporaries; returns the floats needed
   int64_t allocate() {
     std::vector<Block> blocks;
     // map i + 1 is written by layer i
@@ -942,26 +858,9 @@ class Run {
       blocks.push_back({maps_[i].floats(n_), static_cast<int64_t>(i) - 1, maps_[i].last_use, &maps_[i].offset});
     }
     blocks.insert(blocks.end(), temporaries_.begin(), temporaries_.end());
-    int64_t total = 0;
-    for (size_t i = 0; i < blocks.size(); ++i) {
-      Block& block = blocks[i];
-      // 64 bytes, and room for a whole vector that starts at the last float
-      block.floats = round_up(block.floats, 16) + 16 + kFence;
-      int64_t offset = 0;
-      for (bool moved = true; moved;) {
-        moved = false;
-        for (size_t j = 0; j < i; ++j) {
-          const Block& other = blocks[j];
-          const bool alive = kGuarded || (block.first <= other.last && other.first <= block.last);
-          if (alive && offset < *other.offset + other.floats && *other.offset < offset + block.floats) {
-            offset = *other.offset + other.floats;
-            moved = true;
-          }
-        }
-      }
-      *block.offset = offset;
-      const int64_t end = offset + block.floats;
-      total = std::max(total, end);
+    const int64_t total = place_blocks(blocks);
+    for (const Block& block : blocks) {
+      const int64_t end = *block.offset + block.floats;
       if (kGuarded) {
         places_.push_back([this, end] { forbid(base_ + end - kFence, kFenceBytes); });
       }

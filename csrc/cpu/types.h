@@ -15,7 +15,17 @@ struct bf16 {
 };
 
 enum DType : int { kFloat = 0, kHalf = 1, kBFloat16 = 2, kNumDTypes = 3 };
-enum Activation : int { kNone = 0, kRelu = 1, kRelu6 = 2, kLeakyRelu = 3 };
+enum Activation : int {
+  kNone = 0,
+  kRelu = 1,
+  kRelu6 = 2,
+  kLeakyRelu = 3,
+  // the rest is applied to finished rows (smooth.h): `activate` does not know them, and no registered op takes them
+  kHardswish = 4,
+  kSilu = 5,
+  kHardsigmoid = 6,
+  kSigmoid = 7,
+};
 
 // strides of a [N, C, H, W] tensor, in elements
 struct Strides4 {

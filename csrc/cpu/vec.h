@@ -176,6 +176,9 @@ LITESEG_INLINE Vec sub(Vec a, Vec b) {
 LITESEG_INLINE Vec mul(Vec a, Vec b) {
   return {_mm512_mul_ps(a.v, b.v)};
 }
+LITESEG_INLINE Vec divide(Vec a, Vec b) {
+  return {_mm512_div_ps(a.v, b.v)};
+}
 // maximum and minimum return b where either is NaN
 LITESEG_INLINE Vec maximum(Vec a, Vec b) {
   return {_mm512_max_ps(a.v, b.v)};
@@ -303,6 +306,9 @@ LITESEG_INLINE Vec sub(Vec a, Vec b) {
 LITESEG_INLINE Vec mul(Vec a, Vec b) {
   return {_mm256_mul_ps(a.v, b.v)};
 }
+LITESEG_INLINE Vec divide(Vec a, Vec b) {
+  return {_mm256_div_ps(a.v, b.v)};
+}
 // maximum and minimum return b where either is NaN
 LITESEG_INLINE Vec maximum(Vec a, Vec b) {
   return {_mm256_max_ps(a.v, b.v)};
@@ -407,6 +413,9 @@ LITESEG_INLINE Vec sub(Vec a, Vec b) {
 }
 LITESEG_INLINE Vec mul(Vec a, Vec b) {
   return {a.v * b.v};
+}
+LITESEG_INLINE Vec divide(Vec a, Vec b) {
+  return {a.v / b.v};
 }
 LITESEG_INLINE Vec select(int4 mask, Vec a, Vec b) {
   return {(float4)((mask & (int4)a.v) | (~mask & (int4)b.v))};
