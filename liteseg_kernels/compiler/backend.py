@@ -13,8 +13,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as tf
 
 from .. import _loader
-from .lower import aten
 from .report import GraphReport
+from .resize import interpolate
 from .take import take
 
 _logger = logging.getLogger("liteseg_kernels")
@@ -26,41 +26,13 @@ RESTS = ("auto", "eager", "inductor")
 Compiled = Callable[..., Any]
 
 
-def _interpolate(
-    x: Tensor,
-    size: Any = None,
-    scale_factor: Any = None,
-    mode: str = "nearest",
-    align_corners: bool | None = None,
-    recompute_scale_factor: bool | None = None,
-    antialias: bool = False,
-) -> Tensor:
-    """torch.nn.functional.interpolate, by ops that tracing keeps whole where there are any."""
-    op = {"bilinear": aten.upsample_bilinear2d.default, "nearest": aten.upsample_nearest2d.default}.get(mode)
-    if op is None or antialias or recompute_scale_factor or x.dim() != 4 or (size is None) == (scale_factor is None):
-        return tf.interpolate(x, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
-    scales = [None, None]
-    if size is None:
-        scales = list(scale_factor) if isinstance(scale_factor, (tuple, list)) else [scale_factor] * 2
-        size = [int(length * scale) for length, scale in zip(x.shape[2:], scales, strict=True)]
-        scales = [float(scale) for scale in scales]
-    elif not isinstance(size, (tuple, list)):
-        size = [size, size]
-    flags = (bool(align_corners),) if mode == "bilinear" else ()
-    return op(x, list(size), *flags, *scales)
-
-
-def _keep_interpolation(module: fx.GraphModule) -> fx.GraphModule:
-    """A copy of the graph in which resizing is one op for the tracer: otherwise it is taken apart into gathers."""
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(module.graph, {}))
-    copied = fx.GraphModule(module, graph)
-    for node in graph.nodes:
-        if node.op == "call_function" and node.target is tf.interpolate:
-            node.target = _interpolate
-            node.kwargs = {"x" if name == "input" else name: value for name, value in node.kwargs.items()}
-    copied.recompile()
-    return copied
+def _exchange(module: fx.GraphModule, old: Any, new: Any, first: str) -> None:
+    """Call `new` wherever a graph calls `old`; `first` is the name of the first argument of `new`."""
+    for node in module.graph.nodes:
+        if node.op == "call_function" and node.target is old:
+            node.target = new
+            node.kwargs = {first if name in ("input", "x") else name: value for name, value in node.kwargs.items()}
+    module.recompile()
 
 
 def _records_gradients(module: fx.GraphModule, inputs: Sequence[Any]) -> bool:
@@ -124,7 +96,11 @@ def _compile_inference(module: fx.GraphModule, inputs: Sequence[Any]) -> tuple[C
         return make_boxed_func(aten_module.forward)
 
     compiler = aot_autograd(fw_compiler=compile_aten, inference_compiler=compile_aten)
-    compiled = compiler(_keep_interpolation(module), inputs)
+    _exchange(module, tf.interpolate, interpolate, "x")
+    compiled = compiler(module, inputs)
+    if not reports[-1].taken:
+        # whoever compiles it now knows torch's own better
+        _exchange(module, interpolate, tf.interpolate, "input")
     return compiled, reports[-1]
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx
 
-from . import ir
+from . import ir, resize  # noqa: F401  # defines an op
 
 aten = torch.ops.aten
 
@@ -305,24 +305,14 @@ def whole_scale(scale: float | None) -> bool:
 
 def _resize(node: fx.Node, read: Reader) -> ir.Op:
     a = arguments(node)
-    if not a["align_corners"] and not (whole_scale(a["scales_h"]) and whole_scale(a["scales_w"])):
-        raise Refused("bilinear resize by a factor that is no whole number")
-    height, width = (read.size(s) for s in a["output_size"])
-    return ir.Resize(
-        label(node),
-        [read.map(a["self"])],
-        shape_of(node),
-        sizes=(height, width),
-        align_corners=a["align_corners"],
-    )
-
-
-def _nearest(node: fx.Node, read: Reader) -> ir.Op:
-    a = arguments(node)
-    if not (whole_scale(a["scales_h"]) and whole_scale(a["scales_w"])):
-        raise Refused("nearest resize by a factor that is no whole number")
-    height, width = (read.size(s) for s in a["output_size"])
-    return ir.Nearest(label(node), [read.map(a["self"])], shape_of(node), sizes=(height, width))
+    bilinear = a["mode"] == "bilinear"
+    if not (bilinear and a["align_corners"]) and not (whole_scale(a["scales_h"]) and whole_scale(a["scales_w"])):
+        raise Refused("resize by a factor that is no whole number")
+    height, width = (read.size(s) for s in a["size"])
+    x, shape = read.map(a["x"]), shape_of(node)
+    if not bilinear:
+        return ir.Nearest(label(node), [x], shape, sizes=(height, width))
+    return ir.Resize(label(node), [x], shape, sizes=(height, width), align_corners=a["align_corners"])
 
 
 def _pad(node: fx.Node, read: Reader) -> ir.Op:
@@ -376,8 +366,7 @@ RULES: dict[Any, Callable[[fx.Node, Reader], ir.Op]] = {
     aten._adaptive_avg_pool2d.default: _adaptive_mean,
     aten.max_pool2d_with_indices.default: _window(True),
     aten.avg_pool2d.default: _window(False),
-    aten.upsample_bilinear2d.default: _resize,
-    aten.upsample_nearest2d.default: _nearest,
+    torch.ops.liteseg.resize.default: _resize,
     aten.constant_pad_nd.default: _pad,
     aten.argmax.default: _labels,
     aten.clone.default: _same,

@@ -40,8 +40,7 @@ def hoist_sizes(graph: fx.Graph) -> None:
 
     Traced, they come from maps inside the graph: then a region would have to end before each of them.
     """
-    kinds = (aten.upsample_bilinear2d.default, aten.upsample_nearest2d.default)
-    resizes = [node for node in graph.nodes if node.target in kinds]
+    resizes = [node for node in graph.nodes if node.target is torch.ops.liteseg.resize.default]
     wanted = dict.fromkeys(size for node in resizes for size in node.args[1] if isinstance(size, fx.Node))
     if not wanted:
         return
