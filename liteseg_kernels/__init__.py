@@ -4,6 +4,8 @@
 registered ops. `use_backend` chooses who runs them, `explain` tells who would.
 """
 
+import importlib
+
 from . import _loader
 
 _loader.load()
@@ -25,6 +27,15 @@ from .nn import (  # noqa: E402
     UpsampleCrossEntropyLoss,
 )
 
+
+def __getattr__(name: str) -> object:
+    # Dynamo and what it imports take seconds: only for those who ask
+    if name in ("compiler", "optimize"):
+        module = importlib.import_module(".compiler", __name__)
+        return module if name == "compiler" else module.optimize
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = [
     "DASPP",
     "BackendError",
@@ -40,6 +51,7 @@ __all__ = [
     "explain",
     "functional",
     "fuse",
+    "optimize",
     "to_reference",
     "use_backend",
 ]

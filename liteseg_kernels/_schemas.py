@@ -101,4 +101,5 @@ _compiled[0].define("time_plan(Tensor x, Tensor packed, Tensor program, int[] si
 # a part of any network (`compiler`): the maps that leave it, seconds of each layer
 _compiled[0].define("run_graph(Tensor[] inputs, Tensor packed, Tensor program, int[] sizes) -> Tensor[]")
 _compiled[0].define("time_graph(Tensor[] inputs, Tensor packed, Tensor program, int[] sizes) -> Tensor")
+_compiled[0].define("fingerprint(Tensor[] weights) -> int")
 _compiled[0].define("panel() -> int")

@@ -54,9 +54,9 @@ struct Map {
   int64_t offset = -1;  // floats into the arena
   int64_t first = -1, last = -1;
   int64_t reads = 0;
-  bool stored = true;            // in the arena
-  float* outside = nullptr;      // else: a caller's or a result's memory
-  Strides4 strides{};            // of an input that is not dense, or of a result in another order
+  bool stored = true;             // in the arena
+  float* outside = nullptr;       // else: a caller's or a result's memory
+  Strides4 strides{};             // of an input that is not dense, or of a result in another order
   const Tensor* input = nullptr;  // not dense yet
   bool resized = false;           // made by a kernel that can write any order
 
@@ -79,8 +79,7 @@ bool is_innermost(const Tensor& t) {
 
 class Run {
  public:
-  Run(const std::vector<Tensor>& inputs, const Tensor& packed, const Tensor& program,
-      const std::vector<int64_t>& sizes)
+  Run(const std::vector<Tensor>& inputs, const Tensor& packed, const Tensor& program, const std::vector<int64_t>& sizes)
       : inputs_(inputs), sizes_(sizes), code_(kOp, program, packed), panel_(LITESEG_CHOOSE(pack_table).panel) {
     LITESEG_CHECK(code_.word() == kVersion, kOp, "program", text("version ", kVersion), "another one");
     const int64_t panel = code_.word();
@@ -247,8 +246,7 @@ class Run {
   }
 
   void input() {
-    const size_t index =
-        static_cast<size_t>(code_.word("an input", 0, static_cast<int64_t>(inputs_.size()) - 1));
+    const size_t index = static_cast<size_t>(code_.word("an input", 0, static_cast<int64_t>(inputs_.size()) - 1));
     const Tensor& x = inputs_[index];
     check_4d(kOp, "inputs", x);
     LITESEG_CHECK(x.scalar_type() == ScalarType::Float, kOp, "inputs", "float32", dtype_text(x.scalar_type()));
@@ -312,10 +310,11 @@ class Run {
       });
       return;
     }
-    stage(g->n * g->oh, table.scratch_bytes(*g), [g, finish, &table](int64_t begin, int64_t end, char* memory, bool fresh) {
-      table.rows(*g, begin, end, memory, fresh);
-      finish(begin * g->ow, end * g->ow);
-    });
+    stage(g->n * g->oh, table.scratch_bytes(*g),
+          [g, finish, &table](int64_t begin, int64_t end, char* memory, bool fresh) {
+            table.rows(*g, begin, end, memory, fresh);
+            finish(begin * g->ow, end * g->ow);
+          });
   }
 
   void winograd() {
@@ -496,7 +495,9 @@ class Run {
     });
     const StemTable& table = LITESEG_CHOOSE(stem_table);
     stage(map.n * g->conv.oh, table.scratch_bytes(*g),
-          [g, &table](int64_t begin, int64_t end, char* memory, bool fresh) { table.run(*g, begin, end, memory, fresh); });
+          [g, &table](int64_t begin, int64_t end, char* memory, bool fresh) {
+            table.run(*g, begin, end, memory, fresh);
+          });
   }
 
   void window() {
@@ -588,8 +589,13 @@ class Run {
     for (const size_t part : parts) {
       const int64_t width = maps_[part].c;
       auto g = std::make_shared<CopyArgs>();
-      *g = {nullptr, innermost(width, like.h, like.w), nullptr, innermost(c, like.h, like.w), width, like.h, like.w,
-            like.h,  like.w,                           0,       0,                            nullptr, nullptr};
+      *g = {nullptr, innermost(width, like.h, like.w),
+            nullptr, innermost(c, like.h, like.w),
+            width,   like.h,
+            like.w,  like.h,
+            like.w,  0,
+            0,       nullptr,
+            nullptr};
       places_.push_back([this, g, part, to, channel] {
         g->from = at(part);
         g->to = at(to) + channel;
@@ -661,8 +667,13 @@ class Run {
     };
     const auto ys = places(map.h, oh);
     const auto xs = places(map.w, ow);
-    *g = {nullptr, innermost(map.c, map.h, map.w), nullptr,    innermost(map.c, oh, ow), map.c, map.h, map.w, oh, ow, 0,
-          0,       ys->data(),                     xs->data()};
+    *g = {nullptr,   innermost(map.c, map.h, map.w),
+          nullptr,   innermost(map.c, oh, ow),
+          map.c,     map.h,
+          map.w,     oh,
+          ow,        0,
+          0,         ys->data(),
+          xs->data()};
     const size_t to = add_map(map.n, map.c, oh, ow);
     places_.push_back([this, g, from, to, ys, xs] {
       g->from = at(from);
@@ -684,7 +695,8 @@ class Run {
     const int64_t ow = map.w + left + right;
     LITESEG_CHECK(oh > 0 && ow > 0, kOp, "inputs", "something left after cropping", text(oh, "x", ow));
     const Strides4 strides = map.input != nullptr ? map.strides : innermost(map.c, map.h, map.w);
-    *g = {nullptr, strides, nullptr, innermost(map.c, oh, ow), map.c, map.h, map.w, oh, ow, top, left, nullptr, nullptr};
+    *g = {nullptr, strides, nullptr, innermost(map.c, oh, ow), map.c, map.h, map.w, oh, ow, top,
+          left,    nullptr, nullptr};
     const size_t to = add_map(map.n, map.c, oh, ow);
     const float* outside = map.input != nullptr ? static_cast<const float*>(read_of(*map.input)) : nullptr;
     places_.push_back([this, g, from, to, outside] {
@@ -711,7 +723,8 @@ class Run {
           [ends, floats, act, slope, &table](int64_t begin, int64_t end, char*, bool) {
             float* out = ends->second + begin * floats;
             if (ends->first != ends->second) {
-              std::memcpy(out, ends->first + begin * floats, static_cast<size_t>((end - begin) * floats) * sizeof(float));
+              std::memcpy(out, ends->first + begin * floats,
+                          static_cast<size_t>((end - begin) * floats) * sizeof(float));
             }
             table.activate(out, (end - begin) * floats, act, slope);
           });
@@ -746,8 +759,8 @@ class Run {
     auto g = std::make_shared<CopyArgs>();
     const bool planar = map.outside != nullptr && !map.stored && map.strides.c > 1;
     const Strides4 from = planar ? map.strides : innermost(map.c, map.h, map.w);
-    *g = {nullptr, from,  static_cast<float*>(data_of(out)), strides, map.c,   map.h, map.w,
-          map.h,   map.w, 0,                                 0,       nullptr, nullptr};
+    *g = {nullptr, from,   static_cast<float*>(data_of(out)), strides, map.c, map.h, map.w, map.h, map.w, 0, 0,
+          nullptr, nullptr};
     places_.push_back([this, g, id] { g->from = at(id); });
     copy_stage(g, map.n);
   }
@@ -860,9 +873,34 @@ Tensor time_graph(std::vector<Tensor> inputs, Tensor packed, Tensor program, std
   return out;
 }
 
+// A number that changes when weights are written to behind torch's version counters (`parameter.data`): made of places
+// and of some values of each, because reading all of them would cost as much as a layer.
+int64_t fingerprint(std::vector<Tensor> weights) {
+  constexpr int64_t most_samples = 16;
+  uint64_t hash = 1469598103934665603u;
+  const auto mix = [&hash](uint64_t value) { hash = (hash ^ value) * 1099511628211u; };
+  for (const Tensor& weight : weights) {
+    int64_t span = weight.numel() > 0 ? 1 : 0;
+    for (int64_t d = 0; d < weight.dim() && span > 0; ++d) {
+      span += (weight.size(d) - 1) * weight.stride(d);
+    }
+    LITESEG_CHECK(weight.scalar_type() == ScalarType::Float && span == weight.numel(), "fingerprint", "weights",
+                  "dense float32", text(dtype_text(weight.scalar_type()), " ", shape_text(weight)));
+    const auto* bits = static_cast<const uint32_t*>(read_of(weight));
+    mix(reinterpret_cast<uintptr_t>(bits));
+    const int64_t count = weight.numel();
+    const int64_t samples = std::min(count, most_samples);
+    for (int64_t i = 0; i < samples; ++i) {
+      mix(bits[i * count / samples]);
+    }
+  }
+  return static_cast<int64_t>(hash);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(liteseg_cpu, CPU, m) {
+  m.impl("fingerprint", TORCH_BOX(&fingerprint));
   m.impl("run_graph", TORCH_BOX(&run_graph));
   m.impl("time_graph", TORCH_BOX(&time_graph));
 }

@@ -27,8 +27,8 @@ constexpr int64_t kMostRows = 64;
 constexpr int64_t kMeanVectors = 4;
 
 void depthwise(const DepthwiseArgs& g, int64_t begin, int64_t end) {
-  const DepthwiseRow geometry{g.c,  g.w,    g.kh,   g.kw, g.sw, g.pw, g.dw, g.c,
-                              g.bias, plain_activation(g.activation), g.slope};
+  const DepthwiseRow geometry{g.c,    g.w, g.kh, g.kw, g.sw, g.pw, g.dw, g.c, g.bias, plain_activation(g.activation),
+                              g.slope};
   for (int64_t row = begin; row < end; ++row) {
     const int64_t n = row / g.oh;
     const int64_t oy = row - n * g.oh;
@@ -202,7 +202,7 @@ void activate_all(float* p, int64_t count, int activation, float slope) {
 }  // namespace
 
 const cpu::GraphTable graph_table = {
-    depthwise, window, combine, kMeanVectors* Vec::width, mean, copy, activate_all,
+    depthwise, window, combine, kMeanVectors * Vec::width, mean, copy, activate_all,
 };
 
 }  // namespace liteseg::LITESEG_ISA

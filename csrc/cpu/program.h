@@ -68,7 +68,6 @@ class Program {
   int64_t at_ = 0;
 };
 
-
 inline int64_t div_up(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }

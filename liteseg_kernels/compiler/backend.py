@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,8 +15,6 @@ from .. import _loader
 from .report import GraphReport
 from .resize import interpolate
 from .take import take
-
-_logger = logging.getLogger("liteseg_kernels")
 
 # of the graphs that were compiled last
 REPORTS: deque[GraphReport] = deque(maxlen=64)
@@ -40,9 +37,9 @@ def _records_gradients(module: fx.GraphModule, inputs: Sequence[Any]) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
-def _left_alone(reason: str, rest: str) -> GraphReport:
-    report = GraphReport([], [], rest if not reason else f"{rest}: {reason}")
-    return report
+def _check_rest(caller: str, rest: str) -> None:
+    if rest not in RESTS:
+        raise ValueError(f"{caller}: rest: expected one of {', '.join(map(repr, RESTS))}, got {rest!r}")
 
 
 def compile_graph(
@@ -54,13 +51,12 @@ def compile_graph(
     `rest` says. Every other graph (gradients, other dtypes, other devices) is left whole.
 
     Args:
-        rest: "eager" runs it by torch's own ops, "inductor" gives graphs of which nothing was taken to Inductor;
-            "auto" is "inductor" for those, except where gradients are recorded.
+        rest: who runs graphs of which nothing is taken: "eager", or "inductor" and "auto" for Inductor. Where gradients
+            are recorded, and around the parts that are taken, torch's own ops run.
     """
-    if rest not in RESTS:
-        raise ValueError(f"liteseg: rest: expected one of {', '.join(map(repr, RESTS))}, got {rest!r}")
+    _check_rest("liteseg", rest)
     if _records_gradients(module, inputs):
-        reports.append(_left_alone("gradients are recorded", "eager"))
+        reports.append(GraphReport([], [], "eager: gradients are recorded"))
         return module.forward
     missing = _loader.missing("cpu")
     if missing is None:
@@ -113,46 +109,65 @@ def dynamo_backend(module: fx.GraphModule, inputs: Sequence[Any], **options: Any
 
 
 class Optimized(nn.Module):
-    """What `optimize` returns: calls the network it was given, through the compiled kernels where they can be used."""
+    """What `optimize` returns: calls the network it was given, through the compiled kernels where they can be used.
 
-    def __init__(self, net: nn.Module, **options: Any) -> None:
+    Attributes:
+        net: the network, which may be changed, loaded and moved as before.
+        reports: one `GraphReport` for each graph compiled so far.
+    """
+
+    def __init__(self, net: nn.Module, *, rest: str) -> None:
         super().__init__()
         self.net = net
-        self._reports: list[GraphReport] = []
-        backend = functools.partial(compile_graph, reports=self._reports, **options)
-        self._compiled = torch.compile(net, backend=backend)
+        self.reports: list[GraphReport] = []
+        # beside the network, not a part of it: the state_dict has each parameter once
+        self._compiled = [torch.compile(net, backend=functools.partial(compile_graph, rest=rest, reports=self.reports))]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.net.training:
             return self.net(*args, **kwargs)
+        for x in args:
+            if isinstance(x, Tensor) and x.dim() == 4:
+                # a hint to compile for any size at once, not an order
+                torch._dynamo.maybe_mark_dynamic(x, (2, 3) if x.shape[0] == 1 else (0, 2, 3))
         with torch.no_grad():
-            return self._compiled(*args, **kwargs)
+            return self._compiled[0](*args, **kwargs)
 
     def report(self) -> str:
         """What was taken, by which layers, and what was left and why, for each graph compiled so far."""
-        if not self._reports:
-            raise ValueError("report: expected a network that was called before, or an example for `optimize`, got none")
-        return "\n\n".join(map(str, self._reports))
+        if not self.reports:
+            raise ValueError(
+                "report: expected a network that was called before, or an example for `optimize`, got none"
+            )
+        return "\n\n".join(map(str, self.reports))
 
 
-def optimize(net: nn.Module, example: Any = None, **options: Any) -> Optimized:
+def optimize(net: nn.Module, example: Any = None, *, rest: str = "auto") -> Optimized:
     """`net` for inference, by this library's kernels as far as they reach; same call, same results within rounding.
 
-    The network stays as it is and shares its parameters with what is returned: writing to them is seen at the next
-    call. In training mode, and wherever else the kernels cannot follow, the network's own forward runs. Gradients are
-    not recorded in eval mode.
+    The network stays as it is and shares its parameters with what is returned: changes to them are seen at the next
+    call. In training mode the network's own forward runs, and so does every part that the kernels cannot follow.
+    Gradients are not recorded in eval mode.
 
     Args:
         net: any module; nothing of it has to come from this library.
-        example: its argument, or a tuple of them, to compile for now; otherwise the first call does.
-        options: as for `torch.compile(net, backend="liteseg", options=...)`: `rest="auto"`, `"eager"` or `"inductor"`
-            runs what is left.
+        example: its argument, or a tuple of them, to compile for now; otherwise the first call does. Height, width and
+            batch may differ from call to call.
+        rest: who runs a graph of which nothing is taken: "eager", or "inductor" and "auto" for Inductor.
 
     Returns: a module with the network's call, and `report()`.
+
+    Example:
+        >>> import torch, liteseg_kernels as lk
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 32, 3, 2, 1), torch.nn.ReLU6(), torch.nn.Conv2d(32, 64, 1))
+        >>> fast = lk.optimize(net.eval(), torch.randn(1, 3, 64, 96))
+        >>> print(fast.report().splitlines()[0])
+        2 layers in 1 call of the CPU kernels
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"optimize: net: expected a torch.nn.Module, got {type(net).__name__}")
-    optimized = Optimized(net, **options)
+    _check_rest("optimize", rest)
+    optimized = Optimized(net, rest=rest)
     if example is not None:
         optimized(*(example if isinstance(example, tuple) else (example,)))
     return optimized

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -66,11 +67,9 @@ def label(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack")
     if not stack:
         return node.name
-    path = str(list(stack.values())[-1][0])
-    for prefix in ("L['self'].", "L['self']", "L['fn'].", "L['fn']"):
-        path = path.removeprefix(prefix)
-    path = path.replace("_modules['", "").replace("']", "").replace("[", ".").replace("'", "").replace("..", ".")
-    return path.strip(".") or node.name
+    path = re.sub(r"^L\['\w+'\]", "", str(list(stack.values())[-1][0]))
+    path = re.sub(r"_modules\['(\w+)'\]|\['?(\w+)'?\]", r".\1\2", path)
+    return re.sub(r"\.+", ".", path).strip(".") or node.name
 
 
 class Reader(Protocol):
@@ -105,6 +104,8 @@ class Trial:
         value = node.meta.get("val")
         if not isinstance(value, Tensor) or value.device.type != "cpu" or value.dtype != torch.float32:
             raise Refused("weights are not float32 on the CPU")
+        if not torch._prims_common.is_non_overlapping_and_dense(value):
+            raise Refused("weights are not dense")
         return 0
 
     def size(self, value: Any) -> Any:
@@ -117,9 +118,7 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     """A node's arguments by the names of its schema, defaults filled in."""
     schema = node.target._schema  # type: ignore[union-attr]
     return {
-        argument.name: node.args[i]
-        if i < len(node.args)
-        else node.kwargs.get(argument.name, argument.default_value)
+        argument.name: node.args[i] if i < len(node.args) else node.kwargs.get(argument.name, argument.default_value)
         for i, argument in enumerate(schema.arguments)
     }
 

@@ -14,14 +14,10 @@ from .lower import innermost, lower
 from .patterns import rewrite
 
 
-def _state(weight: Tensor) -> tuple[int, int]:
-    """Changes whenever a parameter's values are exchanged or written to."""
-    return weight.data_ptr(), -1 if weight.is_inference() else weight._version
-
-
 class Region(nn.Module):
     """Takes what the nodes it stands for took. Weights are folded and packed at the first call, and again whenever
-    one of them has changed since."""
+    one of them has changed since: by torch's version counters, and for writes that these do not see (`weight.data`) by
+    samples of the values."""
 
     def __init__(self, graph: fx.Graph) -> None:
         super().__init__()
@@ -35,11 +31,13 @@ class Region(nn.Module):
         self._sizes = self.work.sizes()
         self._weights = self.work.weights()
         # what was packed from which weights; one assignment, so that threads see both or neither
-        self._packed: tuple[tuple[tuple[int, int], ...], Tensor, Tensor] | None = None
+        self._packed: tuple[tuple[int, ...], Tensor, Tensor] | None = None
 
     def packed(self, arguments: Sequence[Any]) -> tuple[Tensor, Tensor]:
         """Packed weights and program for these arguments."""
-        key = tuple(_state(arguments[place]) for place in self._weights)
+        weights = [arguments[place] for place in self._weights]
+        versions = (-1 if weight.is_inference() else weight._version for weight in weights)
+        key = (torch.ops.liteseg_cpu.fingerprint(weights), *versions)
         held = self._packed
         if held is None or held[0] != key:
             with torch.no_grad(), torch.inference_mode(False):

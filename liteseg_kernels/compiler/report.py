@@ -96,7 +96,8 @@ class GraphReport:
             ).rstrip()
             for row in rows
         ]
-        head = f"{len(layers)} layers in {len(self.taken)} calls of the CPU kernels"
+        calls = "1 call" if len(self.taken) == 1 else f"{len(self.taken)} calls"
+        head = f"{len(layers)} layers in {calls} of the CPU kernels"
         if not self.taken:
             return "\n".join([f"nothing taken, all runs by {self.rest}", *self._left()])
         return "\n".join([head, *lines, *self._left()])

@@ -1,0 +1,197 @@
+"""Which parts of a graph are taken, and that they compute what torch does, without Dynamo in between."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional as tf
+
+from liteseg_kernels import _loader
+from liteseg_kernels.compiler import take as taking
+from liteseg_kernels.compiler.report import GraphReport
+from liteseg_kernels.testing import trained_like
+from tests.compiler import nets
+
+pytestmark = pytest.mark.skipif(_loader.missing("cpu") is not None, reason="the compiled CPU kernels are not loaded")
+
+# random graphs; the count that a release is checked with is 10000
+RANDOM = int(os.environ.get("LITESEG_RANDOM_GRAPHS", "150"))
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(taking, "_LEAST_MACS", 1)
+
+
+def traced(net: Callable[..., Any], *inputs: Tensor) -> fx.GraphModule:
+    """An aten graph with its parameters as attributes."""
+    with torch.no_grad():
+        module = make_fx(net, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            node.meta["val"] = getattr(module, node.target)
+    module.graph.eliminate_dead_code()
+    return module
+
+
+def taken(net: Callable[..., Any], *inputs: Tensor) -> tuple[fx.GraphModule, GraphReport]:
+    module = traced(net, *inputs)
+    report = taking.take(module, lambda node: node.op == "get_attr")
+    return module, report
+
+
+def error(got: Tensor, expected: Tensor) -> float:
+    return float((got.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-12))
+
+
+def assert_like_torch(net: nn.Module, *inputs: Tensor, least: int = 1) -> GraphReport:
+    """All results as exact as torch's own, of the same shape and strides."""
+    module, report = taken(net, *inputs)
+    assert len(report.taken) >= least, str(report)
+    with torch.no_grad():
+        got, eager = module(*inputs), net(*inputs)
+        exact = net.double()(*(x.double() for x in inputs))
+    net.float()
+    results = [value if isinstance(value, tuple) else (value,) for value in (got, eager, exact)]
+    for ours, torchs, reference in zip(*results, strict=True):
+        assert ours.dtype == torchs.dtype and ours.shape == torchs.shape and ours.stride() == torchs.stride()
+        assert error(ours, reference) <= 3e-6 + 4 * error(torchs, reference), str(report)
+    return report
+
+
+@pytest.mark.parametrize("first", range(0, RANDOM, 50))
+def test_random_graphs(first: int) -> None:
+    parts = 0
+    for seed in range(first, min(first + 50, RANDOM)):
+        torch.manual_seed(seed)
+        net = trained_like(nets.RandomNet(seed), seed=seed)
+        x = torch.randn(net.size)
+        if seed % 3 == 0:
+            x = x.to(memory_format=torch.channels_last)
+        if seed % 5 == 0:
+            x = torch.randn(*net.size[:3], 2 * net.size[3])[..., ::2]
+        try:
+            net(x)
+        except RuntimeError:
+            # a kernel larger than what is left of the map
+            continue
+        try:
+            parts += len(assert_like_torch(net, x, least=0).taken)
+        except Exception as wrong:
+            raise AssertionError(f"random graph {seed}") from wrong
+    assert parts >= 20
+
+
+def described(report: GraphReport) -> list[str]:
+    return [layer.layer for layer in report.layers]
+
+
+def block(activation: type[nn.Module], kernel: int, stride: int = 1, ratio: int = 6) -> nn.Module:
+    part = nets.Bottleneck((12, 12), stride=stride, ratio=ratio, kernel=kernel, activation=activation)
+    return nn.Sequential(*(module for module in (part,)))
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU])
+def test_blocks_are_one_layer(activation: type[nn.Module], kernel: int) -> None:
+    net = block(activation, kernel)
+    for module in net.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False
+    report = assert_like_torch(trained_like(net), torch.randn(2, 12, 11, 13))
+    assert described(report) == ["inverted residual"] and not report.left
+
+
+class Padded(nn.Module):
+    """Padding of TensorFlow: none on the left and on top of what is halved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 2)
+        self.depthwise = nn.Conv2d(8, 8, 3, 2, groups=8)
+        self.point = nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = tf.relu6(self.stem(tf.pad(x, (0, 1, 0, 1))))
+        return self.point(tf.relu6(self.depthwise(tf.pad(y, (0, 1, 0, 1)))))
+
+
+def test_uneven_padding() -> None:
+    report = assert_like_torch(trained_like(Padded()), torch.randn(1, 3, 20, 24))
+    assert described(report) == ["pad", "3x3 convolution + relu6", "separable convolution"]
+
+
+class Classes(nn.Module):
+    def __init__(self, resizes: bool) -> None:
+        super().__init__()
+        self.classifier, self.resizes = nn.Conv2d(6, 19, 1), resizes
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.classifier(x)
+        if self.resizes:
+            logits = nets.interpolate(logits, (33, 41), mode="bilinear", align_corners=False)
+        return logits.argmax(1)
+
+
+@pytest.mark.parametrize("resizes", [False, True])
+def test_labels(resizes: bool) -> None:
+    net, x = trained_like(Classes(resizes)), torch.randn(2, 6, 9, 10)
+    module, report = taken(net, x)
+    assert described(report)[-1] == ("bilinear resize + arg max" if resizes else "arg max")
+    labels = module(x)
+    assert labels.dtype == torch.int64
+    # ties within rounding
+    assert (labels == net(x)).float().mean() > 0.999
+
+
+def test_empty_batch() -> None:
+    net, x = trained_like(Padded()), torch.randn(0, 3, 20, 24)
+    module, _ = taken(net, torch.randn(2, 3, 20, 24))
+    assert module(x).shape == net(x).shape
+
+
+class Trained(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.conv.weight / self.conv.weight.norm()
+        return tf.conv2d(self.norm(self.conv(x)), weight.transpose(0, 1), groups=1)
+
+
+def test_computed_weights_are_left() -> None:
+    report = assert_like_torch(trained_like(Trained()), torch.randn(1, 3, 12, 12))
+    assert [left.reason for left in report.left if left.op == "aten.convolution.default"] == ["weights are computed"]
+    assert "weights are computed" in str(report)
+
+
+def test_other_dtypes_and_statistics_of_the_batch_are_left() -> None:
+    net, x = Trained().double(), torch.randn(1, 3, 12, 12, dtype=torch.float64)
+    module, report = taken(net.eval(), x)
+    assert not report.taken and "float64 on cpu" in str(report)
+    norm = nn.BatchNorm2d(3).train()
+    _, report = taken(lambda y: tf.batch_norm(y, None, None, norm.weight, norm.bias, training=True), x.float())
+    assert not report.taken
+
+
+def test_changed_weights_are_packed_again() -> None:
+    net, x = trained_like(Padded()), torch.randn(1, 3, 20, 24)
+    module, _ = taken(net, x)
+    module(x)
+    with torch.no_grad():
+        # seen by the version, unseen by it, a new place
+        for change in (
+            lambda p: p.mul_(1.5),
+            lambda p: p.data.add_(0.25),
+            lambda p: setattr(p, "data", p.detach() * 0.5),
+        ):
+            for parameter in net.parameters():
+                change(parameter)
+            torch.testing.assert_close(module(x), net(x), rtol=1e-4, atol=1e-5)
