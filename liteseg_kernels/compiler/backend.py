@@ -136,9 +136,7 @@ class Optimized(nn.Module):
     def report(self) -> str:
         """What was taken, by which layers, and what was left and why, for each graph compiled so far."""
         if not self.reports:
-            raise ValueError(
-                "report: expected a network that was called before, or an example for `optimize`, got none"
-            )
+            raise ValueError("report: expected a network that was called, or an example for `optimize`, got neither")
         return "\n\n".join(map(str, self.reports))
 
 

@@ -28,9 +28,8 @@ def winograd_tile(op: ir.Convolution) -> int:
     shape = (op.channels, op.inputs[0].channels, 3, 3)
     weights = {"weight": torch.empty(shape, device="meta")}
     options = {"kernel": 3, "stride": 1, "padding": op.padding[0], "dilation": op.dilation[0]}
-    layer = PlanConvolution(
-        [op.name], (1,), op.channels, Node("convolution", op.name, (1,), op.channels, options, weights), None
-    )
+    node = Node("convolution", op.name, (1,), op.channels, options, weights)
+    layer = PlanConvolution([op.name], (1,), op.channels, node, None)
     layer.choose([op.inputs[0].shape])
     return 0 if layer.output and layer._in_passes() else layer.output
 

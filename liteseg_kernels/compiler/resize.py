@@ -1,4 +1,4 @@
-"""Resizing as one op: while AOTAutograd traces, it takes torch's own apart into gathers that no rule could find again."""
+"""Resizing as one op: AOTAutograd takes torch's own apart into gathers, which no rule could find again."""
 
 from __future__ import annotations
 

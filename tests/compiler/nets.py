@@ -193,7 +193,8 @@ class RandomNet(nn.Module):
                     part.inplace = False
             maps.append((channels, place))
         elif kind == "activation":
-            self.steps.append(lambda m, f=draw.choice(_ACTIVATIONS), at=at: f(m[at]))
+            function = draw.choice(_ACTIVATIONS)
+            self.steps.append(lambda m, at=at: function(m[at]))
             maps.append((channels, place))
             return
         elif kind in ("add", "concat"):
@@ -214,7 +215,8 @@ class RandomNet(nn.Module):
             maps.append((channels, place))
             return
         else:
-            self.steps.append(lambda m, at=at, f=self._other(kind): f(m[at]))
+            other_step = self._other(kind)
+            self.steps.append(lambda m, at=at: other_step(m[at]))
             maps.append((channels, fresh if kind != "scalar" else place))
             return
         self.steps.append(lambda m, at=at, module=module: module(m[at]))
@@ -233,9 +235,8 @@ class RandomNet(nn.Module):
         if kind == "resize":
             mode = draw.choice(("bilinear", "nearest"))
             align = draw.random() < 0.5 if mode == "bilinear" else None
-            size, factor = draw.choice(
-                (((draw.randint(3, 30), draw.randint(3, 30)), None), (None, draw.choice((2, 3))))
-            )
+            sizes = (draw.randint(3, 30), draw.randint(3, 30))
+            size, factor = draw.choice(((sizes, None), (None, draw.choice((2, 3)))))
             return lambda x: interpolate(x, size, factor, mode, align)
         if kind == "pad":
             amounts = [draw.randint(0, 3) for _ in range(4)]
