@@ -119,7 +119,7 @@ class DenseRows {
     dense_tags_[y % kDenseTaps] = n * g_.oh + y;
     const float* rows[kDenseTaps];
     for (int64_t i = 0; i < kDenseTaps; ++i) {
-      rows[i] = input(n, y * g_.stride - 1 + i);
+      rows[i] = input(n, y * g_.stride - 1 + g_.less_top + i);
     }
     for (int64_t panel = 0; panel < g_.hidden; panel += kPanel) {
       if (g_.hidden - panel > Vec::width) {
@@ -145,7 +145,7 @@ class DenseRows {
     if (input_tags_[y % kDenseTaps] != n * g_.h + y) {
       input_tags_[y % kDenseTaps] = n * g_.h + y;
       const float* src = g_.x + n * g_.xs.n + y * g_.xs.h;
-      float* dst = row + g_.c;
+      float* dst = row + (1 - g_.less_left) * g_.c;
       if (g_.xs.c == 1 && g_.xs.w == g_.c) {
         __builtin_memcpy(dst, src, static_cast<size_t>(g_.w * g_.c) * sizeof(float));
       } else {

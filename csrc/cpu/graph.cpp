@@ -270,8 +270,11 @@ class Run {
     g->co = code_.channels();
     g->kernel = code_.word("a kernel", 1, kMostTaps);
     g->stride = code_.word("a stride", 1, 64);
-    g->padding = code_.word("a padding", 0, 1 << 10);
     g->dilation = code_.word("a dilation", 1, 1 << 16);
+    const Edges edges = padding();
+    g->padding = std::max({edges.top, edges.bottom, edges.left, edges.right});
+    g->less_top = g->padding - edges.top;
+    g->less_left = g->padding - edges.left;
     const int act = activation(&g->slope);
     const bool points = g->kernel == 1 && g->stride == 1 && g->padding == 0;
     const size_t from = points ? source() : any_source();
@@ -282,8 +285,8 @@ class Run {
     g->n = map.n;
     g->h = map.h;
     g->w = map.w;
-    g->oh = output_size(kOp, "height", g->h, g->kernel, g->stride, g->padding, g->dilation);
-    g->ow = output_size(kOp, "width", g->w, g->kernel, g->stride, g->padding, g->dilation);
+    g->oh = padded_size(g->h, g->kernel, g->stride, g->dilation, edges.top + edges.bottom);
+    g->ow = padded_size(g->w, g->kernel, g->stride, g->dilation, edges.left + edges.right);
     g->xs = map.input != nullptr ? map.strides : innermost(map.c, map.h, map.w);
     // a smooth activation follows on what a thread has just written
     g->activation = act <= kLeakyRelu ? act : kNone;
@@ -473,6 +476,11 @@ class Run {
     expect_channels(from, g->conv.c);
     const int64_t hidden = g->conv.hidden = code_.channels();
     g->conv.stride = code_.word("a stride", 1, 8);
+    const Edges edges = padding();
+    LITESEG_CHECK(std::max({edges.top, edges.bottom, edges.left, edges.right}) <= 1, kOp, "program",
+                  "a stem's padding of at most 1", "more");
+    g->conv.less_top = 1 - edges.top;
+    g->conv.less_left = 1 - edges.left;
     g->conv.activation = code_.activation();
     g->co = code_.channels();
     g->depthwise_activation = code_.activation();
@@ -484,8 +492,8 @@ class Run {
     g->project_bias = bias(g->co);
     g->conv.h = map.h;
     g->conv.w = map.w;
-    g->conv.oh = output_size(kOp, "height", map.h, 3, g->conv.stride, 1, 1);
-    g->conv.ow = output_size(kOp, "width", map.w, 3, g->conv.stride, 1, 1);
+    g->conv.oh = padded_size(map.h, 3, g->conv.stride, 1, edges.top + edges.bottom);
+    g->conv.ow = padded_size(map.w, 3, g->conv.stride, 1, edges.left + edges.right);
     g->conv.xs = map.input != nullptr ? map.strides : innermost(map.c, map.h, map.w);
     const size_t to = add_map(map.n, g->co, g->conv.oh, g->conv.ow);
     const float* outside = map.input != nullptr ? static_cast<const float*>(read_of(*map.input)) : nullptr;

@@ -16,7 +16,8 @@ struct ConvolutionArgs {
   int64_t n, c, h, w, co;
   int64_t oh, ow;  // even where they are pooled
   int64_t kernel, stride, padding, dilation;
-  bool pool;  // 2x2 maxima of stride 2
+  int64_t less_top, less_left;  // of the padding, at edges that have less than the others
+  bool pool;                    // 2x2 maxima of stride 2
   int activation;
   float slope;
   int64_t tile;  // pixels of x worked on at a time by `points`

@@ -122,9 +122,9 @@ class Rows {
     const int64_t along = g_.dilation == 1 ? 1 : g_.kernel;
     const int64_t run = g_.kernel / along * g_.c;
     for (int64_t i = 0; i < g_.kernel; ++i) {
-      const float* row = input(n, y * g_.stride - g_.padding + i * g_.dilation);
+      const float* row = input(n, y * g_.stride - g_.padding + g_.less_top + i * g_.dilation);
       for (int64_t j = 0; j < along; ++j) {
-        runs[i * along + j] = row + j * g_.dilation * g_.c;
+        runs[i * along + j] = row + (j * g_.dilation + g_.less_left) * g_.c;
       }
     }
     for (int64_t panel = 0; panel < g_.co; panel += kPanel) {

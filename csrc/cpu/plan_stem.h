@@ -12,6 +12,7 @@ struct DenseConv {
   const float* weight;  // panels of [hidden, 3 * 3 * C], k in the order of rows, columns, channels
   const float* bias;    // [hidden], padded with zeros to whole panels
   int64_t c, h, w, hidden, oh, ow, stride;
+  int64_t less_top, less_left;  // of the padding: 1 where that edge has none
   int activation;
 };
 

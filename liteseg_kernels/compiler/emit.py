@@ -23,7 +23,7 @@ _PLANAR, _INNERMOST, _LABELS = range(3)
 
 def winograd_tile(op: ir.Convolution) -> int:
     """Side of the tiles of Winograd's method that are predicted to be fastest for a convolution, or 0."""
-    if op.kernel != (3, 3) or op.stride != (1, 1) or isinstance(op.inputs[0], ir.Input):
+    if op.kernel != (3, 3) or op.stride != (1, 1) or len(set(op.padding)) > 1 or isinstance(op.inputs[0], ir.Input):
         return 0
     shape = (op.channels, op.inputs[0].channels, 3, 3)
     weights = {"weight": torch.empty(shape, device="meta")}
@@ -154,7 +154,7 @@ class _Emitter:
             self.out.winograd(weight, tile)
             self.out.bias(bias, op.channels)
             return
-        self.out.add(_CONVOLUTION, channels, op.channels, op.kernel[0], op.stride[0], op.padding[0], op.dilation[0])
+        self.out.add(_CONVOLUTION, channels, op.channels, op.kernel[0], op.stride[0], op.dilation[0], *op.padding)
         self._activation(op.activation)
         self.out.add(*self._sources(op))
         self._matrix(op)
@@ -184,7 +184,8 @@ class _Emitter:
     def _stem(self, op: ir.Stem) -> None:
         assert op.conv is not None and op.depthwise is not None and op.project is not None
         plain = [ir.ACTIVATIONS.index(part.activation.name) for part in (op.conv, op.depthwise)]
-        self.out.add(_STEM, *self._sources(op), op.inputs[0].channels, op.conv.channels, op.conv.stride[0], plain[0])
+        self.out.add(_STEM, *self._sources(op), op.inputs[0].channels, op.conv.channels, op.conv.stride[0])
+        self.out.add(*op.conv.padding, plain[0])
         self.out.add(op.channels, plain[1])
         self._matrix(op.conv)
         self._taps(op.depthwise)

@@ -104,7 +104,8 @@ class Trial:
         value = node.meta.get("val")
         if not isinstance(value, Tensor) or value.device.type != "cpu" or value.dtype != torch.float32:
             raise Refused("weights are not float32 on the CPU")
-        if not torch._prims_common.is_non_overlapping_and_dense(value):
+        span = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True)) + 1
+        if span != value.numel():
             raise Refused("weights are not dense")
         return 0
 
@@ -154,7 +155,7 @@ def _convolution(node: fx.Node, read: Reader) -> ir.Op:
     if max(stride) > _MOST_STRIDE:
         raise Refused("stride")
     if groups == 1 and not (x.channels == 1 and weight.shape[0] == 1):
-        if kernel[0] != kernel[1] or stride[0] != stride[1] or dilation[0] != dilation[1] or padding[0] != padding[1]:
+        if kernel[0] != kernel[1] or stride[0] != stride[1] or dilation[0] != dilation[1]:
             raise Refused("dense convolution that differs along height and width")
         if kernel[0] > _MOST_TAPS["dense"]:
             raise Refused(f"dense convolution of {kernel[0]}x{kernel[1]}")

@@ -120,7 +120,7 @@ def _fold_pad(op: ir.Op, users: Users) -> ir.Op | None:
         return None
     pad = op.inputs[0]
     padding = tuple(a + b for a, b in zip(op.padding, pad.padding, strict=True))
-    if min(pad.padding) < 0 or (isinstance(op, ir.Convolution) and len(set(padding)) > 1):
+    if min(pad.padding) < 0:
         return None
     top, bottom, left, right = padding
     op.padding, op.inputs = (top, bottom, left, right), pad.inputs
@@ -179,12 +179,10 @@ def _stem(op: ir.Op, users: Users) -> ir.Op | None:
         return None
     conv, depthwise = op.inputs[0], op.depthwise
     assert depthwise is not None
-    same = all(
-        (part.kernel, part.dilation, part.padding) == ((3, 3), (1, 1), (1, 1, 1, 1))
-        for part in (conv, depthwise)
-        if isinstance(part, ir.Weighted)
-    )
-    if not isinstance(conv, ir.Convolution) or not same or not _alone(conv, users) or depthwise.stride != (1, 1):
+    if not isinstance(conv, ir.Convolution) or not _alone(conv, users):
+        return None
+    same = all((part.kernel, part.dilation) == ((3, 3), (1, 1)) for part in (conv, depthwise))
+    if not same or max(conv.padding) > 1 or depthwise.padding != (1, 1, 1, 1) or depthwise.stride != (1, 1):
         return None
     plain = all(part.activation.name in _STEM_ACTIVATIONS for part in (conv, depthwise))
     if not plain or conv.inputs[0].channels > _STEM_CHANNELS or conv.stride[0] > _STEM_STRIDE:

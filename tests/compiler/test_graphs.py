@@ -50,6 +50,11 @@ def error(got: Tensor, expected: Tensor) -> float:
     return float((got.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-12))
 
 
+def layout(x: Tensor) -> list[int]:
+    """Strides, where they mean something."""
+    return [stride for stride, size in zip(x.stride(), x.shape, strict=True) if size != 1]
+
+
 def assert_like_torch(net: nn.Module, *inputs: Tensor, least: int = 1) -> GraphReport:
     """All results as exact as torch's own, of the same shape and strides."""
     module, report = taken(net, *inputs)
@@ -60,7 +65,7 @@ def assert_like_torch(net: nn.Module, *inputs: Tensor, least: int = 1) -> GraphR
     net.float()
     results = [value if isinstance(value, tuple) else (value,) for value in (got, eager, exact)]
     for ours, torchs, reference in zip(*results, strict=True):
-        assert ours.dtype == torchs.dtype and ours.shape == torchs.shape and ours.stride() == torchs.stride()
+        assert ours.dtype == torchs.dtype and ours.shape == torchs.shape and layout(ours) == layout(torchs)
         assert error(ours, reference) <= 3e-6 + 4 * error(torchs, reference), str(report)
     return report
 
@@ -124,7 +129,7 @@ class Padded(nn.Module):
 
 def test_uneven_padding() -> None:
     report = assert_like_torch(trained_like(Padded()), torch.randn(1, 3, 20, 24))
-    assert described(report) == ["pad", "3x3 convolution + relu6", "separable convolution"]
+    assert described(report) == ["3x3 convolution + relu6", "separable convolution"]
 
 
 class Classes(nn.Module):
