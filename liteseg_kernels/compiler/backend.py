@@ -60,10 +60,10 @@ def compile_graph(
         return module.forward
     missing = _loader.missing("cpu")
     if missing is None:
-        compiled, report = _compile_inference(module, inputs)
+        ours, report = _compile_inference(module, inputs)
         if report.taken:
             reports.append(report)
-            return compiled
+            return ours
         left = report.left
     else:
         left = []
@@ -73,7 +73,8 @@ def compile_graph(
     from torch._inductor.compile_fx import compile_fx
 
     reports.append(GraphReport([], left, "Inductor"))
-    return compile_fx(module, list(inputs))
+    compiled: Any = compile_fx(module, list(inputs))
+    return compiled
 
 
 def _compile_inference(module: fx.GraphModule, inputs: Sequence[Any]) -> tuple[Compiled, GraphReport]:

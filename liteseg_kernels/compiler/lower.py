@@ -199,7 +199,7 @@ def _activation(name: str) -> Callable[[fx.Node, Reader], ir.Op]:
 def _clamp(node: fx.Node, read: Reader) -> ir.Op:
     a = arguments(node)
     low, high = a.get("min_val", a.get("min")), a.get("max_val", a.get("max"))
-    names = {(0, 6): "relu6", (0, None): "relu"}
+    names: dict[Any, str] = {(0, 6): "relu6", (0, None): "relu"}
     name = names.get((low, high))
     if name is None:
         raise Refused(f"clamping to {low}..{high}")
