@@ -51,14 +51,17 @@ def innermost(node: fx.Node) -> bool:
     """Whether a map was channels_last (True) or NCHW (False) when the graph was traced."""
     value = first_value(node)
     sizes, strides = [number(s) for s in value.shape], [number(s) for s in value.stride()]
+    differing = []
     for order in ((3, 2, 1, 0), (1, 3, 2, 0)):
-        expected = 1
+        expected, step = [0] * 4, 1
         for dim in order:
-            if sizes[dim] != 1 and strides[dim] != expected:
-                break
-            expected *= sizes[dim]
-        else:
-            return order[0] == 1
+            expected[dim] = step
+            step *= sizes[dim]
+        differing.append({dim for dim in order if strides[dim] != expected[dim]})
+    # strides of a single row, column or channel mean nothing, but what follows may go by them
+    for layout, wrong in sorted(enumerate(differing), key=lambda of: len(of[1])):
+        if all(sizes[dim] == 1 for dim in wrong):
+            return bool(layout)
     raise Refused("neither contiguous nor channels_last")
 
 

@@ -56,7 +56,7 @@ def layout(x: Tensor) -> list[int]:
 
 
 def assert_like_torch(net: nn.Module, *inputs: Tensor, least: int = 1) -> GraphReport:
-    """All results as exact as torch's own, of the shape and strides that were traced."""
+    """All results as exact as torch's own, of the same shape and strides."""
     module = traced(net, *inputs)
     results = module.graph.output_node().args[0]
     layouts = [layout(node.meta["val"]) for node in (results if isinstance(results, (tuple, list)) else (results,))]
@@ -68,7 +68,9 @@ def assert_like_torch(net: nn.Module, *inputs: Tensor, least: int = 1) -> GraphR
     net.float()
     values = [value if isinstance(value, tuple) else (value,) for value in (got, eager, exact)]
     for ours, torchs, reference, strides in zip(*values, layouts, strict=True):
-        assert ours.dtype == torchs.dtype and ours.shape == torchs.shape and layout(ours) == strides
+        assert ours.dtype == torchs.dtype and ours.shape == torchs.shape
+        # the trace differs from torch's run where a map with one channel has either format
+        assert layout(ours) in (strides, layout(torchs))
         assert error(ours, reference) <= 3e-6 + 4 * error(torchs, reference), str(report)
     return report
 
