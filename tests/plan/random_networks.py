@@ -1,6 +1,6 @@
 """Networks, inputs and settings drawn at random, each run from a plan and compared with float64.
 
-`make fuzz` draws for an hour, on every instruction set of the machine; tests/plan/test_random.py draws for some seconds.
+`make fuzz` draws for an hour, on every instruction set of the machine; tests/plan/test_random.py for some seconds.
 A draw is named by its number: `python -m tests.plan.random_networks --first N --count 1` repeats it.
 """
 
