@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +19,9 @@ from liteseg.errors import UserError
 from liteseg.image_io import add_legend, overlay, read_image, write_image
 from liteseg.models import Network
 from liteseg.palette import palette_for
-from liteseg.predict import evaluating, input_size, predict, segment
+from liteseg.predict import input_size, predict, segment
 from liteseg_kernels import functional as F
+from liteseg_kernels.eval_view import eval_view
 
 __all__ = ["Comparison", "compare", "demo"]
 
@@ -83,7 +85,8 @@ def compare(model: Network, fused: nn.Module, image: np.ndarray, *, scale: float
         scale: input scale.
         rounds: timed runs of each.
     """
-    plain = lk.to_reference(model)
+    plain: Any = eval_view(lk.to_reference(model))
+    fused = eval_view(fused)
     parameter = next(model.parameters())
     size = (image.shape[0], image.shape[1])
     at = input_size(size, scale)
@@ -97,7 +100,7 @@ def compare(model: Network, fused: nn.Module, image: np.ndarray, *, scale: float
         logits = plain.low_resolution_logits(x)
         return nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=True).argmax(1)
 
-    with evaluating(fused), evaluating(plain):
+    with torch.inference_mode():
         equal = (run_fused() == run_plain()).double().mean().item()
         for _ in range(WARM_UP):
             run_fused()

@@ -152,11 +152,16 @@ def _pictures(shape: tuple[int, ...], device: torch.device, seed: int) -> torch.
     return (areas + 0.2 * torch.randn(shape, generator=generator)).to(device)
 
 
+def _channels(model: nn.Module) -> int:
+    """Of the input; 3 for models that do not say."""
+    return int(getattr(getattr(model, "config", None), "in_channels", 3))
+
+
 def _classes(model: nn.Module, size: tuple[int, int], device: torch.device) -> int:
     """Channels of the logits, after one run that shows that the model is one this module exports."""
-    x = _pictures((1, 3, *size), device, 0)
-    with evaluating(model):
-        logits = model(x)
+    x = _pictures((1, _channels(model), *size), device, 0)
+    with evaluating(model) as ready:
+        logits = ready(x)
     if not isinstance(logits, torch.Tensor) or logits.ndim != 4 or logits.shape[2:] != x.shape[2:]:
         got = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise TypeError(f"export: model: expected logits [1, K, {size[0]}, {size[1]}], got {got}")
@@ -167,12 +172,16 @@ def _classes(model: nn.Module, size: tuple[int, int], device: torch.device) -> i
 
 def _metadata(model: nn.Module, output: str, classes: int, fixed: bool) -> dict[str, str]:
     """What a user of the file must know and the graph does not say."""
+    channels = _channels(model)
+    if channels == 3:
+        given: dict[str, Any] = {"input": "image: float32 [N, 3, H, W], RGB / 255, minus mean, divided by std"}
+        given |= {"mean": list(MEAN), "std": list(STD)}
+    else:
+        given = {"input": f"image: float32 [N, {channels}, H, W], normalised as in training"}
     facts: dict[str, Any] = {
         "liteseg_version": __version__,
         "num_classes": classes,
-        "input": "image: float32 [N, 3, H, W], RGB / 255, minus mean, divided by std",
-        "mean": list(MEAN),
-        "std": list(STD),
+        **given,
         "output": f"logits: float32 [N, {classes}, H, W]" if output == "logits" else "labels: uint8 [N, H, W]",
     }
     if not fixed:
@@ -185,13 +194,15 @@ def _metadata(model: nn.Module, output: str, classes: int, fixed: bool) -> dict[
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
 
 
-def _traced(graph: _Graph, size: tuple[int, int], fixed: bool, device: torch.device) -> torch.export.ExportedProgram:
+def _traced(
+    graph: _Graph, channels: int, size: tuple[int, int], fixed: bool, device: torch.device
+) -> torch.export.ExportedProgram:
     shapes = None
     if not fixed:
         height, width = (torch.export.Dim(name, min=MIN_DYNAMIC) for name in ("height", "width"))
         shapes = {"image": {0: torch.export.Dim("batch", min=1), 2: height, 3: width}}
     # a batch of 1 would become a constant
-    example = torch.zeros((1 if fixed else 2, 3, *size), device=device)
+    example = torch.zeros((1 if fixed else 2, channels, *size), device=device)
     try:
         return torch.export.export(graph, (example,), dynamic_shapes=shapes)
     except Exception as error:
@@ -263,12 +274,12 @@ def _check(
 ) -> tuple[str, tuple[Check, ...]]:
     checks = []
     # TF32 would hide errors below 1e-3, and differs from kernel to kernel
-    with evaluating(model), torch.backends.cudnn.flags(allow_tf32=False):
+    with evaluating(model) as ready, torch.backends.cudnn.flags(allow_tf32=False):
         try:
             run, runner = _open(path, format)
             for seed, shape in enumerate(shapes):
                 x = _pictures(shape, device, seed)
-                checks.append(_compare(run(x), model(x), x))
+                checks.append(_compare(run(x), ready(x), x))
         except Exception as error:
             # each run time has exceptions of its own
             raise RuntimeError(f"export: the {format} file does not run and was removed: {error}") from error
@@ -318,9 +329,9 @@ def export(
     """Writes a model to a file that runs without this package, and checks that file before it is there.
 
     The file holds the model's reference form, plain torch.nn operations with batch norm in eval mode and the same
-    weights, so a fused model may be given too. Input is ``image``, float32 [N, 3, H, W], normalised RGB: mean, standard
-    deviation, class names and input scale are in the file's metadata. Batch, height and width may vary from call to
-    call, both sides at least 64, unless ``fixed_size``.
+    weights, so a fused model may be given too. Input is ``image``, float32 [N, 3, H, W], normalised RGB (or the model's
+    ``in_channels``): mean, standard deviation, class names and input scale are in the file's metadata. Batch, height
+    and width may vary from call to call, both sides at least 64, unless ``fixed_size``.
 
     The file is written under another name, read back, run at two sizes that the export did not see (at a fixed size: on
     two pictures) and compared with ``model`` itself; only one that agrees gets its name. Then the largest error of the
@@ -377,11 +388,12 @@ def export(
 
     graph = _Graph(lk.to_reference(model), output).eval().requires_grad_(False)
     facts = _metadata(model, output, classes, fixed_size)
-    others = [(batch, 3, high, wide) for batch, high, wide in _CHECKED if (high, wide) != at]
-    checked = [(1, 3, *at)] * 2 if fixed_size else others[:2]
+    channels = _channels(model)
+    others = [(batch, channels, high, wide) for batch, high, wide in _CHECKED if (high, wide) != at]
+    checked = [(1, channels, *at)] * 2 if fixed_size else others[:2]
     with atomic_path(path) as temporary:
         with quiet():
-            _write(_traced(graph, at, fixed_size, device), temporary, format, output, facts, opset)
+            _write(_traced(graph, channels, at, fixed_size, device), temporary, format, output, facts, opset)
         runner, checks = _check(temporary, format, model, checked, device) if check else (None, ())
-    shape: tuple[str | int, ...] = (1, 3, *at) if fixed_size else ("batch", 3, "height", "width")
+    shape: tuple[str | int, ...] = (1, channels, *at) if fixed_size else ("batch", channels, "height", "width")
     return Exported(path, format, output, shape, runner, checks)

@@ -91,7 +91,7 @@ def predict_video(
         container = av.open(os.fspath(source))
     except (av.error.FFmpegError, OSError) as error:
         raise ValueError(f"{source}: not a video that can be read: {error.strerror}") from error
-    with container, evaluating(model), atomic_path(out) as temporary:
+    with container, evaluating(model) as ready, atomic_path(out) as temporary:
         if not container.streams.video:
             raise ValueError(f"{source}: expected a video stream, got none")
         stream = container.streams.video[0]
@@ -122,7 +122,7 @@ def predict_video(
                         f"{pixels.shape[0]}x{pixels.shape[1]} in frame {count}"
                     )
                 try:
-                    labels = predict_at(model, pixels, scale=scale)
+                    labels = predict_at(ready, pixels, scale=scale)
                 except ValueError as error:
                     raise ValueError(f"{source}: {error}") from error
                 painted = overlay(pixels, labels, palette, alpha)

@@ -138,12 +138,13 @@ def create_model(
             configuration.
         backbone_weights: path of ImageNet MobileNetV2 weights (torchvision or flat key names).
         skip_classifier: take everything but the last convolution from `weights`, for another set of classes.
-        **switches: ``class_names, input_scale``, for LiteSeg ``output_stride, separable, deeper, short_residual,
-            long_residual, filters, rates`` (see :class:`ModelConfig`), for ESPNet ``p, q, variant, void_output,
-            normalisation`` (see :class:`ESPNetConfig`); None means the default. ``output_stride`` may
+        **switches: ``class_names, input_scale``, for LiteSeg ``in_channels, output_stride, separable, deeper,
+            short_residual, long_residual, filters, rates`` (see :class:`ModelConfig`), for ESPNet ``p, q, variant,
+            void_output, normalisation`` (see :class:`ESPNetConfig`); None means the default. ``output_stride`` may
             differ from what `weights` were trained with: it changes no weight's shape. MobileNetV2's and ShuffleNet's
             features keep their meaning and are sampled more or less densely; Darknet19's meet other paddings too. The
-            scores change: train on from there.
+            scores change: train on from there. Other ``in_channels`` than those of `weights` are refused, and
+            `backbone_weights` adapted to them.
 
     Raises:
         ValueError: unknown name or switch, a value that is not allowed, or one that contradicts `weights`.
