@@ -279,7 +279,7 @@ def test_a_network_is_measured_without_what_small_grids_do(monkeypatch: pytest.M
     monkeypatch.delenv("LITESEG_CLUSTERS", raising=False)
     seen = []
     for provider in ("liteseg cuda graph", *speed.WITHOUT):
-        with speed._switched_off(provider):
+        with speed.switched_off(provider):
             seen.append(_dispatch.small_grids())
     off = [{name for name, on in switches.items() if not on} for switches in seen]
     assert off == [set(), {"early launches"}, {"clusters"}]
