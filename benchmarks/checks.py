@@ -94,7 +94,8 @@ def switches(day: Day) -> Iterator[Row]:
             key = {"case": f"{layer.call.op}, {layer.name}", "backend": "cuda", "dtype": "fp16"}
             if "cuda" in backends(day, layer.call.op):
                 yield Row({"check": "graph behind a copy", **key}, _behind_a_copy(day, layer), rank=1)
-    for backend in backends(day):
+    # the interpreter takes minutes for a network
+    for backend in backends(day) if not day.dry else set(backends(day)) - {"triton"}:
         key = {"check": "two threads, two sizes", "case": day.networks[0], "backend": backend, "dtype": "fp16"}
         yield Row(key, lambda backend=backend: _two_threads(day, backend), rank=2, cost=5)
 

@@ -219,7 +219,7 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     if arguments.call and arguments.call not in plan.calls():
         parser.error(f"--call: expected one of {', '.join(map(str, plan.calls())) or 'none'}, got {arguments.call}")
     if arguments.budget is None:
-        arguments.budget = DRY_BUDGET if arguments.dry_run else plan.budget
+        arguments.budget = DRY_BUDGET if arguments.dry_run else plan.budget(arguments.call)
     if arguments.budget <= 0:
         parser.error(f"--budget: expected a number above 0, got {arguments.budget:g}")
     return arguments

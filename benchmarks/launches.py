@@ -112,7 +112,7 @@ def _measure(day: Day, network: str, size: tuple[int, int], backend: str) -> Val
 
     def run() -> Tensor:
         x = lk.functional.preprocess(picture, dtype=dtype)
-        return lk.functional.upsample_argmax(model.low_resolution_logits(x), size, align_corners=model.align_corners)
+        return lk.functional.upsample_argmax(model.low_resolution_logits(x), size, align_corners=True)
 
     repeat = 1 if day.dry else 20
     runs: list[list[tuple[str, str, float]]] = []
@@ -163,21 +163,23 @@ def table(
     for the network, each with its prediction where there is one."""
     names = [name for _, name, _ in runs[-1]]
     alike = [run for run in runs if [name for _, name, _ in run] == names]
+    times = [median(run[index][2] for run in alike) for index in range(len(names))]
+    of_layer: dict[str, list[float]] = defaultdict(list)
+    places = []
+    for (layer, _, _), us in zip(runs[-1], times, strict=True):
+        # "backbone.stem conv2d": what torch's own ops of a layer launch is the layer's
+        whole = layer.split(" ")[0].removesuffix(".activation")
+        of_layer[whole].append(us)
+        places.append((whole, len(of_layer[whole])))
     lines: list[Values] = []
-    steps: dict[str, int] = defaultdict(int)
-    sums: dict[str, float] = defaultdict(float)
-    for index, (layer, kernel, _) in enumerate(alike[-1]):
-        us = median(run[index][2] for run in alike)
-        # "backbone.stem addmm": what torch's own ops of a layer launch is the layer's
-        whole = layer.split(" ")[0]
-        steps[whole] += 1
-        sums[whole] += us
-        sums["network"] += us
-        lines.append(_line(f"{index + 1}", layer, kernel[:160], us, predicted.get((whole, steps[whole]))))
-    for layer, us in sums.items():
-        count = len(lines) if layer == "network" else steps[layer]
-        name = f"{count} launches"
-        lines.append(_line(f"all of {layer or 'no layer'}", layer, name, us, predicted.get((layer, 0))))
+    for index, ((layer, kernel, _), us, place) in enumerate(zip(runs[-1], times, places, strict=True)):
+        # a layer's only launch is the layer
+        place = (place[0], 0) if len(of_layer[place[0]]) == 1 else place
+        lines.append(_line(f"{index + 1}", layer, kernel[:160], us, predicted.get(place)))
+    for layer, found in of_layer.items():
+        if len(found) > 1:
+            lines.append(_line("sum", layer, f"{len(found)} launches", sum(found), predicted.get((layer, 0))))
+    lines.append(_line("sum", "network", f"{len(times)} launches", sum(times), predicted.get(("network", 0))))
     return lines
 
 

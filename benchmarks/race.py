@@ -181,9 +181,9 @@ def _make(
 @functools.cache
 def _elsewhere(day: Day, network: str, size: tuple[int, int], dtype: torch.dtype, provider: str) -> tuple[str, ...]:
     """Which ops of a network do not run on the backend that the provider names."""
-    name = provider.split()[1]
-    if not provider.startswith("liteseg") or name == "auto":
+    if not provider.startswith("liteseg") or "auto" in provider:
         return ()
+    name = provider.split()[1]
     from liteseg.bench import shapes
     from liteseg.bench.registry import Work
 

@@ -282,7 +282,7 @@ def trained(network: str) -> nn.Module:
     """A network as a trained one is: from the constructor, activations would shrink to nothing, and labels compare
     rounding errors."""
     torch.manual_seed(0)
-    model = liteseg.createnetwork_model(network, num_classes=shapes.CLASSES)
+    model = liteseg.create_model(network, num_classes=shapes.CLASSES)
     return trained_like(model, torch.randn(4, 3, 64, 96))
 
 
@@ -454,7 +454,7 @@ def _training(day: Day, network: str, size: tuple[int, int], batch: int, dtype: 
     clean(day)
     exact_float32()
     torch.manual_seed(0)
-    model: Any = liteseg.createnetwork_model(network, num_classes=shapes.CLASSES).to(day.device)
+    model: Any = liteseg.create_model(network, num_classes=shapes.CLASSES).to(day.device)
     if provider != EAGER:
         model = model.to(memory_format=torch.channels_last)
     ours = provider.startswith("liteseg")

@@ -83,7 +83,7 @@ def combinations(
     """
     if case.wide and here.name in ("interpreter", "emulator"):
         return [(dtypes[0], "sliced"), (dtypes[1], "channels_last")]
-    each = here.device == "cuda" and os.environ.get("LITESEG_PARITY") == "each"
+    each = here.name.startswith("gpu") and os.environ.get("LITESEG_PARITY") == "each"
     if not (case.slow or each or here.name in ("interpreter", "emulator")):
         return [(dtype, layout) for dtype in dtypes for layout in layouts]
     return [(dtypes[i % len(dtypes)], layouts[i % len(layouts)]) for i in range(max(len(dtypes), len(layouts)))]
