@@ -295,7 +295,11 @@ def _run(arguments: argparse.Namespace, results: Path, device: str, end: float, 
             command = _command(section.name, arguments, results, deadline - 5, since)
             done.append(supervise(section.name, command, place, arguments.logs, deadline))
         _record(done[-1], results, device)
-        report.write(results, device)
+        try:
+            report.write(results, device)
+        except Exception as problem:
+            # the numbers matter more than the page
+            print(f"gpu-day: no summary page: {type(problem).__name__}: {problem}", flush=True)
         publish(results, arguments.logs, device)
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 
 from .day import Day
-from .rows import ROOT, Row, Values, sources
+from .rows import ROOT, Row, Skip, Values, sources
 
 LIBRARIES = ("_C", "_C_cuda")
 # digest of the sources that the libraries in the checkout were built from
@@ -21,6 +21,9 @@ def ready(day: Day) -> Iterator[Row]:
     `python -m liteseg_kernels.info` says; both libraries and all backends must be usable."""
     key = {"check": "build", "case": "pip install -e ."}
     yield Row(key, lambda: _build(day), cost=20 if not day.dry else 1, limit=400, always=True)
+    if day.dry:
+        # here, or the first test of the parity section would have to wait for it
+        yield Row({"check": "build", "case": "emulator"}, _emulator, cost=1, limit=600)
     yield Row({"check": "info", "case": "libraries and backends"}, lambda: _info(day), rank=1, cost=5, always=True)
 
 
@@ -47,6 +50,15 @@ def _build(day: Day) -> Values:
         if day.dry:
             break
     raise RuntimeError("; ".join(problems))
+
+
+def _emulator() -> Values:
+    from tests.emulator.build import load
+
+    reason = load()
+    if reason is not None:
+        raise Skip(reason)
+    return {}
 
 
 def _info(day: Day) -> Values:
