@@ -82,8 +82,8 @@ _SWITCHES = (("1", "1"), ("0", "1"), ("1", "0"), ("0", "0"))
 
 def switches(day: Day) -> Iterator[Row]:
     """Early launches and clusters on and off; a kernel that starts early behind a copy; two threads with two sizes."""
-    for network in day.networks[:1]:
-        for dtype in day.dtypes[:2]:
+    for network in day.networks[:1] if "cuda" in backends(day) else ():
+        for dtype in day.dtypes[: 1 if day.dry else 2]:
             for size in day.sizes[:1]:
                 case = f"{network} {size[0]}x{size[1]}"
                 key = {"case": case, "backend": "cuda", "dtype": day.dtype_name(dtype)}
@@ -121,7 +121,7 @@ def _switched(day: Day, network: str, size: tuple[int, int], dtype: torch.dtype)
     picture = speed.inputs(size, 1, dtype, "logits", 1)[0].to(day.device)
     picture = picture.contiguous(memory_format=torch.channels_last)
     found: dict[tuple[str, str], Tensor] = {}
-    repeats = 2 if day.dry else 20
+    repeats = 1 if day.dry else 20
     with torch.inference_mode():
         for values in _SWITCHES:
             with _small_grids(values):
