@@ -6,7 +6,8 @@
 #   make bench-cpu  README's speed on a CPU: whole networks, a training step, a busy core
 #   make sanitize   the CPU kernels' tests under the address and undefined-behaviour sanitizers
 #   make docs    the documentation as a website in site/
-#   make gpu-day everything that needs a CUDA GPU, measured and checked; SECTIONS="build parity", GPU_DAY_ARGS=--dry-run
+#   make gpu-day everything that needs a CUDA GPU, measured and checked; SECTIONS="parity ops", GPU_DAY_ARGS=--dry-run
+#   make gpu-pack   what has to travel to a GPU machine that is lent for minutes; GPU_PACK_ARGS="--plan train"
 #   make build   (re)build the compiled kernels only
 #   make clean   remove what the others made, .venv included
 
@@ -19,6 +20,7 @@ OUT ?= demo_out
 PYTEST_ARGS ?=
 SECTIONS ?=
 GPU_DAY_ARGS ?=
+GPU_PACK_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -31,7 +33,7 @@ TORCH_STAMP := $(VENV)/stamp-torch-$(TORCH)
 # GPU machines bring a torch of their own, and often no way to fetch another
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: demo test lint bench bench-cpu sanitize docs gpu-day build clean
+.PHONY: demo test lint bench bench-cpu sanitize docs gpu-day gpu-pack build clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/stamp-run
@@ -60,6 +62,9 @@ docs: $(VENV)/stamp-dev
 
 gpu-day:
 	$(GPU_PYTHON) -m benchmarks.gpu_day $(SECTIONS) $(GPU_DAY_ARGS)
+
+gpu-pack:
+	$(GPU_PYTHON) -m benchmarks.gpu_pack $(GPU_PACK_ARGS)
 
 build: $(VENV)/stamp-run
 	$(BIN)/python setup.py build_ext --inplace

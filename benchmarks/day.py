@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from liteseg.bench.shapes import NETWORKS
 from .rows import ROOT
 
 RESULTS = ROOT / "benchmarks/results"
-LOGS = ROOT / "build/gpu-day"
+LOGS = ROOT / "build/gpu-day/logs"
 Setting = tuple[tuple[int, int], int]
 
 
@@ -52,34 +52,31 @@ class Day:
     def make(plan: str, dry: bool, results: Path = RESULTS, logs: Path = LOGS, deadline: float = float("inf")) -> Day:
         logs.mkdir(parents=True, exist_ok=True)
         half, single, brain = torch.float16, torch.float32, torch.bfloat16
-        place = results, logs, deadline
-        short = plan == "short"
-        if dry:
-            networks = NETWORKS[: 1 if short else 2]
-            sizes, batches = ((32, 48),), (1,) if short else (1, 2)
-            return Day(
-                plan,
-                True,
-                "cpu",
-                networks,
-                sizes,
-                (32, 48),
-                batches,
-                (single, half),
-                (((32, 48), 2),),
-                (brain,),
-                *place,
-            )
-        small = 64, 96
-        if short:
-            sizes, trained = ((360, 640), (1024, 2048)), (((512, 1024), 8),)
-            return Day(plan, False, "cuda", NETWORKS[:1], sizes, small, (1,), (half, single), trained, (brain,), *place)
-        sizes = (360, 640), (512, 1024), (1024, 2048)
-        trained = ((352, 480), 8), ((512, 1024), 8), ((768, 768), 16)
-        dtypes = half, brain, single
-        return Day(
-            plan, False, "cuda", NETWORKS, sizes, small, (1, 8, 32), dtypes, trained, (brain, half, single), *place
+        whole = Day(
+            plan=plan,
+            dry=dry,
+            device="cuda",
+            networks=NETWORKS,
+            sizes=((360, 640), (512, 1024), (1024, 2048)),
+            small=(64, 96),
+            batches=(1, 8, 32),
+            dtypes=(half, brain, single),
+            trained=(((352, 480), 8), ((512, 1024), 8), ((768, 768), 16)),
+            precisions=(brain, half, single),
+            results=results,
+            logs=logs,
+            deadline=deadline,
         )
+        if plan == "short":
+            sizes, trained = (whole.sizes[0], whole.sizes[-1]), whole.trained[1:2]
+            short = {"networks": NETWORKS[:1], "batches": (1,), "dtypes": (half, single), "precisions": (brain,)}
+            whole = replace(whole, sizes=sizes, trained=trained, **short)
+        if not dry:
+            return whole
+        small = (32, 48)
+        tiny = {"device": "cpu", "dtypes": (single, half), "precisions": (brain,), "trained": ((small, 2),)}
+        grid = {"networks": whole.networks[:2], "batches": whole.batches[:1] if plan == "short" else (1, 2)}
+        return replace(whole, sizes=(small,), small=small, **grid, **tiny)
 
     @staticmethod
     def dtype_name(dtype: torch.dtype) -> str:

@@ -262,7 +262,8 @@ def main(given: Sequence[str] | None = None) -> int:
         arguments.results = arguments.logs / "dry-run"
         shutil.rmtree(arguments.results, ignore_errors=True)
     results = (arguments.results or ROOT / "benchmarks/results").resolve()
-    device, done = "none", []
+    device = "none"
+    done: list[Result] = []
     try:
         environment = _environment(arguments.dry_run, arguments.logs)
         device = rows.slug(environment["device"])

@@ -58,8 +58,7 @@ def _races(day: Day, section: str, contestants: tuple[str, ...], name: str, **se
         for dtype_rank, dtype in enumerate(day.dtypes):
             for size_rank, size in enumerate(day.sizes):
                 key = speed.network_key(network, name, "labels", size, 1, day.dtype_name(dtype))
-                args = section, key, network, size, dtype, contestants
-                run: Callable[[], Values] = lambda args=args: _race(day, *args)  # noqa: E731
+                run = functools.partial(_race, day, section, key, network, size, dtype, contestants)
                 yield Row(key, run, 100 * network_rank + 10 * dtype_rank + size_rank, **settings)
 
 
