@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -68,15 +69,16 @@ class Day:
             deadline=deadline,
         )
         if plan == "short":
+            short: dict[str, Any] = {"networks": NETWORKS[:1], "batches": (1,), "dtypes": (half, single)}
             sizes, trained = (whole.sizes[0], whole.sizes[-1]), whole.trained[1:2]
-            short = {"networks": NETWORKS[:1], "batches": (1,), "dtypes": (half, single), "precisions": (brain,)}
-            whole = replace(whole, sizes=sizes, trained=trained, **short)
+            whole = replace(whole, sizes=sizes, trained=trained, precisions=(brain,), **short)
         if not dry:
             return whole
         small = (32, 48)
-        tiny = {"device": "cpu", "dtypes": (single, half), "precisions": (brain,), "trained": ((small, 2),)}
-        grid = {"networks": whole.networks[:2], "batches": whole.batches[:1] if plan == "short" else (1, 2)}
-        return replace(whole, sizes=(small,), small=small, **grid, **tiny)
+        batches = (1,) if plan == "short" else (1, 2)
+        tiny: dict[str, Any] = {"device": "cpu", "dtypes": (single, half), "precisions": (brain,)}
+        tiny |= {"networks": whole.networks[:2], "batches": batches, "trained": ((small, 2),)}
+        return replace(whole, sizes=(small,), small=small, **tiny)
 
     @staticmethod
     def dtype_name(dtype: torch.dtype) -> str:

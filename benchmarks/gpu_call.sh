@@ -8,5 +8,5 @@ mkdir -p "$OUT" build/gpu-day/logs
 "${GPU_PYTHON:-python3}" -u -m benchmarks.gpu_call "$@" 2>&1 | tee "$log"
 code="${PIPESTATUS[0]}"
 # when not even this much worked, what was said comes back
-ls "$OUT"/gpu-day.tar.xz* >/dev/null 2>&1 || cp "$log" "$OUT/"
+ls "$OUT"/gpu-day.tar.gz* >/dev/null 2>&1 || cp "$log" "$OUT/"
 exit "$code"

@@ -59,7 +59,7 @@ def sections(machine: Machine) -> dict[str, dict[str, str]]:
 
 def in_order(call: Call, budget: float) -> None:
     assert rehearsal.faults(call, budget) == [], call.output
-    assert sorted(call.returned) == ["gpu-day.tar.xz", "summary.md"]
+    assert sorted(call.returned) == ["gpu-day.tar.gz", "summary.md"]
     sizes = f"{call.returned}, {len(call.names)} files in the archive"
     print(f"{call.seconds:.0f} s, {call.busy:.0f} s computing; back: {sizes}")
 
@@ -150,7 +150,7 @@ def test_without_torch(machine: Machine) -> None:
     call = machine.call(1, "--dry-run")
     assert call.code == 1
     assert "torch does not start: ImportError: libcudart.so.13" in call.output
-    assert "logs/no-device.txt" in call.names and list(call.returned) == ["gpu-day.tar.xz"]
+    assert "logs/no-device.txt" in call.names and list(call.returned) == ["gpu-day.tar.gz"]
 
 
 def test_what_is_there_when_the_call_is_killed(machine: Machine) -> None:

@@ -81,9 +81,9 @@ def test_dry_run_resumes_and_publishes(
     assert rows.read(file) == lines
     assert "2 ok, 0 failed, 0 skipped, 0 left" in capfd.readouterr().out
     # one archive and its summary come back
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["gpu-day.tar.xz", "summary.md"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["gpu-day.tar.gz", "summary.md"]
     assert "| copy, 4 GiB | bytes |" in (tmp_path / "out/summary.md").read_text()
-    names = archive.unpack(tmp_path / "out/gpu-day.tar.xz", tmp_path / "back")
+    names = archive.unpack(tmp_path / "out/gpu-day.tar.gz", tmp_path / "back")
     assert "logs/ceilings.txt" in names and f"results/{file.name}" in names
     assert (tmp_path / f"back/results/{file.name}").read_bytes() == file.read_bytes()
 
@@ -445,10 +445,10 @@ def test_an_archive_is_cut_into_parts_and_put_together_again(tmp_path: Path, mon
     page = tmp_path / "page.md"
     page.write_text("# page")
     out.mkdir()
-    (out / "gpu-day.tar.xz").write_text("of an earlier call")
+    (out / "gpu-day.tar.gz").write_text("of an earlier call")
     written = archive.publish(out, {"results": source}, page, large=(".ckpt",))
     names = [path.name for path in written]
-    assert names == ["gpu-day.tar.xz.00", "gpu-day.tar.xz.01", "gpu-day.tar.xz.02", "summary.md"]
+    assert names == ["gpu-day.tar.gz.00", "gpu-day.tar.gz.01", "gpu-day.tar.gz.02", "summary.md"]
     assert sorted(path.name for path in out.iterdir()) == names
     assert "files ending in .ckpt stayed behind" in (out / "summary.md").read_text()
     whole = tmp_path / "whole.tar.xz"
