@@ -168,7 +168,7 @@ def main(given: Sequence[str] | None = None) -> int:
             lost = machine.sync(carry)
             budget = arguments.budget or float(PLANS[arguments.plan].budget(number))
             options = [arguments.plan, "--dry-run", "--budget", str(budget), *arguments.sections]
-            call = machine.call(number, *options)
+            call = machine.call(number, *options, limit=budget + 60)
             print(call.output)
             problems = [*faults(call, budget), *(f"{name} would have been lost" for name in lost)]
             sizes = ", ".join(f"{name} {size:,} bytes" for name, size in sorted(call.returned.items()))
