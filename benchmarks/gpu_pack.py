@@ -29,7 +29,7 @@ from .rows import ROOT
 # bytes; the whole tree may be 64 MiB, with everything that is not ignored
 LIMIT = 40 * 10**6
 # of Triton's cache: what is loaded, not what a reader would want
-_LOADED = (".cubin", ".json", ".so")
+LOADED = (".cubin", ".json", ".so")
 # not part of the machine's image, all of them Python alone
 _MISSING = ("jsonargparse", "docstring-parser", "typeshed-client")
 _SPLITS = ("train", "val")
@@ -75,7 +75,7 @@ def short() -> Iterator[Entry]:
     yield str(BUILT.relative_to(ROOT)), BUILT
     yield str(COMMIT.relative_to(ROOT)), COMMIT
     for path in sorted(CACHE.rglob("*")):
-        if path.is_file() and path.name.endswith(_LOADED):
+        if path.is_file() and path.name.endswith(LOADED):
             yield str(path.relative_to(ROOT)), path
 
 
