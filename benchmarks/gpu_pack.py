@@ -14,6 +14,7 @@ import importlib.metadata
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -37,6 +38,10 @@ BACKBONE = "mobilenet_v2_imagenet_int8dq.safetensors"
 Entry = tuple[str, Path]
 
 
+class TooLarge(SystemExit):
+    """An archive that cannot travel."""
+
+
 def build() -> None:
     """Both libraries, unless they are there for these sources; setup.py compiles what changed alone."""
     present = all((ROOT / f"liteseg_kernels/{name}.abi3.so").is_file() for name in LIBRARIES)
@@ -52,9 +57,14 @@ def build() -> None:
 def warm(python: str, plan: str, seconds: float) -> None:
     """Compile Triton kernels ahead with `python`, whose Triton and Python have to be the GPU machine's."""
     record = FOLDER / "warm.txt"
-    state = f"{rows.sources()} {plan} {seconds:g}"
-    if record.is_file() and record.read_text() == state:
+    sources = rows.digest(path for path in (ROOT / "liteseg_kernels/triton").iterdir() if path.is_file())
+    before = record.read_text().split() if record.is_file() else []
+    if before == [sources, plan, f"{seconds:g}"]:
         return
+    if before[:1] != [sources]:
+        # kernels of other sources would only take up room
+        shutil.rmtree(CACHE, ignore_errors=True)
+    record.write_text(f"{sources} {plan} begun")
     print(f"gpu-pack: compiling Triton kernels for at most {seconds:.0f} s", flush=True)
     variables = {**os.environ, "TRITON_CACHE_DIR": str(CACHE), "PYTHONPATH": str(ROOT)}
     command = [python, "-W", "ignore", "-m", "benchmarks.warm", plan, str(seconds)]
@@ -62,11 +72,12 @@ def warm(python: str, plan: str, seconds: float) -> None:
         done = subprocess.run(command, cwd=ROOT, env=variables, stdout=log, stderr=log, check=False)
     if done.returncode != 0:
         raise SystemExit(f"gpu-pack: compiling ahead failed with exit code {done.returncode}, see {log.name}")
-    record.write_text(state)
+    record.write_text(f"{sources} {plan} {seconds:g}")
 
 
-def short() -> Iterator[Entry]:
-    """Name in the archive and file of everything that the plan `short` wants to find."""
+def short(share: float = 1.0) -> Iterator[Entry]:
+    """Name in the archive and file of everything that the plan `short` wants to find, with a share of the kernels that
+    were compiled ahead."""
     for path in (
         *(ROOT / f"liteseg_kernels/{name}.abi3.so" for name in LIBRARIES),
         ROOT / "liteseg_kernels/_build_info.py",
@@ -74,9 +85,12 @@ def short() -> Iterator[Entry]:
         yield str(path.relative_to(ROOT)), path
     yield str(BUILT.relative_to(ROOT)), BUILT
     yield str(COMMIT.relative_to(ROOT)), COMMIT
-    for path in sorted(CACHE.rglob("*")):
-        if path.is_file() and path.name.endswith(LOADED):
-            yield str(path.relative_to(ROOT)), path
+    # the networks' kernels were compiled first
+    folders = sorted((path for path in CACHE.glob("*") if path.is_dir()), key=lambda path: path.stat().st_mtime)
+    for folder in folders[: round(share * len(folders))]:
+        for path in sorted(folder.iterdir()):
+            if path.name.endswith(LOADED):
+                yield str(path.relative_to(ROOT)), path
 
 
 def train(shared: Path) -> Iterator[Entry]:
@@ -108,7 +122,7 @@ def write(entries: Sequence[Entry], target: Path) -> bool:
         for name, path in entries:
             archive.add(path, name, recursive=False)
     if len(held.getvalue()) > LIMIT:
-        raise SystemExit(f"gpu-pack: {target.name}: expected at most {LIMIT:,} bytes, got {len(held.getvalue()):,}")
+        raise TooLarge(f"gpu-pack: {target.name}: expected at most {LIMIT:,} bytes, got {len(held.getvalue()):,}")
     partial = target.with_suffix(f".{os.getpid()}")
     partial.write_bytes(held.getvalue())
     os.replace(partial, target)
@@ -141,11 +155,16 @@ def main(given: Sequence[str] | None = None) -> int:
             warm(arguments.gpu_python, arguments.plan, arguments.warm_seconds)
         else:
             print("gpu-pack: no --gpu-python: no Triton kernel is compiled ahead")
-        entries = list(short())
-    else:
-        entries = list(train(arguments.shared))
     target = pack_of(arguments.plan)
-    written = write(entries, target)
+    for share in (1.0, 0.75, 0.5, 0.25, 0.0):
+        entries = list(short(share) if arguments.plan == "short" else train(arguments.shared))
+        try:
+            written = write(entries, target)
+            break
+        except TooLarge:
+            if arguments.plan != "short" or share == 0.0:
+                raise
+            print(f"gpu-pack: with {share:.0%} of the kernels it is too large", flush=True)
     kernels = sum(name.endswith(".cubin") for name, _ in entries)
     size = target.stat().st_size
     print(

@@ -101,7 +101,7 @@ class Outcome:
     first_left: list[str] = field(default_factory=list)
 
 
-def _digest(paths: Iterable[Path]) -> str:
+def digest(paths: Iterable[Path]) -> str:
     state = hashlib.sha256()
     for path in sorted(paths):
         state.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
@@ -116,7 +116,7 @@ def sources() -> str:
     folders += [(ROOT / "liteseg_kernels", "*.csv")]
     files = [path for folder, pattern in folders for path in folder.rglob(pattern) if path.is_file()]
     # written by the build
-    return _digest([ROOT / "setup.py", *(path for path in files if path.name != "_build_info.py")])
+    return digest([ROOT / "setup.py", *(path for path in files if path.name != "_build_info.py")])
 
 
 def _output(*command: str) -> str | None:
