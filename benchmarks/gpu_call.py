@@ -52,9 +52,10 @@ def unpack(plan: str) -> str:
 
 
 def relocate(cache: Path) -> None:
-    """Triton's cache names its files by their absolute paths: write those of this machine."""
+    """Triton's cache names its files by their absolute paths: write those of this machine, of the files that came."""
     for group in cache.glob("*/__grp__*.json"):
-        here = {name: str(group.parent / name) for name in json.loads(group.read_text())["child_paths"]}
+        places = (group.parent / name for name in json.loads(group.read_text())["child_paths"])
+        here = {place.name: str(place) for place in places if place.is_file()}
         group.write_text(json.dumps({"child_paths": here}))
 
 

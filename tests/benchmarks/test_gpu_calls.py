@@ -78,7 +78,7 @@ def test_two_calls_run_to_their_end_and_bring_everything_back(machine: Machine, 
     # Triton's cache names its files by the place where they lie now
     cache = machine.root / "build/gpu-day/triton-cache/KEY"
     children = json.loads((cache / "__grp__k.json").read_text())["child_paths"]
-    assert children == {name: str(cache / name) for name in ("k.cubin", "k.json")}
+    assert children == {"k.cubin": str(cache / "k.cubin")}
     # the sources are brought anew; the second call goes on where the first one ended
     assert machine.sync(carry) == []
     second = machine.call(2, "--dry-run", "--budget", "300", "sanitizer")
@@ -218,7 +218,7 @@ def test_what_is_compiled_ahead_is_found_at_another_place(tmp_path: Path, monkey
     shutil.rmtree(here)
     (kernel,) = there.glob("*/upsample_argmax_kernel.cubin")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(there))
-    assert manager(kernel.parent.name).get_group("upsample_argmax_kernel.json") == {}
+    assert not manager(kernel.parent.name).get_group("upsample_argmax_kernel.json")
     gpu_call.relocate(there)
     found = manager(kernel.parent.name).get_group("upsample_argmax_kernel.json")
     assert found == {path.name: str(path) for path in (kernel, kernel.with_suffix(".json"))}
