@@ -5,6 +5,8 @@
 #   make bench   the benchmarks of ops
 #   make bench-cpu  README's speed on a CPU: whole networks, a training step, a busy core
 #   make sanitize   the CPU kernels' tests under the address and undefined-behaviour sanitizers
+#   make coverage   which branches of the CPU kernels the parity tests take (gcov)
+#   make fuzz    plans of networks drawn at random against float64, for an hour; FUZZ_ARGS="--seconds 600"
 #   make docs    the documentation as a website in site/
 #   make gpu-day everything that needs a CUDA GPU, measured and checked; SECTIONS="parity ops", GPU_DAY_ARGS=--dry-run
 #   make gpu-pack   what has to travel to a GPU machine that is lent for minutes; GPU_PACK_ARGS="--plan train"
@@ -21,6 +23,7 @@ PYTEST_ARGS ?=
 SECTIONS ?=
 GPU_DAY_ARGS ?=
 GPU_PACK_ARGS ?=
+FUZZ_ARGS ?= --seconds 3600
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -33,7 +36,7 @@ TORCH_STAMP := $(VENV)/stamp-torch-$(TORCH)
 # GPU machines bring a torch of their own, and often no way to fetch another
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: demo test lint bench bench-cpu sanitize docs gpu-day gpu-pack build clean
+.PHONY: demo test lint bench bench-cpu sanitize coverage fuzz docs gpu-day gpu-pack build clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/stamp-run
@@ -56,6 +59,12 @@ bench-cpu: $(VENV)/stamp-dev
 
 sanitize: $(VENV)/stamp-dev
 	$(BIN)/python -m tests.sanitizers $(PYTEST_ARGS)
+
+coverage: $(VENV)/stamp-dev
+	$(BIN)/python -m tests.coverage $(PYTEST_ARGS)
+
+fuzz: $(VENV)/stamp-dev
+	$(BIN)/python -m tests.plan.random_networks $(FUZZ_ARGS)
 
 docs: $(VENV)/stamp-dev
 	$(BIN)/python -m mkdocs build
