@@ -23,6 +23,8 @@ from benchmarks.day import Day
 from benchmarks.rows import CHECK, CHECK_KEY, SECTION, SPEED, Outcome, Row, Sheet, Skip
 from liteseg.bench import registry, shapes
 from liteseg_kernels import _dispatch
+from tests.kernels import suite
+from tests.worlds import HALF_TOO, World
 
 HERE = {
     "device": "Test Device 1",
@@ -403,6 +405,20 @@ def test_outcomes_of_parity_by_file_and_backend(tmp_path: Path) -> None:
         ("daspp", "triton", "ok", "1 passed, 0 failed, 0 skipped"),
         ("tf32", "triton", "skipped", "0 passed, 0 failed, 1 skipped; no"),
     ]
+
+
+def test_a_short_day_keeps_every_dtype_and_layout_of_parity(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = suite.Case("any", lambda generator: {})
+    for name in ("gpu-cuda", "gpu-triton"):
+        here = World(name, name[4:], "cuda", HALF_TOO)
+        monkeypatch.delenv("LITESEG_PARITY", raising=False)
+        whole = suite.combinations(here, case, HALF_TOO, suite.LAYOUTS)
+        monkeypatch.setenv("LITESEG_PARITY", "each")
+        each = suite.combinations(here, case, HALF_TOO, suite.LAYOUTS)
+        assert len(whole) == 15 and len(each) == 5 and set(each) <= set(whole)
+        assert {dtype for dtype, _ in each} == set(HALF_TOO) and {layout for _, layout in each} == set(suite.LAYOUTS)
+    # what "auto" chooses is one of these
+    assert {"gpu-cuda", "gpu-triton"} < set(suite.worlds_of("daspp")) and "gpu" not in suite.worlds_of("daspp")
 
 
 PARITY_TESTS = """
