@@ -83,6 +83,19 @@ CITYSCAPES_PALETTE = (
     (0, 0, 230),
     (119, 11, 32),
 )
+# of the classes that are not evaluated, as far as no evaluated class has the same
+CITYSCAPES_VOID_COLOURS = (
+    (0, 0, 0),
+    (111, 74, 0),
+    (81, 0, 81),
+    (250, 170, 160),
+    (230, 150, 140),
+    (180, 165, 180),
+    (150, 100, 100),
+    (150, 120, 90),
+    (0, 0, 90),
+    (0, 0, 110),
+)
 # category name -> train ids; merged before counting for the category score
 CITYSCAPES_CATEGORIES = {
     "flat": (0, 1),

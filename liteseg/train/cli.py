@@ -26,6 +26,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 import liteseg_kernels as lk
+from liteseg.atomic import remove_leftovers
 from liteseg.data import dataset
 from liteseg.distributed import rank
 from liteseg.errors import ElsewhereError
@@ -250,6 +251,10 @@ def train(argv: Sequence[str]) -> Path | None:
     )
     out = Path(cli.config["out"])
     last = out / "checkpoints" / "last.ckpt"
+    if cli.trainer.is_global_zero:
+        # of a run killed while it wrote
+        for folder in (out, last.parent):
+            remove_leftovers(folder)
     resume = last if cli.config["resume"] and last.is_file() else None
     if resume is not None:
         _check_resumable(cli, resume)
@@ -259,9 +264,6 @@ def train(argv: Sequence[str]) -> Path | None:
         return None
     weights = out / "weights.safetensors"
     if cli.trainer.is_global_zero:
-        for leftover in out.glob(f".{weights.name}.*.tmp"):
-            # of a run killed while it wrote
-            leftover.unlink()
         export(cli, last, weights)
         rank_zero_info(f"wrote {weights}")
     cli.trainer.strategy.barrier()
@@ -273,7 +275,7 @@ def train(argv: Sequence[str]) -> Path | None:
 def _evaluate(cli: TrainCLI, weights: Path, split: str) -> None:
     """Scores of the exported weights, as `liteseg evaluate` gives them."""
     model = lk.fuse(create_model(weights=weights).eval().to(cli.trainer.strategy.root_device))
-    data = dataset(cli.datamodule.name, cli.datamodule.root, split)
+    data = dataset(cli.datamodule.name, cli.datamodule.root, split, **cli.datamodule.reading)
     flip = cli.config["model"]["val_flip"]
     result = evaluate(model, data, flip=flip, progress=cli.trainer.progress_bar_callback is not None)
     if cli.trainer.is_global_zero:

@@ -73,6 +73,10 @@ class SegmentationData(pl.LightningDataModule):
             to `augment`, such as {crop: [768, 1536]}. None is one pass without changes.
         val_input_scale: factor by which validation images are resized before the network; labels keep their size.
         seed: of order and augmentation.
+        value_range: of images with more than 8 bits a sample: the one that is white, or [black, white]; read off each
+            image by default.
+        labels_on: what labels are drawn on: images as viewers show them, turned by their EXIF orientation ("upright"),
+            or as their files hold them ("stored").
         on_error: about an image or label that cannot be read: "fail" stops and names it; "skip" warns, trains on the
             next readable image in its place, and leaves it out of validation.
     """
@@ -91,6 +95,8 @@ class SegmentationData(pl.LightningDataModule):
         passes: list[dict[str, Any]] | None = None,
         val_input_scale: float = 1.0,
         seed: int = 0,
+        value_range: float | tuple[float, float] | None = None,
+        labels_on: Literal["upright", "stored"] = "upright",
         on_error: Literal["fail", "skip"] = "fail",
     ) -> None:
         super().__init__()
@@ -100,12 +106,16 @@ class SegmentationData(pl.LightningDataModule):
             raise ValueError(f"data: num_workers: expected at least 0, got {num_workers}")
         self.name, self.root, self.seed = name, root, seed
         self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
-        options = {} if mode is None else {"mode": mode}
+        # of every split
+        self.reading: dict[str, Any] = {"value_range": value_range, "labels_on": labels_on}
+        options: dict[str, Any] = self.reading if mode is None else {**self.reading, "mode": mode}
         transforms = [_changed(augment, changes) for changes in (passes or [{}])]
         self.train_set: SegmentationDataset = dataset(
             name, root, train_split, transform=transforms, seed=seed, **options
         )
-        self.val_set: SegmentationDataset = dataset(name, root, val_split, transform=Preparation(val_input_scale))
+        self.val_set: SegmentationDataset = dataset(
+            name, root, val_split, transform=Preparation(val_input_scale), **self.reading
+        )
         if on_error == "skip":
             self.train_set.on_error, self.val_set.on_error = "replace", "drop"
         self.class_names = self.train_set.class_names

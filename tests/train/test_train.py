@@ -354,7 +354,7 @@ def test_corrupt_picture_is_named(data: Path, tmp_path: Path, workers: str, caps
     (data / "train" / "train_002.png").write_bytes(b"nothing")
     assert cli.main(_arguments(data, tmp_path / "run", "--data.num_workers", workers)) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("liteseg train: ") and "train_002.png: not a readable image" in last
+    assert last.startswith("liteseg train: ") and "train_002.png: not a picture" in last
 
 
 @pytest.mark.parametrize(
