@@ -40,6 +40,8 @@ from .module import NotFiniteError, SegmentationModule
 from .presets import resolve, with_config
 from .sync import LayerSync
 
+# options that are called as in the other commands
+_LONG = {"--weights": "--model.weights", "--weights-mode": "--model.weights_mode"}
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -55,15 +57,14 @@ def versions() -> dict[str, str]:
 
 
 class _Record(Callback):
-    """Puts the full configuration and the versions into every checkpoint."""
+    """Puts the full configuration, the model's and the versions into every checkpoint."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        checkpoint["liteseg"] = {"config": self.config, "versions": versions()}
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        model = pl_module.model.config.to_dict()
+        checkpoint["liteseg"] = {"config": self.config, "model": model, "versions": versions()}
 
 
 class TrainCLI(LightningCLI):
@@ -114,6 +115,7 @@ class TrainCLI(LightningCLI):
             return
         self.config["model"]["weights"] = str(folder / "weights.safetensors")
         self.config["model"]["backbone_weights"] = None
+        self.config["model"]["weights_mode"] = "all"
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         out = Path(self.config["out"])
@@ -294,6 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     if debug:
         arguments.remove("--debug")
+    arguments = [_long(argument) for argument in arguments]
     if "--deterministic" in arguments:
         position = arguments.index("--deterministic")
         arguments[position : position + 1] = ["--trainer.deterministic", "true"]
@@ -320,6 +323,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"liteseg train{who}: {reason}", file=sys.stderr)
         return code
     return 0
+
+
+def _long(argument: str) -> str:
+    """An option of the whole command line in the trainer's own words."""
+    name, equals, value = argument.partition("=")
+    return _LONG.get(name, name) + equals + value
 
 
 def _leave() -> None:

@@ -54,7 +54,9 @@ class SegmentationModule(pl.LightningModule):
         switches: further arguments of `liteseg.create_model`, such as output_stride.
         input_scale: factor by which images are resized before this network; stored with the weights.
         backbone_weights: ImageNet weights of the backbone.
-        weights: weights file to start from (all of the network); excludes backbone_weights.
+        weights: weights file or bundled weights to start from; excludes backbone_weights.
+        weights_mode: what is taken from them: "all"; "all-but-classifier", everything but the last layer, for other
+            classes; "backbone", the backbone alone, for another head too.
         class_weights: "log" weighs classes by their share of the training pixels (see `log_class_weights`); "none".
         reduction: "mean" over labelled pixels, or "sum_per_image" (summed, divided by the batch size).
         label_smoothing: share of the target spread over all classes.
@@ -84,6 +86,7 @@ class SegmentationModule(pl.LightningModule):
         input_scale: float = 1.0,
         backbone_weights: str | None = None,
         weights: str | None = None,
+        weights_mode: Literal["all", "all-but-classifier", "backbone"] = "all",
         class_weights: Literal["log", "none"] = "none",
         reduction: Literal["mean", "sum_per_image"] = "mean",
         label_smoothing: float = 0.0,
@@ -120,6 +123,7 @@ class SegmentationModule(pl.LightningModule):
             name,
             num_classes=num_classes,
             weights=weights,
+            weights_mode=weights_mode,
             backbone_weights=backbone_weights,
             class_names=class_names,
             input_scale=input_scale,
