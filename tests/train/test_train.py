@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
@@ -27,6 +28,7 @@ from liteseg.models import create_model
 from liteseg.train import cli
 from liteseg.train.callbacks import EMA
 from liteseg.train.checkpoint import AtomicCheckpointIO, model_state, read_checkpoint
+from liteseg.train.datamodule import SegmentationData
 from liteseg.train.module import NotFiniteError, SegmentationModule, log_class_weights
 from tests.data import folders
 
@@ -169,6 +171,9 @@ def test_two_epochs_then_weights_that_load(data: Path, tmp_path: Path) -> None:
     for key, value in model.state_dict().items():
         stored = averaged[key].half().float() if value.is_floating_point() else averaged[key]
         assert torch.equal(value, stored), key
+    # the checkpoint itself gives the same model
+    again = create_model(weights=out / "checkpoints" / "last.ckpt")
+    assert again.config == model.config and _same(again.state_dict(), averaged)
     # the averaged weights, not those of the last step
     current = checkpoint["current_model_state"]["model.classifier.weight"]
     assert not torch.equal(current, averaged["classifier.weight"])
@@ -198,8 +203,6 @@ def test_class_weights_come_from_the_training_labels(data: Path, tmp_path: Path,
 
 
 def folders_shares(data: Path) -> np.ndarray:
-    from PIL import Image
-
     ids = np.concatenate([np.asarray(Image.open(path)).ravel() for path in (data / "trainannot").iterdir()])
     counts = np.bincount(ids, minlength=12)[:11]
     return counts / counts.sum()
@@ -397,6 +400,33 @@ def test_start_from_weights(finished: list[str]) -> None:
     assert _same(module.model.state_dict(), load_file(weights))
     with pytest.raises(ValueError, match="expected one of weights and backbone_weights, got both"):
         SegmentationModule(num_classes=11, weights=weights, backbone_weights=weights)
+
+
+def test_start_from_weights_of_other_classes(finished: list[str], tmp_path: Path, capsys: Any) -> None:
+    root = folders.cityscapes(tmp_path, "zips", "fine", ("train", "val"))
+    arguments = [*_arguments(root, tmp_path / "run"), "--data.name", "cityscapes", "--weights", str(_weights(finished))]
+    assert cli.main(arguments) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "num_classes: expected 11 for the weights" in last and "got 19; " in last
+    assert 'weights_mode="all-but-classifier"' in last and "liteseg train: --weights-mode" in last
+    for mode in (("--weights-mode", "all-but-classifier"), ("--weights-mode=backbone",)):
+        assert cli.main([*arguments, *mode, "--trainer.fast_dev_run", "true"]) == 0
+    assert cli.main([*arguments, "--weights-mode", "head"]) == 2
+
+
+def test_labels_on_stored_pixels_and_value_range(data: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for path in [*(data / "train").iterdir(), *(data / "val").iterdir()]:
+        Image.open(path).save(path, exif=exif)
+    more = ("--data.labels_on", "stored", "--data.value_range", "[0,4095]", "--data.augment.crop", "[32,32]")
+    assert cli.main(_arguments(data, tmp_path / "run", *more, epochs=1)) == 0
+    # the scores at the end are of pictures read in the same way
+    settings = json.loads((tmp_path / "run" / "val.json").read_text())["settings"]
+    assert settings["first_image"] == "80x64"
+    found = SegmentationData(str(data), value_range=4095.0, labels_on="stored")
+    for split in (found.train_set, found.val_set):
+        assert (split.value_range, split.labels_on) == (4095.0, "stored")
 
 
 def test_print_config_reads_back(data: Path, tmp_path: Path, capsys: Any) -> None:
