@@ -130,6 +130,18 @@ def _reading_options(parser: argparse.ArgumentParser, *, labels: bool = False) -
         )
 
 
+def _dataset_options(parser: argparse.ArgumentParser, **name: Any) -> None:
+    parser.add_argument(
+        "--dataset",
+        metavar="NAME",
+        help="camvid, cityscapes, folder (your own, described by its dataset.yaml) or a class such as mine.Lawn",
+        **name,
+    )
+    parser.add_argument(
+        "--classes", nargs="+", metavar="NAME", help="names of the classes 0, 1, ... of a folder without dataset.yaml"
+    )
+
+
 def _fuse_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-fuse", action="store_true", help="run the model as it was trained, batch norm unfolded")
 
@@ -182,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
         "rules. With --submission the zip file for the Cityscapes test server is written instead.",
     )
     p.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the data set")
-    p.add_argument("--dataset", required=True, metavar="NAME", help="camvid or cityscapes")
+    _dataset_options(p, required=True)
     p.add_argument("--split", default="val", metavar="SPLIT", help="val (default), test, train, ...")
     p.add_argument(
         "--crop",
@@ -198,6 +210,22 @@ def _parser() -> argparse.ArgumentParser:
     _model_options(p)
     _fuse_option(p)
     p.set_defaults(run=_evaluate)
+
+    p = commands.add_parser(
+        "dataset",
+        parents=[common],
+        help="look at a data set before training on it",
+        description="check: reads all label files of a data set and the headers of its images, and prints the share of "
+        "each class, classes that never occur, and every file that is unreadable, does not fit, or has no counterpart. "
+        "Exit code 1 where there is such a file.",
+    )
+    p.add_argument("action", choices=("check",), metavar="ACTION", help="check")
+    p.add_argument("data", type=Path, metavar="DIR", help="folder of the data set")
+    _dataset_options(p, default="folder")
+    p.add_argument("--split", nargs="+", metavar="SPLIT", help="default: all of your own, train and val of the others")
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    _reading_options(p, labels=True)
+    p.set_defaults(run=_dataset)
 
     p = commands.add_parser(
         "profile",
@@ -248,7 +276,14 @@ def _parser() -> argparse.ArgumentParser:
     p.set_defaults(run=_export)
 
     benchmarks.add_parser(
-        commands, common, size=_size, count=_count, reading=_reading_options, device=_device, say=_say
+        commands,
+        common,
+        size=_size,
+        count=_count,
+        reading=_reading_options,
+        dataset=_dataset_options,
+        device=_device,
+        say=_say,
     )
 
     p = commands.add_parser(
@@ -357,7 +392,6 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from liteseg.data import dataset
     from liteseg.distributed import rank, shared_errors, world_size
     from liteseg.evaluate import evaluate
     from liteseg.submission import write_submission
@@ -376,7 +410,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         if world_size() > 1:
             raise UserError(f"--submission: expected one process, got {world_size()}")
     with shared_errors():
-        data = dataset(args.dataset, args.data, args.split, value_range=args.value_range, labels_on=args.labels_on)
+        data = _data(args, args.split)
         model = _finished(_load(args), args)
     if args.submission is not None:
         count = write_submission(model, data, args.submission, scale=args.scale, progress=not args.quiet)
@@ -393,6 +427,29 @@ def _evaluate(args: argparse.Namespace) -> int:
         if path is not None:
             result.write(path)
     return EXIT_OK
+
+
+def _data(args: argparse.Namespace, split: str, **options: Any) -> Any:
+    """The data set of the command line."""
+    from liteseg.data import dataset
+
+    if args.classes is not None:
+        options["classes"] = args.classes
+    return dataset(args.dataset, args.data, split, value_range=args.value_range, labels_on=args.labels_on, **options)
+
+
+def _dataset(args: argparse.Namespace) -> int:
+    from liteseg.data import Folder, check
+
+    own = args.dataset == "folder"
+    splits = args.split or (Folder.splits(args.data, args.classes) if own else ("train", "val"))
+    if not splits:
+        raise UserError(f"{args.data}: expected a split (train, val or test), got none")
+    reports = []
+    for split in splits:
+        reports.append(check(_data(args, split, **({"strict": False} if own else {})), progress=not args.quiet))
+        print(reports[-1])
+    return EXIT_SOME_FAILED if any(report.problems for report in reports) else EXIT_OK
 
 
 def _profile(args: argparse.Namespace) -> int:

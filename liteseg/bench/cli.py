@@ -30,6 +30,7 @@ def add_parser(
     size: Callable[[str], tuple[int, int]],
     count: Callable[[str], int],
     reading: Callable[..., None],
+    dataset: Callable[..., None],
     device: Callable[[str], Any],
     say: Callable[[str], None],
 ) -> None:
@@ -39,7 +40,7 @@ def add_parser(
         commands: the command line's sub-parsers.
         common: parser of the options that all commands have.
         size, count: types of arguments.
-        reading: adds the options of reading pictures and labels.
+        reading, dataset: add the options of reading pictures and labels, and of a data set.
         device: checks the name of a device.
         say: prints a line.
     """
@@ -129,7 +130,7 @@ def add_parser(
     p.add_argument("--weights", nargs="+", default=["camvid"], metavar="W", help="models (default camvid)")
     p.add_argument("--image", nargs="+", type=Path, default=[], metavar="FILE", help="pictures")
     p.add_argument("--data", type=Path, metavar="DIR", help="folder of a data set, instead of pictures")
-    p.add_argument("--dataset", metavar="NAME", help="camvid or cityscapes, with --data")
+    dataset(p)
     p.add_argument("--split", default="val", metavar="SPLIT", help="val (default), test, train, ...")
     p.add_argument("--count", type=count, default=3, metavar="N", help="pictures of the data set (default 3)")
     reading(p, labels=True)
@@ -252,7 +253,10 @@ def _figures(args: argparse.Namespace, device: str, say: Callable[[str], None]) 
     if args.data is not None:
         if args.dataset is None:
             raise UserError("figures: --dataset: expected with --data, got none")
-        data = dataset(args.dataset, args.data, args.split, value_range=args.value_range, labels_on=args.labels_on)
+        options = {} if args.classes is None else {"classes": args.classes}
+        data = dataset(
+            args.dataset, args.data, args.split, value_range=args.value_range, labels_on=args.labels_on, **options
+        )
         picked = [data.load(i * len(data) // args.count) for i in range(min(args.count, len(data)))]
         samples = [(sample.image, sample.label) for sample in picked]
     else:

@@ -66,6 +66,8 @@ class SegmentationDataset(Dataset[Any]):
         class_names, palette: one a train id.
         lut: uint8 [256]: id in a label file -> train id, 255 for void, 254 for ids that must not occur.
         allowed_ids: the ids of `lut` in words, for messages.
+        label_palette: colours of the classes in label files, the palette unless a class has another; None where they
+            are not known: palettes of label files are not looked at then, and files of colours not taken.
         void_colours: colours of void in label files of colours.
     """
 
@@ -95,6 +97,10 @@ class SegmentationDataset(Dataset[Any]):
         self.seed = seed
 
     @property
+    def label_palette(self) -> tuple[tuple[int, int, int], ...] | None:
+        return self.palette
+
+    @property
     def num_classes(self) -> int:
         return len(self.class_names)
 
@@ -122,7 +128,7 @@ class SegmentationDataset(Dataset[Any]):
         path, label_path = self.items[index]
         if label_path is None:
             raise ValueError(f"{path}: no label: the {self.split} split of {self.name} comes without labels")
-        code = LabelCode(self.lut, self.allowed_ids, self.class_names, self.palette, self.void_colours)
+        code = LabelCode(self.lut, self.allowed_ids, self.class_names, self.label_palette, self.void_colours)
         label = _found(code.read, label_path)
         return turned(label, stored_orientation(path)) if self.labels_on == "stored" else label
 

@@ -32,14 +32,14 @@ class LabelCode:
         lut: uint8 [256]: id in the file -> train id, VOID or INVALID.
         allowed: the ids of the table, for messages.
         class_names: one a train id.
-        palette: colour of each train id.
+        palette: colour of each train id; None where that is not known.
         void_colours: colours of void.
     """
 
     lut: np.ndarray
     allowed: str
     class_names: Sequence[str]
-    palette: Sequence[Colour]
+    palette: Sequence[Colour] | None
     void_colours: Sequence[Colour]
 
     def read(self, path: Path) -> np.ndarray:
@@ -61,7 +61,7 @@ class LabelCode:
                 labels = self._from_colours(pixels[:, :, :3])
             elif image.mode in _ID_MODES:
                 ids = _bytes(pixels if step is None else pixels // step, self.allowed)
-                if image.mode == "P":
+                if image.mode == "P" and self.palette is not None:
                     ids = self._named_by_palette(ids, np.array(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3))
                 labels = self._from_ids(ids)
             else:
@@ -83,9 +83,10 @@ class LabelCode:
 
     def _named_by_palette(self, ids: np.ndarray, colours: np.ndarray) -> np.ndarray:
         """The ids of a file with a palette, which has to go with them; uint8 [H, W]."""
+        palette = list(map(tuple, self.palette or ()))
         used = np.flatnonzero(np.bincount(ids.ravel(), minlength=256)).tolist()
         shown = {i: tuple(map(int, colours[i])) if i < len(colours) else None for i in used}
-        wrong = [i for i, colour in shown.items() if not self._may_show(i, colour)]
+        wrong = [i for i, colour in shown.items() if not self._may_show(i, colour, palette)]
         if not wrong:
             return ids
         if all(colour is not None and len(set(colour)) == 1 for colour in shown.values()):
@@ -93,22 +94,24 @@ class LabelCode:
             return colours[:, 0][ids]
         first = wrong[0]
         train = int(self.lut[first])
-        expected = f"{self.class_names[train]} {self.palette[train]}" if train < len(self.palette) else "void"
+        expected = f"{self.class_names[train]} {palette[train]}" if train < len(palette) else "void"
         raise UserError(
             f"label palette: expected {expected} for id {first}, got {shown[first]}; saving with another palette may "
             "have permuted the ids: save ids as grey, or colours as RGB"
         )
 
-    def _may_show(self, file_id: int, colour: tuple[int, ...] | None) -> bool:
+    def _may_show(self, file_id: int, colour: tuple[int, ...] | None, palette: list[tuple[int, ...]]) -> bool:
         train = int(self.lut[file_id])
         if file_id == VOID or train == INVALID:
             # of ids that do not exist there is another message
             return True
         if train == VOID:
-            return colour in self.void_colours or colour not in self.palette
-        return colour == tuple(self.palette[train])
+            return colour in self.void_colours or colour not in palette
+        return colour == palette[train]
 
     def _from_colours(self, pixels: np.ndarray) -> np.ndarray:
+        if self.palette is None:
+            raise UserError("label: expected ids in a single channel (the data set says no colours), got colours")
         known = {tuple(colour): VOID for colour in self.void_colours}
         known |= {tuple(colour): train for train, colour in enumerate(self.palette)}
         if len(set(map(tuple, self.palette))) < len(self.palette):

@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
+from pytorch_lightning.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Sampler, default_collate
 
 from liteseg.data import Augmentation, Preparation, SegmentationDataset, dataset
+from liteseg.data import check as check_labels
 
 _DEFAULT_AUGMENTATION = Augmentation()
 
@@ -60,8 +62,11 @@ class SegmentationData(pl.LightningDataModule):
     """Training and validation images of one data set.
 
     Args:
-        name: data set, "camvid" or "cityscapes".
+        name: data set, "camvid", "cityscapes", "folder" (your own, described by dataset.yaml) or a class such as
+            mine.Lawn.
         root: its folder.
+        classes: names of the classes 0, 1, ... of a folder without dataset.yaml.
+        check: read all label files before training, print what is in them, and stop where one is wrong.
         train_split: split to train on, "trainval" for train and val together.
         val_split: split to validate on.
         mode: Cityscapes only, "fine" or "coarse" training labels; validation labels are always fine.
@@ -87,6 +92,8 @@ class SegmentationData(pl.LightningDataModule):
         name: str = "camvid",
         train_split: str = "train",
         val_split: str = "val",
+        classes: list[str] | None = None,
+        check: bool = False,
         mode: str | None = None,
         batch_size: int = 8,
         val_batch_size: int = 1,
@@ -108,6 +115,8 @@ class SegmentationData(pl.LightningDataModule):
         self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
         # of every split
         self.reading: dict[str, Any] = {"value_range": value_range, "labels_on": labels_on}
+        if classes is not None:
+            self.reading["classes"] = classes
         options: dict[str, Any] = self.reading if mode is None else {**self.reading, "mode": mode}
         transforms = [_changed(augment, changes) for changes in (passes or [{}])]
         self.train_set: SegmentationDataset = dataset(
@@ -120,8 +129,19 @@ class SegmentationData(pl.LightningDataModule):
             self.train_set.on_error, self.val_set.on_error = "replace", "drop"
         self.class_names = self.train_set.class_names
         self.train_split = train_split
+        self.check = check
         self.passes = len(transforms)
         self._first_epoch = self._first_batch = 0
+
+    def setup(self, stage: str) -> None:
+        if stage != "fit" or not self.check or (self.trainer is not None and not self.trainer.is_global_zero):
+            return
+        reports = [check_labels(data) for data in (self.train_set, self.val_set)]
+        rank_zero_info("\n".join(map(str, reports)))
+        problems = [problem for report in reports for problem in report.problems]
+        if problems and self.train_set.on_error == "fail":
+            more = f" (and {len(problems) - 1} more; liteseg dataset check lists all)" if len(problems) > 1 else ""
+            raise ValueError(f"{problems[0]}{more}")
 
     # lightning starts the loader before it restores its own progress and tells the sampler the epoch, so without this
     # a resumed run would repeat the pictures of epoch 0

@@ -195,7 +195,10 @@ def test_missing_and_empty_folders_say_what_was_expected(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("kitti", "train"), "dataset: name: expected one of camvid, cityscapes, got 'kitti'"),
+        (
+            ("kitti", "train"),
+            "dataset: name: expected one of camvid, cityscapes, folder, .* got 'kitti'",
+        ),
         (("camvid", "extra"), "camvid: split: expected one of train, val, test, trainval, got 'extra'"),
         (("cityscapes", "extra"), "cityscapes: split: expected one of train, val, test, trainval for mode fine"),
     ],

@@ -364,7 +364,7 @@ def test_corrupt_picture_is_named(data: Path, tmp_path: Path, workers: str, caps
     ("more", "expected"),
     [
         (("--data.root", "/no/such/folder"), "/no/such/folder: folder not found; expected a CamVid folder"),
-        (("--data.name", "kitti"), "dataset: name: expected one of camvid, cityscapes, got 'kitti'"),
+        (("--data.name", "kitti"), "dataset: name: expected one of camvid, cityscapes, folder"),
         (("--model.name", "liteseg"), "create_model: name: expected one of liteseg_mobilenetv2"),
         (("--model.backbone_weights", "/no/such/file"), "/no/such/file"),
         (("--model.learning_rate", "1"), "model.learning_rate"),
@@ -427,6 +427,57 @@ def test_labels_on_stored_pixels_and_value_range(data: Path, tmp_path: Path) -> 
     found = SegmentationData(str(data), value_range=4095.0, labels_on="stored")
     for split in (found.train_set, found.val_set):
         assert (split.value_range, split.labels_on) == (4095.0, "stored")
+
+
+def test_a_loss_of_ones_own(data: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    (tmp_path / "losses_for_a_test.py").write_text(
+        "import torch\n"
+        "from torch.nn import functional as F\n"
+        "seen = []\n"
+        "name = 'no function'\n"
+        "def dice(logits, label):\n"
+        "    seen.append((tuple(logits.shape), tuple(label.shape), label.dtype))\n"
+        "    small = F.interpolate(label[:, None].float(), logits.shape[-2:]).long()[:, 0]\n"
+        "    known = (small != 255).unsqueeze(1)\n"
+        "    truth = F.one_hot(small.clamp(max=logits.shape[1] - 1), logits.shape[1]).permute(0, 3, 1, 2) * known\n"
+        "    shares = logits.softmax(1) * known\n"
+        "    both = 2 * (shares * truth).sum((0, 2, 3))\n"
+        "    return 1 - (both / ((shares + truth).sum((0, 2, 3)) + 1e-6)).mean()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    none = ("--model.class_weights", "none")
+    try:
+        arguments = [*_arguments(data, tmp_path / "run"), "--trainer.fast_dev_run", "true", "--model.criterion"]
+        assert cli.main([*arguments, "losses_for_a_test.dice", *none]) == 0
+        # the small logits, and whole labels
+        assert sys.modules["losses_for_a_test"].seen == [((2, 11, 8, 16), (2, 32, 64), torch.uint8)]
+        for wrong, expected in (
+            (("losses_for_a_test.dice",), "expected class_weights none"),
+            (("losses_for_a_test.name", *none), "criterion: expected a function, got losses_for_a_test.name"),
+            (("losses_for_a_test.lovasz", *none), "criterion: expected a name in losses_for_a_test, got lovasz"),
+            (("dice", *none), "criterion: expected the path of something in a module, such as"),
+        ):
+            assert cli.main([*arguments, *wrong]) == 2
+            assert expected in capsys.readouterr().err.splitlines()[-1]
+    finally:
+        sys.modules.pop("losses_for_a_test", None)
+
+
+def test_data_of_ones_own(tmp_path: Path, capfd: Any) -> None:
+    root = folders.own(tmp_path / "own", size=(64, 80))
+    arguments = _arguments(root, tmp_path / "run", epochs=1, preset="folder_mobilenetv2")
+    weights = ("--weights", "camvid", "--weights-mode", "all-but-classifier")
+    folders.write_label(root / "masks/val/val_001_mask.png", np.full((64, 80), 3, np.uint8))
+    assert cli.main([*arguments, *weights]) == 2
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert "val_001_mask.png: label ids: expected 0, 7, 200, 201 and 9, 255 (void), got 3" in last
+    folders.write_label(root / "masks/val/val_001_mask.png", np.full((64, 80), 7, np.uint8))
+    assert cli.main([*arguments, *weights]) == 0
+    said = capfd.readouterr().err
+    assert "train: 4 images, 4 label files" in said and "flower bed" in said
+    assert json.loads((tmp_path / "run" / "val.json").read_text())["images"] == 2
+    model = create_model(weights=tmp_path / "run" / "weights.safetensors")
+    assert model.config.class_names == ("grass", "path", "flower bed")
 
 
 def test_print_config_reads_back(data: Path, tmp_path: Path, capsys: Any) -> None:
