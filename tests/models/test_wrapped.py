@@ -18,7 +18,7 @@ import liteseg
 from liteseg.models import LiteSeg
 from liteseg.models.files import unwrap
 from liteseg_kernels.testing import trained_like
-from tests.models.official_nets import OFFICIAL, randomise
+from tests.models.official_nets import OFFICIAL
 
 NAMES = ("sky", "road", "car")
 StateDict = dict[str, torch.Tensor]
@@ -253,7 +253,7 @@ def test_part_of_the_weights(model: LiteSeg, state: StateDict, source: str, mode
     elif source == "bare":
         torch.save(state, path)
     else:
-        net = randomise(OFFICIAL["mobilenetv2"]())
+        net = OFFICIAL["mobilenetv2"]()
         torch.save(net.state_dict(), path)
         whole = liteseg.create_model(weights=path)
         state, switches = dict(whole.state_dict()), {}

@@ -463,18 +463,18 @@ def test_a_loss_of_ones_own(data: Path, tmp_path: Path, monkeypatch: Any, capsys
         sys.modules.pop("losses_for_a_test", None)
 
 
-def test_data_of_ones_own(tmp_path: Path, capfd: Any) -> None:
+def test_data_of_ones_own(tmp_path: Path, capsys: Any, caplog: Any) -> None:
+    caplog.set_level("INFO")
     root = folders.own(tmp_path / "own", size=(64, 80))
     arguments = _arguments(root, tmp_path / "run", epochs=1, preset="folder_mobilenetv2")
     weights = ("--weights", "camvid", "--weights-mode", "all-but-classifier")
     folders.write_label(root / "masks/val/val_001_mask.png", np.full((64, 80), 3, np.uint8))
     assert cli.main([*arguments, *weights]) == 2
-    last = capfd.readouterr().err.splitlines()[-1]
+    last = capsys.readouterr().err.splitlines()[-1]
     assert "val_001_mask.png: label ids: expected 0, 7, 200, 201 and 9, 255 (void), got 3" in last
     folders.write_label(root / "masks/val/val_001_mask.png", np.full((64, 80), 7, np.uint8))
     assert cli.main([*arguments, *weights]) == 0
-    said = capfd.readouterr().err
-    assert "train: 4 images, 4 label files" in said and "flower bed" in said
+    assert "train: 4 images, 4 label files" in caplog.text and "flower bed" in caplog.text
     assert json.loads((tmp_path / "run" / "val.json").read_text())["images"] == 2
     model = create_model(weights=tmp_path / "run" / "weights.safetensors")
     assert model.config.class_names == ("grass", "path", "flower bed")
