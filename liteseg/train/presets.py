@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-_DATA = ("camvid", "cityscapes")
+_DATA = ("camvid", "cityscapes", "folder")
 _BACKBONES = ("mobilenetv2", "shufflenet", "darknet19")
 _RECIPES = ("modern", "official")
 
