@@ -23,11 +23,12 @@ def conv(
     bias: bool = False,
     norm: bool = True,
     activation: str | None = None,
+    eps: float = 1e-5,
 ) -> nn.Sequential:
     parts = OrderedDict[str, nn.Module]()
     parts["conv"] = nn.Conv2d(c, out, k, stride, dilation * (k - 1) // 2, dilation, groups, bias)
     if norm:
-        parts["norm"] = nn.BatchNorm2d(out)
+        parts["norm"] = nn.BatchNorm2d(out, eps)
     parts["activation"] = ACTIVATIONS[activation]()
     return nn.Sequential(parts)
 
@@ -53,13 +54,13 @@ def separable(
 
 
 class InvertedResidual(nn.Module):
-    def __init__(self, c: int, out: int, stride: int, ratio: int, dilation: int = 1) -> None:
+    def __init__(self, c: int, out: int, stride: int, ratio: int, dilation: int = 1, residual: bool = True) -> None:
         super().__init__()
         hidden = c * ratio
         self.expand = conv(c, hidden, activation="relu6") if ratio != 1 else None
         self.depthwise = conv(hidden, hidden, 3, stride, dilation, hidden, activation="relu6")
         self.project = conv(hidden, out)
-        self.residual = stride == 1 and c == out
+        self.residual = residual and stride == 1 and c == out
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.project(self.depthwise(x if self.expand is None else self.expand(x)))
@@ -67,9 +68,18 @@ class InvertedResidual(nn.Module):
 
 
 class ShuffleUnit(nn.Module):
-    def __init__(self, c: int, out: int, groups: int, first: int, stride: int = 1, concat: bool = False) -> None:
+    def __init__(
+        self,
+        c: int,
+        out: int,
+        groups: int,
+        first: int,
+        stride: int = 1,
+        concat: bool = False,
+        middle: int | None = None,
+    ) -> None:
         super().__init__()
-        middle = out // 4
+        middle = middle or out // 4
         self.compress = conv(c, middle, groups=first, bias=True, activation="relu")
         self.depthwise = conv(middle, middle, 3, stride, groups=middle, bias=True)
         self.expand = conv(middle, out - c if concat else out, groups=groups, bias=True)

@@ -47,8 +47,8 @@ class PeerBlock(nn.Module):
 class Peer(nn.Module):
     """A network to compare with: float [N, 3, H, W], RGB normalised as for our models -> logits [N, num_classes, H, W].
 
-    Any H and W of at least 32. Where a network halves and doubles, the input is padded with zeros (the mean colour) below
-    and on the right to multiples of `multiple`, and the logits are cut back; at such multiples the result is the
+    Any H and W of at least 32. Where a network halves and doubles, the input is padded with zeros (the mean colour)
+    below and on the right to multiples of `multiple`, and the logits are cut back; at such multiples the result is the
     original's. The modules are torch.nn's, and those of liteseg_kernels where they are the same.
     """
 

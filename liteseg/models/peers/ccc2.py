@@ -1,9 +1,9 @@
 """CCC2 (Park et al., 2018): ESPNet whose dilated convolutions are concentrated-comprehensive ones.
 
-Structure and numbers from the authors' code (`clovaai/c3_sinet` at dd91638, `models/C3.py`, `setting/C3.json`): modules of
-four branches without ESPNet's sums between them, dilations 2, 3, 7 and 13, which make the published 0.19 M parameters (2, 4,
-8 and 16 make 0.20 M), and halved pictures averaged over 2x2. Their modules run the first convolution twice and use the
-second result; once is the same.
+Structure and numbers from the authors' code (`clovaai/c3_sinet` at dd91638, `models/C3.py`, `setting/C3.json`): modules
+of four branches without ESPNet's sums between them, dilations 2, 3, 7 and 13, which make the published 0.19 M
+parameters (2, 4, 8 and 16 make 0.20 M), and halved pictures averaged over 2x2. Their modules run the first convolution
+twice and use the second result; once is the same.
 """
 
 from __future__ import annotations

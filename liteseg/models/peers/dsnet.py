@@ -2,9 +2,9 @@
 
 Where the paper and the authors' code (`Mark-sloan/DSNet` at 938d322, `models/shuffle_tensorpack.py`,
 `layers/layers_tensorpack.py`) differ, the code: PReLU with one slope, 0.001 at first, where the figure says ReLU, a
-normalisation in the first block, upsampling that mixes channels before it unpools. Channels are shuffled in 4 groups, the
-dilations and the number of units are the code's. Its normalisations have no scale, which the next convolution can stand for
-behind a ReLU; ours are torch's, with one.
+normalisation in the first block, upsampling that mixes channels before it unpools. Channels are shuffled in 4 groups,
+the dilations and the number of units are the code's. Its normalisations have no scale, which the next convolution can
+stand for behind a ReLU; ours are torch's, with one.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """SegNet (Badrinarayanan et al., 2017): VGG16's convolutions, and their mirror image, which unpools by index.
 
 The paper leaves channels and order to its figures; they are those of the authors' Caffe models
-(`alexgkendall/SegNet-Tutorial`, `Models/segnet_train.prototxt`): a bias in every convolution, a normalisation and a ReLU
-behind each but the last, Kaiming's normal distribution ("msra") for all weights. Caffe's pooling rounds sizes up and its
-unpooling goes back to the size before, so no input is padded. eps and momentum of the normalisation are torch's.
+(`alexgkendall/SegNet-Tutorial`, `Models/segnet_train.prototxt`): a bias in every convolution, a normalisation and a
+ReLU behind each but the last, Kaiming's normal distribution ("msra") for all weights. Caffe's pooling rounds sizes up
+and its unpooling goes back to the size before, so no input is padded. eps and momentum of the normalisation are
+torch's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The decoder of SkipNet (Siam et al., RTSeg, 2018), FCN-8s': scores at three strides, each upsampled and added to the next.
+"""The decoder of SkipNet (Siam et al., RTSeg, 2018): FCN-8s', scores at three strides, each upsampled and added.
 
-Numbers from the authors' code (`MSiam/TFSegmentation` at 40609dd, `models/fcn8s_mobilenet.py`, `fcn8s_shufflenet.py`): a
-normalisation behind the scores of the two skips and behind both doublings, none behind the first scores and the last
+Numbers from the authors' code (`MSiam/TFSegmentation` at 40609dd, `models/fcn8s_mobilenet.py`, `fcn8s_shufflenet.py`):
+a normalisation behind the scores of the two skips and behind both doublings, none behind the first scores and the last
 upsampling; transposed convolutions of 4x4 (twice) and 16x16 (eight times the size) over all classes, that start as
 bilinear interpolation. Biases in front of a normalisation, which change nothing, are left out.
 """
@@ -61,8 +61,6 @@ class SkipDecoder(nn.Module):
         self.skip8 = Skip(channels[0], num_classes)
         self.classifier = Upsample(num_classes, 8, bias=True)
 
-    def forward(
-        self, maps: tuple[torch.Tensor, torch.Tensor, torch.Tensor], size: torch.Size
-    ) -> torch.Tensor:
+    def forward(self, maps: tuple[torch.Tensor, torch.Tensor, torch.Tensor], size: torch.Size) -> torch.Tensor:
         eighth, sixteenth, last = maps
         return self.classifier(self.skip8(self.skip16(self.score(last), sixteenth), eighth), size)

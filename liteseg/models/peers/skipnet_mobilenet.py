@@ -1,8 +1,9 @@
 """SkipNet-MobileNet (Siam et al., RTSeg, 2018): MobileNetV1 and FCN-8s' decoder.
 
-Numbers from the authors' code (`MSiam/TFSegmentation` at 40609dd, `models/encoders/mobilenet.py`): width 1, ReLU6, scores
-from the last map and from the first map of 512 and of 256 channels. Strided convolutions pad both sides alike; TensorFlow's
-"SAME" shifts them by one pixel at even sizes. Biases in front of a normalisation, which change nothing, are left out.
+Numbers from the authors' code (`MSiam/TFSegmentation` at 40609dd, `models/encoders/mobilenet.py`): width 1, ReLU6,
+scores from the last map and from the first map of 512 and of 256 channels. Strided convolutions pad both sides alike;
+TensorFlow's "SAME" shifts them by one pixel at even sizes. Biases in front of a normalisation, which change nothing,
+are left out.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """SkipNet-ShuffleNet, also called ShuffleSeg (Siam et al., RTSeg, 2018): ShuffleNet v1 and FCN-8s' decoder.
 
 Numbers from the authors' code (`MSiam/TFSegmentation` at 40609dd, `models/encoders/shufflenet.py`,
-`config/experiments_config/fcn8s_shufflenet_train.yaml`): 3 groups, width 1, a normalised stem, and units whose inner maps
-have a quarter of the branch's channels, not of the unit's: where the input joins the output that is less. Their stem and
-max-pool are unpadded and then filled up, ours pad both sides alike, so that maps are as large.
+`config/experiments_config/fcn8s_shufflenet_train.yaml`): 3 groups, width 1, a normalised stem, and units whose inner
+maps have a quarter of the branch's channels, not of the unit's: where the input joins the output that is less. Their
+stem and max-pool are unpadded and then filled up, ours pad both sides alike, so that maps are as large.
 """
 
 from __future__ import annotations
