@@ -33,16 +33,20 @@ from liteseg.bench.record import (
 from liteseg.bench.turns import Contestant, Outcome, take_turns
 from liteseg.data import MEAN, STD
 from liteseg.models import create_model
+from liteseg.models.peers import PEERS
 from liteseg.predict import segment
 from liteseg_kernels import functional as F
 
-__all__ = ["COLUMNS", "NETWORKS", "OUTPUTS", "PROVIDERS", "Case", "calibrated", "measure", "report", "run"]
+__all__ = ["COLUMNS", "NETWORKS", "OUTPUTS", "PROVIDERS", "QUICK", "Case", "calibrated", "measure", "report", "run"]
 
+OURS = ("liteseg_mobilenetv2", "liteseg_shufflenet", "liteseg_darknet19")
 NETWORKS = (
-    *("liteseg_mobilenetv2", "liteseg_shufflenet", "liteseg_darknet19"),
-    *("espnet", "erfnet", "enet"),
+    *OURS,
+    *PEERS,
     *("deeplabv3plus_mobilenetv2", "deeplabv3plus_shufflenet", "deeplabv3plus_darknet19"),
 )
+# a call of SegNet takes as long as of all these together
+QUICK = tuple(name for name in (*OURS, *PEERS) if name != "segnet")
 # eager comes first: the others compare their results with its
 PROVIDERS = (
     *("eager", "eager channels_last", "compiled", "onnxruntime", "openvino"),
