@@ -230,9 +230,9 @@ class ConvNormAct(FusedModule):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int = 1,
+        kernel_size: int | tuple[int, int] = 1,
         stride: int = 1,
-        padding: int | None = None,
+        padding: int | tuple[int, int] | None = None,
         dilation: int = 1,
         groups: int = 1,
         *,
@@ -245,7 +245,8 @@ class ConvNormAct(FusedModule):
     ) -> None:
         super().__init__()
         if padding is None:
-            padding = dilation * (kernel_size - 1) // 2
+            high, wide = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+            padding = (dilation * (high - 1) // 2, dilation * (wide - 1) // 2)
         self.conv = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups=groups, bias=bias
         )

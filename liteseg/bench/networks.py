@@ -45,7 +45,7 @@ NETWORKS = (
     *PEERS,
     *("deeplabv3plus_mobilenetv2", "deeplabv3plus_shufflenet", "deeplabv3plus_darknet19"),
 )
-# a call of SegNet takes as long as of all these together
+# SegNet has more operations than all these together
 QUICK = tuple(name for name in (*OURS, *PEERS) if name != "segnet")
 # eager comes first: the others compare their results with its
 PROVIDERS = (

@@ -169,11 +169,11 @@ def test_numbers_of_the_authors_code(models: dict[str, Network]) -> None:
     units = [[unit.depthwise.conv.out_channels for unit in stage] for stage in shufflenet.encoder.stages]
     assert units == [[54, *3 * [60]], [60, *7 * [120]], [120, *3 * [240]]]
     module = ccc2.encoder.level3[0]
-    assert [branch[0].kernel_size for branch in module.branches] == [(3, 1), (5, 1), (13, 1), (25, 1)]
-    assert [branch[5].depthwise.dilation[0] for branch in module.branches] == [2, 3, 7, 13]
+    assert [branch[0].conv.kernel_size for branch in module.branches] == [(3, 1), (5, 1), (13, 1), (25, 1)]
+    assert [branch[3].depthwise.dilation[0] for branch in module.branches] == [2, 3, 7, 13]
     # 20 classes over four branches, and 6: what is left over goes to the first
     odd = liteseg.create_model("ccc2", 6).decoder.fuse4[1]
-    assert [branch[5].pointwise.out_channels for branch in odd.branches] == [3, 1, 1, 1]
+    assert [branch[3].pointwise.out_channels for branch in odd.branches] == [3, 1, 1, 1]
     dilations = [unit.branch[1][0].conv.dilation[0] for unit in (*dsnet.encoder.stage2, *dsnet.encoder.stage3)]
     assert dilations == [1, 2, 5, 9, 1, 2, 5, 9, 2, 5, 9, 17, 2, 5, 9, 17]
     assert {module.num_parameters for module in dsnet.modules() if isinstance(module, nn.PReLU)} == {1}

@@ -15,7 +15,7 @@ ACTIVATIONS = {None: nn.Identity, "relu": nn.ReLU, "relu6": nn.ReLU6, "leaky_rel
 def conv(
     c: int,
     out: int,
-    k: int = 1,
+    k: int | tuple[int, int] = 1,
     stride: int = 1,
     dilation: int = 1,
     groups: int = 1,
@@ -26,7 +26,9 @@ def conv(
     eps: float = 1e-5,
 ) -> nn.Sequential:
     parts = OrderedDict[str, nn.Module]()
-    parts["conv"] = nn.Conv2d(c, out, k, stride, dilation * (k - 1) // 2, dilation, groups, bias)
+    sides = (k, k) if isinstance(k, int) else k
+    padding = tuple(dilation * (side - 1) // 2 for side in sides)
+    parts["conv"] = nn.Conv2d(c, out, k, stride, padding, dilation, groups, bias)
     if norm:
         parts["norm"] = nn.BatchNorm2d(out, eps)
     parts["activation"] = ACTIVATIONS[activation]()

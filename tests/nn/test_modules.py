@@ -48,6 +48,9 @@ PAIRS = {
         lambda: plain.conv(6, 8, 3, 2, 2, 2, bias=True, activation="relu6", eps=0.1),
         (2, 6, 7, 9),
     ),
+    "convolution, depthwise and of one dimension": Pair(
+        lambda: lk.ConvNormAct(6, 6, (1, 5), groups=6), lambda: plain.conv(6, 6, (1, 5), groups=6), (2, 6, 7, 9)
+    ),
     "convolution alone": Pair(
         lambda: lk.ConvNormAct(6, 8, norm=False), lambda: plain.conv(6, 8, norm=False), (2, 6, 7, 9)
     ),

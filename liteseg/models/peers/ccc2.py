@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import liteseg_kernels as lk
 from liteseg.models.fields import reject
 from liteseg.models.peers.base import Peer, PeerBlock, PeerConfig
 from liteseg.models.peers.espnet import EPS, Conv, ConvNormAct, NormAct, double_size
-from liteseg_kernels.nn import SeparableConv2d
 
 _DILATIONS = (2, 3, 7, 13)
 # modules behind the strided one of each level
@@ -46,14 +46,12 @@ class ConcentratedComprehensive(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int, dilation: int) -> None:
         # up to the next tap on either side
-        length, padding = 2 * dilation - 1, dilation - 1
+        length = 2 * dilation - 1
         super().__init__(
-            nn.Conv2d(in_channels, in_channels, (length, 1), padding=(padding, 0), groups=in_channels, bias=False),
-            nn.BatchNorm2d(in_channels),
+            lk.ConvNormAct(in_channels, in_channels, (length, 1), groups=in_channels),
             nn.PReLU(in_channels),
-            nn.Conv2d(in_channels, in_channels, (1, length), padding=(0, padding), groups=in_channels, bias=False),
-            nn.BatchNorm2d(in_channels),
-            SeparableConv2d(in_channels, out_channels, 3, dilation=dilation, norm=False),
+            lk.ConvNormAct(in_channels, in_channels, (1, length), groups=in_channels),
+            lk.SeparableConv2d(in_channels, out_channels, 3, dilation=dilation, norm=False),
         )
 
 
