@@ -17,6 +17,7 @@ MAX_JOBS            compiler processes at a time (default: cores)
 DEBUG               1: -O0 -g
 LITESEG_SANITIZE    "address,undefined": the CPU library with these sanitizers (implies DEBUG); tests/sanitizers builds
                     it into a folder of its own, and LITESEG_LIBRARIES makes an interpreter load it from there
+LITESEG_COVERAGE    1: the CPU library counts which of its branches are taken (gcov); tests/coverage builds it likewise
 """
 
 from __future__ import annotations
@@ -176,6 +177,10 @@ def cpu_library(torch: Path, compiler: list[str]) -> Library:
     named = os.environ.get("LITESEG_SANITIZE")
     checks = [f"-fsanitize={named}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"] if named else []
     optimise = ["-O0", "-g"] if checks or truthy("DEBUG") else ["-O3", "-DNDEBUG"]
+    if truthy("LITESEG_COVERAGE"):
+        checks += ["--coverage", "-fprofile-update=atomic"]
+        # what the compiler folds away is no branch
+        optimise = ["-O1", "-g", "-DNDEBUG"]
     flags = [*optimise, *checks, "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
     defines = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", "-DPy_LIMITED_API=0x030A0000"]
     include = [f"-I{ROOT / 'csrc'}", "-isystem", str(torch / "include")]

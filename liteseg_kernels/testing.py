@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-Model = TypeVar("Model", bound=nn.Module)
+from .fuse import to_reference
 
-_NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def trained_like(module: Model, example: Tensor | None = None, *, seed: int = 0) -> Model:
@@ -45,42 +45,46 @@ def trained_like(module: Model, example: Tensor | None = None, *, seed: int = 0)
             drawn = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) * (high - low) + low
             tensor.copy_(drawn)
 
-    norms = [part for part in module.modules() if isinstance(part, _NORMS)]
     with torch.no_grad():
         for part in module.modules():
             bias = getattr(part, "bias", None)
             if isinstance(bias, Tensor):
                 draw(bias, -0.3, 0.3)
-        for norm in norms:
-            draw(norm.weight, 0.6, 1.4)
-            if isinstance(norm, _BatchNorm) and norm.running_mean is not None:
-                draw(norm.running_mean, -0.3, 0.3)
-                draw(norm.running_var, 0.5, 1.5)
+            if isinstance(part, (_BatchNorm, nn.GroupNorm, nn.LayerNorm)):
+                draw(part.weight, 0.6, 1.4)
+            if isinstance(part, _BatchNorm) and part.num_batches_tracked is not None:
+                part.num_batches_tracked.fill_(1000)
+        statistics = _statistics(module)
+        for mean, variance in statistics:
+            draw(mean, -0.3, 0.3)
+            draw(variance, 0.5, 1.5)
         if example is not None:
-            _measure(module, example, [norm for norm in norms if isinstance(norm, _BatchNorm)])
-            for norm in norms:
-                if isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None:
-                    # a channel that hardly varies in the example must not be blown up elsewhere
-                    norm.running_var += 0.1 * norm.running_var.mean()
-                    shift, stretch = torch.empty_like(norm.running_mean), torch.empty_like(norm.running_var)
-                    draw(shift, -0.2, 0.2)
-                    draw(stretch, 0.8, 1.2)
-                    norm.running_mean += shift * norm.running_var.sqrt()
-                    norm.running_var *= stretch
+            for (mean, variance), (own_mean, own_variance) in zip(statistics, _of(module, example), strict=True):
+                # a channel that hardly varies in the example must not be blown up elsewhere
+                variance.copy_(own_variance + 0.1 * own_variance.mean())
+                shift, stretch = torch.empty_like(mean), torch.empty_like(variance)
+                draw(shift, -0.2, 0.2)
+                draw(stretch, 0.8, 1.2)
+                mean.copy_(own_mean + shift * variance.sqrt())
+                variance *= stretch
     return module.eval()
 
 
-def _measure(module: nn.Module, example: Tensor, norms: list[_BatchNorm]) -> None:
-    """Set the running statistics of `norms` to those of the example."""
-    momenta = [norm.momentum for norm in norms]
-    module.train()
-    for norm in norms:
-        norm.momentum = 1.0
-    try:
-        # dropout draws from the global generator
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            module(example)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+def _statistics(module: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Running mean and variance of each normalisation that has them."""
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    return [(n.running_mean, n.running_var) for n in norms if n.running_mean is not None and n.running_var is not None]
+
+
+def _of(module: nn.Module, example: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The statistics of the activations that `example` gives in `module`."""
+    # plain modules in float64: the same on any machine and any backend
+    plain = to_reference(module).double().train()
+    for part in plain.modules():
+        if isinstance(part, _BatchNorm):
+            part.momentum = 1.0
+    # dropout draws from the global generator
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        plain(example.double())
+    return _statistics(plain)

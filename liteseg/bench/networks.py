@@ -36,6 +36,7 @@ from liteseg.models import create_model
 from liteseg.models.peers import PEERS
 from liteseg.predict import segment
 from liteseg_kernels import functional as F
+from liteseg_kernels.testing import trained_like
 
 __all__ = ["COLUMNS", "NETWORKS", "OUTPUTS", "PROVIDERS", "QUICK", "Case", "calibrated", "measure", "report", "run"]
 
@@ -95,17 +96,9 @@ class Case:
 
 @functools.cache
 def calibrated(network: str) -> nn.Module:
-    """A network with the running statistics of its own activations, as a trained one has: with the initial ones
-    activations shrink to nothing, and labels would compare rounding errors."""
+    """A network as a trained one is, so that wrong sums show and labels do not compare rounding errors."""
     torch.manual_seed(0)
-    model: nn.Module = create_model(network).train()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None
-    with torch.no_grad():
-        for _ in range(2):
-            model(torch.randn(4, 3, 64, 96))
-    return model.eval()
+    return trained_like(create_model(network), torch.randn(4, 3, 64, 96))
 
 
 class _Graph(nn.Module):

@@ -242,26 +242,3 @@ OFFICIAL: dict[str, type[_Net]] = {
     "shufflenet": ShuffleNetLiteSeg,
     "darknet19": DarkNetLiteSeg,
 }
-
-
-def randomise(net: nn.Module, seed: int = 0) -> nn.Module:
-    """Give a net random weights and non-trivial BatchNorm statistics whose activations keep a sane scale."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def uniform(t: torch.Tensor, low: float, high: float) -> None:
-        t.copy_(torch.rand(t.shape, generator=generator, dtype=torch.float64) * (high - low) + low)
-
-    with torch.no_grad():
-        for module in net.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                uniform(module.weight, 0.6, 1.4)
-                uniform(module.bias, -0.4, 0.4)
-                uniform(module.running_mean, -0.3, 0.3)
-                uniform(module.running_var, 0.5, 1.5)
-                module.num_batches_tracked.fill_(7)
-            elif isinstance(module, (nn.Conv2d, nn.Linear)):
-                bound = (3.0 / module.weight[0].numel()) ** 0.5
-                uniform(module.weight, -bound, bound)
-                if module.bias is not None:
-                    uniform(module.bias, -0.2, 0.2)
-    return net

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import liteseg
 from liteseg.predict import segment
 from liteseg_kernels import use_backend
+from liteseg_kernels.testing import trained_like
 from tests.emulator import build
 
 # views, allocations and metadata
@@ -52,7 +53,7 @@ LAUNCHES = {
 def test_launches_from_input_to_labels(name: str, dtype: torch.dtype) -> None:
     if reason := build.load():
         pytest.skip(reason)
-    model = liteseg.fuse(liteseg.create_model(name, num_classes=19).eval()).to(dtype)
+    model = liteseg.fuse(trained_like(liteseg.create_model(name, num_classes=19), torch.randn(2, 3, 64, 96))).to(dtype)
     x = torch.randn(1, 3, 64, 96).to(dtype).contiguous(memory_format=torch.channels_last)
     build.controls().reset_counters()
     with torch.inference_mode(), use_backend("cuda", strict=True), TorchLaunches() as torchs:

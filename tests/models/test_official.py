@@ -11,8 +11,9 @@ import torch
 import liteseg
 from liteseg.models import export_official
 from liteseg.models.official import to_official
+from liteseg_kernels.testing import trained_like
 from tests.models.base import largest_difference
-from tests.models.official_nets import OFFICIAL, randomise
+from tests.models.official_nets import OFFICIAL
 
 BACKBONES = sorted(OFFICIAL)
 StateDict = dict[str, torch.Tensor]
@@ -25,7 +26,7 @@ def backbone(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def net(backbone: str) -> torch.nn.Module:
-    return randomise(OFFICIAL[backbone]()).eval()
+    return trained_like(OFFICIAL[backbone](), torch.randn(2, 3, 64, 96))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_entries_and_bytes(backbone: str, state: StateDict) -> None:
 @pytest.mark.parametrize("size", [(64, 96), (132, 164)], ids=["64x96", "132x164"])
 @torch.no_grad()
 def test_logits_are_the_authors(backbone: str, separable: bool, size: tuple[int, int]) -> None:
-    net = randomise(OFFICIAL[backbone](separable=separable), seed=3).double().eval()
+    net = trained_like(OFFICIAL[backbone](separable=separable), torch.randn(2, 3, 64, 96), seed=3).double()
     model = liteseg.create_model(f"liteseg_{backbone}", separable=separable).double().eval()
     liteseg.load_weights(model, net.state_dict())
     x = torch.randn(1, 3, *size, dtype=torch.float64)
@@ -78,7 +79,7 @@ def test_file_in_float32(backbone: str, net: torch.nn.Module, file: Path) -> Non
 
 
 def test_training_mode_is_the_authors(backbone: str) -> None:
-    net = randomise(OFFICIAL[backbone](), seed=5).double().train()
+    net = trained_like(OFFICIAL[backbone](), torch.randn(2, 3, 64, 96), seed=5).double().train()
     model = liteseg.create_model(f"liteseg_{backbone}").double().train()
     liteseg.load_weights(model, net.state_dict())
     x = torch.randn(2, 3, 64, 96, dtype=torch.float64)

@@ -15,8 +15,8 @@ import liteseg
 from liteseg.cli import main
 from liteseg.data.tables import CAMVID_CLASSES, CITYSCAPES_CLASSES, MEAN, STD
 from liteseg.models import ENet, ERFNet, ESPNet, ESPNetConfig, Network, PeerConfig
+from liteseg_kernels.testing import trained_like
 from tests.models.base import CLASSES, BaseModelTester, check_compile, largest_difference, no_trace_log
-from tests.models.official_nets import randomise
 
 # BGR, as published with the weights
 STATISTICS = {
@@ -306,8 +306,7 @@ def test_norms_and_activations() -> None:
 
 @torch.no_grad()
 def test_enet_puts_values_back_where_the_maxima_were() -> None:
-    model = liteseg.create_model("enet", 5)
-    randomise(model).eval()
+    model = trained_like(liteseg.create_model("enet", 5), torch.randn(2, 3, 32, 48))
     up = model.decoder.up2
     seen: list[torch.Tensor] = []
     up.unpool.register_forward_hook(lambda module, args, output: seen.append(output))

@@ -16,8 +16,8 @@ import liteseg
 import liteseg_kernels as lk
 from liteseg.models import LiteSeg
 from liteseg_kernels import _dispatch
+from liteseg_kernels.testing import trained_like
 from liteseg_kernels.triton import _tiles
-from tests.models.official_nets import randomise
 from tests.worlds import find, world
 
 CLASSES = 5
@@ -48,9 +48,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[tuple[str, str]]]:
 
 
 def _model(name: str) -> LiteSeg:
-    model = liteseg.create_model(name, num_classes=CLASSES)
-    randomise(model)
-    return model
+    return trained_like(liteseg.create_model(name, num_classes=CLASSES), torch.randn(2, 3, 64, 96))
 
 
 def _ran_on_triton(runs: Counter[tuple[str, str]]) -> dict[str, int]:
@@ -84,7 +82,7 @@ BLOCKS = {
 @pytest.mark.parametrize("name", BLOCKS)
 @torch.no_grad()
 def test_fused_network_from_picture_to_labels(name: str, runs: Counter[tuple[str, str]]) -> None:
-    model = _model(name).eval()
+    model = _model(name)
     picture = torch.randint(256, (1, 32, 32, 3), dtype=torch.uint8)
 
     x = lk.functional.preprocess(picture)
@@ -187,9 +185,7 @@ class _Small(nn.Module):
 
 
 def test_training_step_with_frozen_statistics(runs: Counter[tuple[str, str]]) -> None:
-    model = _Small()
-    randomise(model)
-    model.eval()
+    model = trained_like(_Small())
     # folded, the pyramid is one op; its own weights get no gradient then
     model.daspp.fuse_()
     counts = {"inverted_residual": 2, "shuffle_unit": 2, "daspp": 1}

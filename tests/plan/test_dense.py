@@ -16,12 +16,14 @@ import liteseg
 import liteseg_kernels as lk
 from liteseg_kernels import _loader
 from liteseg_kernels.plan import PlannedModule, Program, layers
+from liteseg_kernels.testing import trained_like
 from tests.plan.test_plan import (
     assert_as_exact_as_torch,
     error,
     inference,  # noqa: F401
     labels_of,
     layouts,
+    network,
     picture,
 )
 
@@ -80,18 +82,9 @@ NETWORKS = {
 SIZES = [(9, 14), (11, 8), (5, 7), (17, 43)]
 
 
-def normalised(model: nn.Module) -> nn.Module:
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.2, 0.2)
-            module.running_var.uniform_(0.7, 1.3)
-            module.bias.data.uniform_(-0.2, 0.2)
-    return model.eval()
-
-
 def small(name: str) -> nn.Module:
     torch.manual_seed(0)
-    return normalised(NETWORKS[name]())
+    return trained_like(NETWORKS[name]())
 
 
 def assert_exact(model: nn.Module, fused: nn.Module, x: torch.Tensor, limit: float) -> None:
@@ -147,7 +140,7 @@ def test_instruction_sets(isa: str) -> None:
 def test_first_layer(kernel: int, stride: int, name: str) -> None:
     """Reads the network's input at any strides."""
     torch.manual_seed(0)
-    model = normalised(Dense(3, conv(3, 20, kernel, stride=stride, padding=kernel // 2), conv(20, 6, 1)))
+    model = trained_like(Dense(3, conv(3, 20, kernel, stride=stride, padding=kernel // 2), conv(20, 6, 1)))
     fused = lk.fuse(model)
     for x in (picture(2, 3, 19, 23), picture(1, 3, 8, 5)):
         given = layouts(x)[name]
@@ -158,7 +151,7 @@ def test_first_layer(kernel: int, stride: int, name: str) -> None:
 
 def test_first_layer_with_a_pool() -> None:
     torch.manual_seed(0)
-    model = normalised(Dense(3, conv(3, 33), nn.MaxPool2d(2), conv(33, 4, 1)))
+    model = trained_like(Dense(3, conv(3, 33), nn.MaxPool2d(2), conv(33, 4, 1)))
     fused = lk.fuse(model)
     assert len(fused.plan((16, 16)).layers) == 3
     for size in ((7, 9), (40, 131), (2, 2)):
@@ -170,7 +163,7 @@ def test_first_layer_with_a_pool() -> None:
 def test_pointwise_border(padding: int, channels: tuple[int, int]) -> None:
     """A padded 1x1 convolution grows the map by the activation of its bias."""
     torch.manual_seed(0)
-    model = normalised(after(3, channels[0], conv(*channels, 1, padding=padding), conv(channels[1], 3)))
+    model = trained_like(after(3, channels[0], conv(*channels, 1, padding=padding), conv(channels[1], 3)))
     fused = lk.fuse(model)
     for size in ((6, 7), (1, 1), (13, 50)):
         assert_exact(model, fused, picture(2, 3, *size), 1e-6)
@@ -185,7 +178,7 @@ def test_pool_of_a_map_that_others_read() -> None:
             return program.run(self.parts[1], "1", pooled)
 
     torch.manual_seed(0)
-    model = normalised(Two(3, conv(3, 19), conv(19, 4)))
+    model = trained_like(Two(3, conv(3, 19), conv(19, 4)))
     fused = lk.fuse(model)
     x = picture(2, 3, 11, 14)
     assert "max_pool" in str(fused.plan((11, 14)))
@@ -197,7 +190,7 @@ def test_pool_of_a_map_that_others_read() -> None:
 def test_not_a_number() -> None:
     torch.manual_seed(0)
     for pool in ((), (nn.MaxPool2d(2),)):
-        model = normalised(Dense(3, conv(3, 16), *pool, conv(16, 16), *pool))
+        model = trained_like(Dense(3, conv(3, 16), *pool, conv(16, 16), *pool))
         x = picture(1, 3, 24, 40)
         x[0, 1, 9, 17] = float("nan")
         reference, out = lk.to_reference(model)(x).isnan(), lk.fuse(model)(x).isnan()
@@ -206,7 +199,7 @@ def test_not_a_number() -> None:
 
 
 def test_too_small_for_its_pools() -> None:
-    fused = lk.fuse(normalised(Dense(3, conv(3, 4), nn.MaxPool2d(2), conv(4, 4))))
+    fused = lk.fuse(trained_like(Dense(3, conv(3, 4), nn.MaxPool2d(2), conv(4, 4))))
     with pytest.raises(RuntimeError, match="run_plan: x: expected enough rows and columns for every pool, got 1x5"):
         fused(picture(1, 3, 1, 5))
 
@@ -218,7 +211,7 @@ def test_what_no_layer_covers() -> None:
         Dense(3, conv(3, 4, 9)),
         Dense(3, nn.MaxPool2d(2)),
     ):
-        fused = lk.fuse(normalised(model))
+        fused = lk.fuse(trained_like(model))
         x = picture(1, model.in_channels, 12, 12)
         assert fused.plan_for(x) is None
         with pytest.raises(ValueError, match="no layer of the plan covers this"):
@@ -228,21 +221,9 @@ def test_what_no_layer_covers() -> None:
 # the whole network
 
 
-def darknet19(**switches: object) -> nn.Module:
-    """With the statistics of a batch, so that the logits depend on every layer."""
-    torch.manual_seed(0)
-    model = liteseg.create_model("liteseg_darknet19", num_classes=11, **switches)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0
-    with torch.no_grad():
-        model.train()(picture(2, 3, 64, 96, seed=2))
-    return model.eval()
-
-
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
-    return darknet19()
+    return network("darknet19")
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +238,7 @@ def test_logits(model: nn.Module, fused: nn.Module, size: tuple[int, int], batch
 
 
 def test_stride_32() -> None:
-    model = darknet19(output_stride=32)
+    model = network("darknet19", output_stride=32)
     assert_as_exact_as_torch(model, lk.fuse(model), picture(1, 3, 96, 128))
 
 

@@ -18,6 +18,7 @@ import liteseg
 import liteseg_kernels as lk
 from liteseg_kernels import _loader
 from liteseg_kernels.plan import PlannedModule, Program
+from liteseg_kernels.testing import trained_like
 from tests.plan.test_plan import (
     assert_as_exact_as_torch,
     error,
@@ -225,7 +226,7 @@ class Units(PlannedModule):
 @pytest.mark.parametrize(("stride", "channels", "groups", "dilation"), [(1, 12, 3, 1), (2, 20, 5, 3), (3, 4, 1, 1)])
 def test_units(size: tuple[int, int], stride: int, channels: int, groups: int, dilation: int) -> None:
     torch.manual_seed(0)
-    model = Units(stride, channels, groups, dilation).eval()
+    model = trained_like(Units(stride, channels, groups, dilation))
     fused = lk.fuse(model)
     x = picture(2, 1, *size)
     assert fused.plan_for(x) is not None
@@ -237,7 +238,7 @@ def test_units(size: tuple[int, int], stride: int, channels: int, groups: int, d
 
 def test_pooling_keeps_not_a_number_and_infinity() -> None:
     torch.manual_seed(0)
-    model = Units(1, 12, 3, 1).eval()
+    model = trained_like(Units(1, 12, 3, 1))
     fused = lk.fuse(model)
     for value in (float("nan"), float("inf"), float("-inf")):
         x = picture(1, 1, 24, 40)
@@ -257,7 +258,7 @@ class Unpooled(PlannedModule):
 
 
 def test_other_pooling_has_no_plan() -> None:
-    fused = lk.fuse(Unpooled().eval())
+    fused = lk.fuse(trained_like(Unpooled()))
     with pytest.raises(ValueError, match="max_pool: no layer of the plan covers this max_pool"):
         fused.plan()
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -33,10 +34,16 @@ def _runtime(name: str) -> str:
     ).stdout.strip()
 
 
-def build(project: Path = ROOT, folder: Path = FOLDER) -> Path:
-    """The folder with the library of `project`'s csrc/cpu, compiled in `folder`; only what changed is compiled."""
+SANITIZE = {"LITESEG_SANITIZE": "address,undefined"}
+
+
+def build(project: Path = ROOT, folder: Path = FOLDER, how: Mapping[str, str] = SANITIZE) -> Path:
+    """The folder with the library of `project`'s csrc/cpu, compiled in `folder`; only what changed is compiled.
+
+    `how`: what setup.py is told besides, in its environment.
+    """
     command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", f"{folder}/lib"]
-    settings = {"LITESEG_BUILD": "cpu", "LITESEG_SANITIZE": "address,undefined", "CXX": "g++"}
+    settings = {"LITESEG_BUILD": "cpu", "CXX": "g++", **how}
     done = subprocess.run(
         [*command, "--build-temp", f"{folder}/temp"],
         cwd=project,
@@ -46,7 +53,7 @@ def build(project: Path = ROOT, folder: Path = FOLDER) -> Path:
         text=True,
     )
     if done.returncode != 0:
-        raise RuntimeError(f"the sanitizers' build failed:\n{done.stdout[-4000:]}")
+        raise RuntimeError(f"the build for {' and '.join(how)} failed:\n{done.stdout[-4000:]}")
     return folder / "lib/liteseg_kernels"
 
 
