@@ -5,6 +5,7 @@
 #   make bench   the benchmarks of ops
 #   make bench-cpu  README's speed on a CPU: whole networks, a training step, a busy core
 #   make sanitize   the CPU kernels' tests under the address and undefined-behaviour sanitizers
+#   make coverage   which branches of the CPU kernels the parity tests take (gcov)
 #   make docs    the documentation as a website in site/
 #   make gpu-day everything that needs a CUDA GPU, measured and checked; SECTIONS="build parity", GPU_DAY_ARGS=--dry-run
 #   make build   (re)build the compiled kernels only
@@ -31,7 +32,7 @@ TORCH_STAMP := $(VENV)/stamp-torch-$(TORCH)
 # GPU machines bring a torch of their own, and often no way to fetch another
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: demo test lint bench bench-cpu sanitize docs gpu-day build clean
+.PHONY: demo test lint bench bench-cpu sanitize coverage docs gpu-day build clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/stamp-run
@@ -54,6 +55,9 @@ bench-cpu: $(VENV)/stamp-dev
 
 sanitize: $(VENV)/stamp-dev
 	$(BIN)/python -m tests.sanitizers $(PYTEST_ARGS)
+
+coverage: $(VENV)/stamp-dev
+	$(BIN)/python -m tests.coverage $(PYTEST_ARGS)
 
 docs: $(VENV)/stamp-dev
 	$(BIN)/python -m mkdocs build
