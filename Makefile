@@ -6,6 +6,7 @@
 #   make bench-cpu  README's speed on a CPU: whole networks, a training step, a busy core
 #   make sanitize   the CPU kernels' tests under the address and undefined-behaviour sanitizers
 #   make coverage   which branches of the CPU kernels the parity tests take (gcov)
+#   make fuzz    plans of networks drawn at random against float64, for an hour; FUZZ_ARGS="--seconds 600"
 #   make docs    the documentation as a website in site/
 #   make gpu-day everything that needs a CUDA GPU, measured and checked; SECTIONS="build parity", GPU_DAY_ARGS=--dry-run
 #   make build   (re)build the compiled kernels only
@@ -20,6 +21,7 @@ OUT ?= demo_out
 PYTEST_ARGS ?=
 SECTIONS ?=
 GPU_DAY_ARGS ?=
+FUZZ_ARGS ?= --seconds 3600
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -32,7 +34,7 @@ TORCH_STAMP := $(VENV)/stamp-torch-$(TORCH)
 # GPU machines bring a torch of their own, and often no way to fetch another
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: demo test lint bench bench-cpu sanitize coverage docs gpu-day build clean
+.PHONY: demo test lint bench bench-cpu sanitize coverage fuzz docs gpu-day build clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/stamp-run
@@ -58,6 +60,9 @@ sanitize: $(VENV)/stamp-dev
 
 coverage: $(VENV)/stamp-dev
 	$(BIN)/python -m tests.coverage $(PYTEST_ARGS)
+
+fuzz: $(VENV)/stamp-dev
+	$(BIN)/python -m tests.plan.random_networks $(FUZZ_ARGS)
 
 docs: $(VENV)/stamp-dev
 	$(BIN)/python -m mkdocs build

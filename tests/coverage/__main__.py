@@ -22,7 +22,7 @@ LEAST = 95
 CONDITION = re.compile(r"\b(if|for|while|switch|case)\b|[?]|&&|[|][|]")
 # the largest pictures take the same branches as those around each threshold, at a hundred times the time
 TESTS = (
-    ["tests/kernels", "-k", "cpu and not interpreter", "--deselect", "tests/kernels/test_faults.py"],
+    ["tests/kernels", "-k", "cpu and not interpreter and not faults"],
     ["tests/plan", "-k", "not mutants and not faults and not those_of_the_modules and not exact_as_torchs"],
 )
 Branches = dict[tuple[str, int], list[bool]]
