@@ -70,6 +70,17 @@ LIMITS = {
 }
 
 
+# rounding may find a maximum at the place beside, which moves what is unpooled there: so much more may their logits differ
+UNPOOLING = ("enet", "segnet", "dsnet")
+MOVED = 10.0
+
+
+def limit(network: str, output: str, dtype: str) -> float:
+    """How much a result may differ from eager's. Logits that share nothing differ by 1.4."""
+    allowed = LIMITS[output][dtype]
+    return min(MOVED * allowed, 0.5) if output == "logits" and network in UNPOOLING else allowed
+
+
 @dataclass(frozen=True)
 class Case:
     """What all providers do: `output` "logits" is normalised input to full-size logits, "labels" uint8 picture to label
@@ -264,7 +275,7 @@ def _row(case: Case, provider: str, outcome: Outcome, burn_in: int, runs: int) -
     low, _, _, high = statistics.quantiles(outcome.times, n=5)
     mean = statistics.fmean(outcome.times)
     difference = outcome.facts.get("difference")
-    wrong = difference is not None and not difference <= LIMITS[case.output][case.dtype]
+    wrong = difference is not None and not difference <= limit(case.network, case.output, case.dtype)
     return {
         **row,
         "p50 ms": statistics.median(outcome.times),

@@ -153,6 +153,12 @@ def test_fps(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     assert "onnxruntime" in out
 
 
+def test_what_unpools_may_differ_more() -> None:
+    assert networks.limit("ccc2", "logits", "float32") == 1e-3
+    assert networks.limit("segnet", "logits", "float32") == 1e-2 == networks.limit("segnet", "labels", "float32")
+    assert networks.limit("dsnet", "logits", "bfloat16") == 0.5
+
+
 def test_what_cannot_run_is_a_row_with_its_reason(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     code, _, err = run(
