@@ -70,7 +70,8 @@ LIMITS = {
 }
 
 
-# rounding may find a maximum at the place beside, which moves what is unpooled there: so much more may their logits differ
+# rounding may find a maximum at the place beside, which moves what is unpooled there: their logits may differ so much
+# more
 UNPOOLING = ("enet", "segnet", "dsnet")
 MOVED = 10.0
 
