@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 import liteseg_kernels as lk
+from liteseg.atomic import atomic_path
 from liteseg.data import MEAN, STD
 from liteseg.errors import MissingExtraError, UserError
-from liteseg.image_io import atomic_path
 from liteseg.predict import MIN_SIZE, evaluating
 from liteseg_kernels._version import __version__
 

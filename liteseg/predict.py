@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from liteseg.data import MEAN, STD
-from liteseg.image_io import rgb_array
+from liteseg.reading import SampleRange, orientation, rgb_array, turned
 from liteseg_kernels import functional as F
 
 __all__ = ["MIN_SIZE", "evaluating", "input_size", "predict", "predict_at", "segment"]
@@ -144,12 +144,16 @@ def predict_at(
 @overload
 def predict(model: nn.Module, image: torch.Tensor, *, scale: float | None = None) -> torch.Tensor: ...
 @overload
-def predict(model: nn.Module, image: Picture, *, scale: float | None = None) -> np.ndarray: ...
+def predict(
+    model: nn.Module, image: Picture, *, scale: float | None = None, value_range: SampleRange = None
+) -> np.ndarray: ...
 @overload
-def predict(model: nn.Module, image: Sequence[Picture], *, scale: float | None = None) -> list[np.ndarray]: ...
+def predict(
+    model: nn.Module, image: Sequence[Picture], *, scale: float | None = None, value_range: SampleRange = None
+) -> list[np.ndarray]: ...
 
 
-def predict(model: nn.Module, image: Any, *, scale: float | None = None) -> Any:
+def predict(model: nn.Module, image: Any, *, scale: float | None = None, value_range: SampleRange = None) -> Any:
     """Class of every pixel.
 
     The full-size logits are never made: labels come straight from the low-resolution logits. A model whose class has no
@@ -161,14 +165,17 @@ def predict(model: nn.Module, image: Any, *, scale: float | None = None) -> Any:
         model: any model of this library, fused or not, or a module that maps [N, 3, H, W] to logits [N, K, h, w].
         image: one of
 
-            * a PIL image of any mode (greyscale is repeated, alpha dropped; EXIF orientation is *not* applied, so that
-              the labels lie on the image as given; the command line does apply it),
+            * a PIL image of any mode (greyscale is repeated, alpha dropped, more than 8 bits are scaled to 8). The
+              network sees it upright, by its EXIF orientation, and the labels are turned back, so that they lie on the
+              image as given,
             * a uint8 array [H, W, 3] or [N, H, W, 3], RGB,
             * a list or tuple of such pictures, sizes may differ,
             * a float tensor [N, 3, H, W], already normalised, on the model's device.
         scale: for pictures: the network runs at round(scale * H) x round(scale * W), bilinear; by default what the
             weights say (``model.config.input_scale``). Labels come back at the picture's own size. Not for tensors,
             whose size is the caller's choice.
+        value_range: of PIL images with more than 8 bits a sample: the sample that is white (black is 0), or those that
+            are black and white; read off the image by default (:func:`liteseg.reading.rgb_array`).
 
     Returns:
         uint8 ids: NumPy [H, W] for a picture, [N, H, W] for an array of them, a list for a list; for a tensor a tensor
@@ -194,9 +201,11 @@ def predict(model: nn.Module, image: Any, *, scale: float | None = None) -> Any:
         # an inference tensor would refuse the caller's in-place edits
         return labels.clone()
     if isinstance(image, (list, tuple)):
-        return [predict(model, one, scale=scale) for one in image]
+        return [predict(model, one, scale=scale, value_range=value_range) for one in image]
     if isinstance(image, Image.Image):
-        image = rgb_array(image)
+        pixels = rgb_array(image, value_range)
+        lies = orientation(image)
+        return turned(predict(model, turned(pixels, lies), scale=scale), lies, back=True)
     if not isinstance(image, np.ndarray):
         raise TypeError(
             "predict: image: expected a PIL image, a uint8 array [H, W, 3], a list of them or a float tensor "

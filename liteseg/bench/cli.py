@@ -29,6 +29,8 @@ def add_parser(
     *,
     size: Callable[[str], tuple[int, int]],
     count: Callable[[str], int],
+    reading: Callable[..., None],
+    dataset: Callable[..., None],
     device: Callable[[str], Any],
     say: Callable[[str], None],
 ) -> None:
@@ -38,6 +40,7 @@ def add_parser(
         commands: the command line's sub-parsers.
         common: parser of the options that all commands have.
         size, count: types of arguments.
+        reading, dataset: add the options of reading pictures and labels, and of a data set.
         device: checks the name of a device.
         say: prints a line.
     """
@@ -135,9 +138,10 @@ def add_parser(
     p.add_argument("--weights", nargs="+", default=["camvid"], metavar="W", help="models (default camvid)")
     p.add_argument("--image", nargs="+", type=Path, default=[], metavar="FILE", help="pictures")
     p.add_argument("--data", type=Path, metavar="DIR", help="folder of a data set, instead of pictures")
-    p.add_argument("--dataset", metavar="NAME", help="camvid or cityscapes, with --data")
+    dataset(p)
     p.add_argument("--split", default="val", metavar="SPLIT", help="val (default), test, train, ...")
     p.add_argument("--count", type=count, default=3, metavar="N", help="pictures of the data set (default 3)")
+    reading(p, labels=True)
 
 
 def _chosen(option: str, given: Sequence[Any] | None, allowed: Sequence[Any]) -> list[Any]:
@@ -250,9 +254,9 @@ def _tables(args: argparse.Namespace, device: str, say: Callable[[str], None]) -
 def _figures(args: argparse.Namespace, device: str, say: Callable[[str], None]) -> int:
     from liteseg.bench import figures
     from liteseg.data import dataset
-    from liteseg.image_io import read_image
     from liteseg.models import create_model
     from liteseg.palette import palette_for
+    from liteseg.reading import read_image
 
     numbers = _chosen("figure", args.figure, (2, 3))
     if bool(args.image) == (args.data is not None):
@@ -260,11 +264,14 @@ def _figures(args: argparse.Namespace, device: str, say: Callable[[str], None]) 
     if args.data is not None:
         if args.dataset is None:
             raise UserError("figures: --dataset: expected with --data, got none")
-        data = dataset(args.dataset, args.data, args.split)
+        options = {} if args.classes is None else {"classes": args.classes}
+        data = dataset(
+            args.dataset, args.data, args.split, value_range=args.value_range, labels_on=args.labels_on, **options
+        )
         picked = [data.load(i * len(data) // args.count) for i in range(min(args.count, len(data)))]
         samples = [(sample.image, sample.label) for sample in picked]
     else:
-        samples = [(read_image(path), None) for path in args.image]
+        samples = [(read_image(path, args.value_range), None) for path in args.image]
     models = {Path(w).stem: create_model(weights=w).eval().to(device) for w in args.weights}
     configs = [model.config for model in models.values()]
     if len({config.num_classes for config in configs}) > 1:

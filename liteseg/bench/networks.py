@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional as tf
 
 import liteseg_kernels as lk
+from liteseg.atomic import atomic_path
 from liteseg.bench.record import (
     ENVIRONMENT,
     Line,
@@ -180,12 +181,10 @@ def _onnx(case: Case, folder: str) -> str:
 
         for module in ("onnx", "onnxscript"):
             importlib.import_module(module)
-        partial = path + ".part"
-        with quiet():
+        with atomic_path(path) as partial, quiet():
             torch.onnx.export(
                 _plain(case, False), (_input(case, 0),), partial, dynamo=True, external_data=False, verbose=False
             )
-        os.replace(partial, path)
     return path
 
 

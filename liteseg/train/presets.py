@@ -13,7 +13,7 @@ import yaml
 
 from liteseg.models.peers import PEERS
 
-_DATA = ("camvid", "cityscapes")
+_DATA = ("camvid", "cityscapes", "folder")
 # LiteSeg by its backbone, the peers by their names
 _NETWORKS = ("mobilenetv2", "shufflenet", "darknet19", *PEERS)
 _RECIPES = ("modern", "official")
