@@ -150,7 +150,10 @@ def test_find_config(tmp_path: Path, monkeypatch: Any) -> None:
     ("name", "expected"),
     [
         ("other/camvid_mobilenetv2.yaml", "expected an existing file or the name of a preset"),
-        ("camvid_mobilenet", "words joined by _, one of camvid, cityscapes; one of mobilenetv2, shufflenet, darknet19"),
+        (
+            "camvid_mobilenet",
+            "words joined by _, one of camvid, cityscapes, folder; one of mobilenetv2, shufflenet, darknet19",
+        ),
         ("camvid_official", "expected a preset with one of mobilenetv2, shufflenet, darknet19"),
         ("camvid_segnet_skipnet_shufflenet", "expected a preset with one of mobilenetv2, shufflenet, darknet19"),
         ("camvid_mobilenetv2_shufflenet", "expected a preset with one of mobilenetv2, shufflenet, darknet19"),
