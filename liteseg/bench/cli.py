@@ -65,10 +65,14 @@ def add_parser(
         "fps",
         _fps,
         "whole networks by the protocol of the paper's Table III",
-        "Times of our networks, fused and not, the paper's baselines and ESPNet, ERFNet and ENet, by our kernels, "
-        "PyTorch (eager and compiled), ONNX Runtime and OpenVINO, taking turns.",
+        "Times of our networks, fused and not, the paper's baselines and the networks it compares with, by our "
+        "kernels, PyTorch (eager and compiled), ONNX Runtime and OpenVINO, taking turns.",
     )
-    p.add_argument("--quick", action="store_true", help=f"{_QUICK_RUNS} calls, 360x640, no compiled PyTorch; minutes")
+    p.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"{_QUICK_RUNS} calls, 360x640, without SegNet and compiled PyTorch; minutes",
+    )
     p.add_argument("--networks", nargs="+", metavar="NAME", help="default: all")
     p.add_argument("--size", nargs="+", type=size, metavar="HxW", help="default 360x640 1024x2048")
     p.add_argument("--batch", nargs="+", type=count, default=[1], metavar="N", help="default 1")
@@ -103,7 +107,9 @@ def add_parser(
         "the paper's tables, measured beside published",
         "Counts parameters and operations, times Table III, and with --data and --weights measures mIoU.",
     )
-    p.add_argument("--quick", action="store_true", help=f"Table III with {_QUICK_RUNS} calls at 360x640 only")
+    p.add_argument(
+        "--quick", action="store_true", help=f"Table III with {_QUICK_RUNS} calls at 360x640, no compiled PyTorch"
+    )
     p.add_argument("--table", nargs="+", type=count, metavar="N", help="1 to 5; default all")
     p.add_argument("--data", type=Path, metavar="DIR", help="Cityscapes folder, for mIoU on its split val")
     p.add_argument(
@@ -115,6 +121,8 @@ def add_parser(
         help="trained on Cityscapes; for rows of Table I but the last NETWORK is for example "
         "'liteseg_mobilenetv2:DASPP, FT'",
     )
+    p.add_argument("--networks", nargs="+", metavar="NAME", help="of Tables III and IV; default: all")
+    p.add_argument("--providers", nargs="+", metavar="P", help="of Table III; default: all")
     p.add_argument("--size", nargs="+", type=size, metavar="HxW", help="of Table III; default 360x640 1024x2048")
     p.add_argument("--threads", type=count, metavar="N", help="default: as torch has it")
     p.add_argument("--runs", type=count, metavar="N", help="calls before and calls within the time (default 200 each)")
@@ -181,7 +189,7 @@ def _fps(args: argparse.Namespace, device: str, say: Callable[[str], None]) -> i
     runs = args.runs or (_QUICK_RUNS if quick else 200)
     ran = networks.run(
         args.out,
-        networks=_chosen("networks", args.networks or (networks.NETWORKS[:6] if quick else None), networks.NETWORKS),
+        networks=_chosen("networks", args.networks or (networks.QUICK if quick else None), networks.NETWORKS),
         sizes=args.size or default,
         batches=args.batch,
         outputs=_chosen("output", args.output or (["logits"] if quick else None), networks.OUTPUTS),
@@ -222,9 +230,10 @@ def _kernels(args: argparse.Namespace, device: str, say: Callable[[str], None]) 
 
 
 def _tables(args: argparse.Namespace, device: str, say: Callable[[str], None]) -> int:
-    from liteseg.bench import tables
+    from liteseg.bench import networks, tables
     from liteseg.bench.plots import draw_tables
 
+    quick = [p for p in tables.PROVIDERS if p != "compiled"] if args.quick else None
     default = [(360, 640)] if args.quick else [(360, 640), (1024, 2048)]
     ran = tables.run(
         args.out,
@@ -235,6 +244,8 @@ def _tables(args: argparse.Namespace, device: str, say: Callable[[str], None]) -
         threads=args.threads,
         runs=args.runs or (_QUICK_RUNS if args.quick else 200),
         sizes=_chosen("size", args.size or default, [(360, 640), (1024, 2048)]),
+        chosen=_chosen("networks", args.networks, networks.NETWORKS),
+        providers=_chosen("providers", args.providers or quick, tuple(tables.PROVIDERS)),
         say=say,
     )
     return _publish(args.out, "tables", ran, tables, draw_tables, say)

@@ -127,11 +127,6 @@ class SegmentationModule(pl.LightningModule):
             raise ValueError("model: expected one of weights and backbone_weights, got both")
         if num_classes is None:
             num_classes = 19 if class_names is None else len(class_names)
-        if weights is None and backbone_weights is None:
-            rank_zero_warn(
-                "TRAINING FROM SCRATCH: no --model.backbone_weights. The backbone starts from random numbers; expect a "
-                "far lower mIoU than with ImageNet weights, and give it many more epochs."
-            )
         model: Any = create_model(
             name,
             num_classes=num_classes,
@@ -142,6 +137,12 @@ class SegmentationModule(pl.LightningModule):
             input_scale=input_scale,
             **(switches or {}),
         )
+        # the peers have no backbone that could be given
+        if weights is None and backbone_weights is None and isinstance(model, LiteSeg):
+            rank_zero_warn(
+                "TRAINING FROM SCRATCH: no --model.backbone_weights. The backbone starts from random numbers; expect a "
+                "far lower mIoU than with ImageNet weights, and give it many more epochs."
+            )
         self.model: Network = model.to(memory_format=torch.channels_last)
         # counted anew from the training labels at every start, so checkpoints do not hold it
         self.loss_weight: Tensor | None

@@ -85,6 +85,7 @@ class TestERFNet(RegistryPeerTester):
 
 class TestENet(RegistryPeerTester):
     name = "enet"
+    compared = 0.9
 
 
 def count(model: nn.Module) -> int:
