@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from liteseg.atomic import atomic_path
 from liteseg.distributed import rank, shared_errors, sum_counts, world_size
-from liteseg.image_io import atomic_path
 from liteseg.metrics import ConfusionMatrix, mean_of_present
 from liteseg.predict import evaluating, input_size, predict_at
 from liteseg.progress import progress_bar

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 import liteseg_kernels as lk
+from liteseg.atomic import atomic_path
 from liteseg.data import MEAN, STD
 from liteseg.errors import MissingExtraError, UserError
-from liteseg.image_io import atomic_path
 from liteseg.predict import MIN_SIZE, evaluating
 from liteseg_kernels._version import __version__
 
@@ -39,6 +39,9 @@ _CHECKED = ((2, 225, 353), (1, 334, 250), (1, 193, 289))
 # of the largest logit: float32 sums in another order stay two digits below
 _LIMIT = 1e-4
 _EQUAL = 0.9999
+# of the pixels that must agree, where a network unpools: rounding may find a maximum at the place beside, which moves
+# what is unpooled and changes the logits around it
+_UNPOOLED = 0.99
 
 
 @dataclass(frozen=True)
@@ -49,22 +52,28 @@ class Check:
         shape: of the input.
         equal: share of pixels with the same label, 0..1.
         error, limit: largest difference of the logits and what is allowed; None where the file gives labels.
+        share: of the pixels and logits that are held to the limits: 1, or 0.99 for networks that unpool maxima.
     """
 
     shape: tuple[int, ...]
     equal: float
     error: float | None = None
     limit: float | None = None
+    share: float = 1.0
 
     @property
     def passed(self) -> bool:
         # a comparison with NaN is false
-        return self.equal >= _EQUAL and (self.error is None or (self.limit is not None and self.error <= self.limit))
+        return self.equal >= self.share * _EQUAL and (
+            self.error is None or (self.limit is not None and self.error <= self.limit)
+        )
 
     def __str__(self) -> str:
         shape = "x".join(map(str, self.shape))
-        error = "" if self.error is None else f"largest logit error {self.error:.1e} (limit {self.limit:.1e}), "
-        return f"{shape}: {error}{100 * self.equal:.4f} % of the labels equal (limit {100 * _EQUAL:.2f} %)"
+        of = "" if self.share == 1 else f" of {100 * self.share:.0f} %"
+        error = "" if self.error is None else f"largest logit error{of} {self.error:.1e} (limit {self.limit:.1e}), "
+        limit = 100 * self.share * _EQUAL
+        return f"{shape}: {error}{100 * self.equal:.4f} % of the labels equal (limit {limit:.2f} %)"
 
 
 @dataclass(frozen=True)
@@ -256,30 +265,34 @@ def _open(path: Path, format: str) -> tuple[Callable[[torch.Tensor], torch.Tenso
     return torch.export.load(path).module(), runner
 
 
-def _compare(got: torch.Tensor, expected: torch.Tensor, x: torch.Tensor) -> Check:
+def _compare(got: torch.Tensor, expected: torch.Tensor, x: torch.Tensor, share: float) -> Check:
     """`got` from the file, logits or labels, against the model's logits."""
     got, expected = got.cpu(), expected.cpu()
     shape = tuple(x.shape)
     labels = expected.argmax(1)
     if got.shape == labels.shape and not got.is_floating_point():
-        return Check(shape, (got.long() == labels).double().mean().item())
+        return Check(shape, (got.long() == labels).double().mean().item(), share=share)
     if got.shape != expected.shape:
         raise ValueError(f"expected an output {list(expected.shape)}, got {list(got.shape)}")
     equal = (got.argmax(1) == labels).double().mean().item()
-    return Check(shape, equal, (got - expected).abs().max().item(), _LIMIT * expected.abs().max().item())
+    errors = (got - expected).abs().flatten()
+    whole = share == 1 or not errors.isfinite().all()
+    error = errors.max() if whole else errors.kthvalue(int(share * errors.numel())).values
+    return Check(shape, equal, error.item(), _LIMIT * expected.abs().max().item(), share)
 
 
 def _check(
     path: Path, format: str, model: nn.Module, shapes: Sequence[tuple[int, ...]], device: torch.device
 ) -> tuple[str, tuple[Check, ...]]:
     checks = []
+    share = _UNPOOLED if any(isinstance(module, nn.MaxUnpool2d) for module in model.modules()) else 1.0
     # TF32 would hide errors below 1e-3, and differs from kernel to kernel
     with evaluating(model) as ready, torch.backends.cudnn.flags(allow_tf32=False):
         try:
             run, runner = _open(path, format)
             for seed, shape in enumerate(shapes):
                 x = _pictures(shape, device, seed)
-                checks.append(_compare(run(x), ready(x), x))
+                checks.append(_compare(run(x), ready(x), x, share))
         except Exception as error:
             # each run time has exceptions of its own
             raise RuntimeError(f"export: the {format} file does not run and was removed: {error}") from error
@@ -335,7 +348,8 @@ def export(
 
     The file is written under another name, read back, run at two sizes that the export did not see (at a fixed size: on
     two pictures) and compared with ``model`` itself; only one that agrees gets its name. Then the largest error of the
-    logits is at most 1e-4 of the largest logit, and at least 99.99 % of the labels are equal.
+    logits is at most 1e-4 of the largest logit, and at least 99.99 % of the labels are equal; of networks that unpool
+    maxima, which rounding may move by a pixel, 99 % of the logits and labels must be so.
 
     Args:
         model: [N, 3, H, W] -> logits [N, K, H, W], all parameters float32 on one device. It is left as it is.

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from liteseg.data import MEAN, STD
-from liteseg.image_io import rgb_array
+from liteseg.reading import SampleRange, orientation, rgb_array, turned
 from liteseg_kernels import functional as F
 from liteseg_kernels import intact
 from liteseg_kernels.eval_view import eval_view
@@ -165,12 +165,16 @@ def predict_at(
 @overload
 def predict(model: nn.Module, image: torch.Tensor, *, scale: float | None = None) -> torch.Tensor: ...
 @overload
-def predict(model: nn.Module, image: Picture, *, scale: float | None = None) -> np.ndarray: ...
+def predict(
+    model: nn.Module, image: Picture, *, scale: float | None = None, value_range: SampleRange = None
+) -> np.ndarray: ...
 @overload
-def predict(model: nn.Module, image: Sequence[Picture], *, scale: float | None = None) -> list[np.ndarray]: ...
+def predict(
+    model: nn.Module, image: Sequence[Picture], *, scale: float | None = None, value_range: SampleRange = None
+) -> list[np.ndarray]: ...
 
 
-def predict(model: nn.Module, image: Any, *, scale: float | None = None) -> Any:
+def predict(model: nn.Module, image: Any, *, scale: float | None = None, value_range: SampleRange = None) -> Any:
     """Class of every pixel.
 
     The full-size logits are never made: labels come straight from the low-resolution logits. A model whose class has no
@@ -183,8 +187,9 @@ def predict(model: nn.Module, image: Any, *, scale: float | None = None) -> Any:
         model: any model of this library, fused or not, or a module that maps [N, 3, H, W] to logits [N, K, h, w].
         image: one of
 
-            * a PIL image of any mode (greyscale is repeated, alpha dropped; EXIF orientation is *not* applied, so that
-              the labels lie on the image as given; the command line does apply it),
+            * a PIL image of any mode (greyscale is repeated, alpha dropped, more than 8 bits are scaled to 8). The
+              network sees it upright, by its EXIF orientation, and the labels are turned back, so that they lie on the
+              image as given,
             * a uint8 array [H, W, 3] or [N, H, W, 3], RGB,
             * a list or tuple of such pictures, sizes may differ,
             * a float tensor [N, 3, H, W], already normalised, on the model's device (the only input of a model with
@@ -192,6 +197,8 @@ def predict(model: nn.Module, image: Any, *, scale: float | None = None) -> Any:
         scale: for pictures: the network runs at round(scale * H) x round(scale * W), bilinear; by default what the
             weights say (``model.config.input_scale``). Labels come back at the picture's own size. Not for tensors,
             whose size is the caller's choice.
+        value_range: of PIL images with more than 8 bits a sample: the sample that is white (black is 0), or those that
+            are black and white; read off the image by default (:func:`liteseg.reading.rgb_array`).
 
     Returns:
         uint8 ids: NumPy [H, W] for a picture, [N, H, W] for an array of them, a list for a list; for a tensor a tensor
@@ -209,21 +216,23 @@ def predict(model: nn.Module, image: Any, *, scale: float | None = None) -> Any:
         ((64, 96), dtype('uint8'))
     """
     with evaluating(model) as ready:
-        labels = _predict(ready, image, scale)
+        labels = _predict(ready, image, scale, value_range)
     # an inference tensor would refuse the caller's in-place edits
     return labels.clone() if isinstance(labels, torch.Tensor) else labels
 
 
-def _predict(model: nn.Module, image: Any, scale: float | None) -> Any:
+def _predict(model: nn.Module, image: Any, scale: float | None, value_range: Any) -> Any:
     if isinstance(image, torch.Tensor):
         if scale is not None:
             raise ValueError("predict: scale: expected None for a tensor (resize it yourself), got a number")
         _check_tensor(model, image)
         return segment(model, image, (image.shape[2], image.shape[3]))
     if isinstance(image, (list, tuple)):
-        return [_predict(model, one, scale) for one in image]
+        return [_predict(model, one, scale, value_range) for one in image]
     if isinstance(image, Image.Image):
-        image = rgb_array(image)
+        pixels = rgb_array(image, value_range)
+        lies = orientation(image)
+        return turned(predict_at(model, turned(pixels, lies), scale=scale), lies, back=True)
     if not isinstance(image, np.ndarray):
         raise TypeError(
             "predict: image: expected a PIL image, a uint8 array [H, W, 3], a list of them or a float tensor "

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
+from liteseg.atomic import atomic_path
 from liteseg.data import CITYSCAPES_TRAIN_TO_LABEL
-from liteseg.image_io import atomic_path
 from liteseg.predict import evaluating, predict_at
 from liteseg.progress import progress_bar
 

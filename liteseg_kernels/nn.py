@@ -172,9 +172,9 @@ class ConvNormAct(FusedModule):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int = 1,
+        kernel_size: int | tuple[int, int] = 1,
         stride: int = 1,
-        padding: int | None = None,
+        padding: int | tuple[int, int] | None = None,
         dilation: int = 1,
         groups: int = 1,
         *,
@@ -183,14 +183,16 @@ class ConvNormAct(FusedModule):
         activation: str | None = None,
         negative_slope: float = 0.01,
         momentum: float = 0.1,
+        eps: float = 1e-5,
     ) -> None:
         super().__init__()
         if padding is None:
-            padding = dilation * (kernel_size - 1) // 2
+            high, wide = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+            padding = (dilation * (high - 1) // 2, dilation * (wide - 1) // 2)
         self.conv = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups=groups, bias=bias
         )
-        self.norm = nn.BatchNorm2d(out_channels, momentum=momentum) if norm else None
+        self.norm = nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum) if norm else None
         self.activation = _activation_module(activation, negative_slope)
         self._activation_args: dict[str, Any] = {"activation": activation, "negative_slope": negative_slope}
 
@@ -326,18 +328,26 @@ def _adds(block: Any, name: str) -> bool:
 class InvertedResidual(FusedModule):
     """MobileNetV2 block: 1x1 expansion, 3x3 depthwise, linear 1x1 projection, normalised, ReLU6 after the first two.
 
-    The input is added to the output when stride is 1 and the channel counts agree. `expand_ratio=1` has no expansion.
+    The input is added to the output when stride is 1 and the channel counts agree, unless `residual=False`.
+    `expand_ratio=1` has no expansion.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, stride: int, expand_ratio: int, *, dilation: int = 1
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        expand_ratio: int,
+        *,
+        dilation: int = 1,
+        residual: bool = True,
     ) -> None:
         super().__init__()
         hidden = in_channels * expand_ratio
         self.expand = ConvNormAct(in_channels, hidden, 1, activation="relu6") if expand_ratio != 1 else None
         self.depthwise = ConvNormAct(hidden, hidden, 3, stride, dilation, dilation, groups=hidden, activation="relu6")
         self.project = ConvNormAct(hidden, out_channels, 1)
-        self.residual = stride == 1 and in_channels == out_channels
+        self.residual = residual and stride == 1 and in_channels == out_channels
 
     def alteration(self) -> str | None:
         reason = None if self.expand is None else _part(self.expand, "expand", intact.pointwise, "relu6", groups=1)
@@ -382,7 +392,8 @@ class ShuffleUnit(FusedModule):
     """ShuffleNet v1 unit: grouped 1x1, channel shuffle, 3x3 depthwise, grouped 1x1, combined with the input, ReLU.
 
     `combine="add"` adds the input; `combine="concat"` puts the 3x3 average-pooled input (stride as the depthwise's)
-    in front of the branch, which then has `out_channels - in_channels` channels.
+    in front of the branch, which then has `out_channels - in_channels` channels. The maps between have `bottleneck`
+    channels, a quarter of `out_channels` unless given.
     """
 
     def __init__(
@@ -395,6 +406,7 @@ class ShuffleUnit(FusedModule):
         stride: int = 1,
         dilation: int = 1,
         combine: str = "add",
+        bottleneck: int | None = None,
     ) -> None:
         super().__init__()
         if combine not in ("add", "concat"):
@@ -406,7 +418,8 @@ class ShuffleUnit(FusedModule):
                 f"ShuffleUnit: in_channels: expected {out_channels}, as many as out_channels, with combine='add', "
                 f"got {in_channels}"
             )
-        bottleneck = out_channels // 4
+        if bottleneck is None:
+            bottleneck = out_channels // 4
         branch = out_channels - in_channels if combine == "concat" else out_channels
         self.groups, self.stride, self.combine = groups, stride, combine
         self.compress = ConvNormAct(

@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw, ImageOps
 from torch import nn
 
 import liteseg_kernels as lk
+from liteseg.atomic import atomic_path
 from liteseg.data import MEAN, STD
 from liteseg.errors import UserError
-from liteseg.image_io import atomic_path
 from liteseg.models import LiteSeg
 from liteseg.palette import Palette, colorize
 from liteseg.predict import input_size, predict

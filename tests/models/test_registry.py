@@ -21,7 +21,7 @@ def test_names() -> None:
     names = liteseg.list_models()
     assert names == [
         *(f"{kind}_{b}" for kind in ("liteseg", "deeplabv3plus") for b in ("mobilenetv2", "shufflenet", "darknet19")),
-        *("espnet", "erfnet", "enet"),
+        *("espnet", "erfnet", "enet", "segnet", "skipnet_mobilenet", "skipnet_shufflenet", "ccc2", "dsnet"),
     ]
     names.clear()
     assert liteseg.list_models()

@@ -15,7 +15,7 @@ ACTIVATIONS = {None: nn.Identity, "relu": nn.ReLU, "relu6": nn.ReLU6, "leaky_rel
 def conv(
     c: int,
     out: int,
-    k: int = 1,
+    k: int | tuple[int, int] = 1,
     stride: int = 1,
     dilation: int = 1,
     groups: int = 1,
@@ -23,11 +23,14 @@ def conv(
     bias: bool = False,
     norm: bool = True,
     activation: str | None = None,
+    eps: float = 1e-5,
 ) -> nn.Sequential:
     parts = OrderedDict[str, nn.Module]()
-    parts["conv"] = nn.Conv2d(c, out, k, stride, dilation * (k - 1) // 2, dilation, groups, bias)
+    sides = (k, k) if isinstance(k, int) else k
+    padding = tuple(dilation * (side - 1) // 2 for side in sides)
+    parts["conv"] = nn.Conv2d(c, out, k, stride, padding, dilation, groups, bias)
     if norm:
-        parts["norm"] = nn.BatchNorm2d(out)
+        parts["norm"] = nn.BatchNorm2d(out, eps)
     parts["activation"] = ACTIVATIONS[activation]()
     return nn.Sequential(parts)
 
@@ -53,13 +56,13 @@ def separable(
 
 
 class InvertedResidual(nn.Module):
-    def __init__(self, c: int, out: int, stride: int, ratio: int, dilation: int = 1) -> None:
+    def __init__(self, c: int, out: int, stride: int, ratio: int, dilation: int = 1, residual: bool = True) -> None:
         super().__init__()
         hidden = c * ratio
         self.expand = conv(c, hidden, activation="relu6") if ratio != 1 else None
         self.depthwise = conv(hidden, hidden, 3, stride, dilation, hidden, activation="relu6")
         self.project = conv(hidden, out)
-        self.residual = stride == 1 and c == out
+        self.residual = residual and stride == 1 and c == out
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.project(self.depthwise(x if self.expand is None else self.expand(x)))
@@ -67,9 +70,18 @@ class InvertedResidual(nn.Module):
 
 
 class ShuffleUnit(nn.Module):
-    def __init__(self, c: int, out: int, groups: int, first: int, stride: int = 1, concat: bool = False) -> None:
+    def __init__(
+        self,
+        c: int,
+        out: int,
+        groups: int,
+        first: int,
+        stride: int = 1,
+        concat: bool = False,
+        middle: int | None = None,
+    ) -> None:
         super().__init__()
-        middle = out // 4
+        middle = middle or out // 4
         self.compress = conv(c, middle, groups=first, bias=True, activation="relu")
         self.depthwise = conv(middle, middle, 3, stride, groups=middle, bias=True)
         self.expand = conv(middle, out - c if concat else out, groups=groups, bias=True)
