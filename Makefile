@@ -8,7 +8,8 @@
 #   make coverage   which branches of the CPU kernels the parity tests take (gcov)
 #   make fuzz    plans of networks drawn at random against float64, for an hour; FUZZ_ARGS="--seconds 600"
 #   make docs    the documentation as a website in site/
-#   make gpu-day everything that needs a CUDA GPU, measured and checked; SECTIONS="build parity", GPU_DAY_ARGS=--dry-run
+#   make gpu-day everything that needs a CUDA GPU, measured and checked; SECTIONS="parity ops", GPU_DAY_ARGS=--dry-run
+#   make gpu-pack   what has to travel to a GPU machine that is lent for minutes; GPU_PACK_ARGS="--plan train"
 #   make build   (re)build the compiled kernels only
 #   make clean   remove what the others made, .venv included
 
@@ -21,6 +22,7 @@ OUT ?= demo_out
 PYTEST_ARGS ?=
 SECTIONS ?=
 GPU_DAY_ARGS ?=
+GPU_PACK_ARGS ?=
 FUZZ_ARGS ?= --seconds 3600
 
 BIN := $(VENV)/bin
@@ -34,7 +36,7 @@ TORCH_STAMP := $(VENV)/stamp-torch-$(TORCH)
 # GPU machines bring a torch of their own, and often no way to fetch another
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: demo test lint bench bench-cpu sanitize coverage fuzz docs gpu-day build clean
+.PHONY: demo test lint bench bench-cpu sanitize coverage fuzz docs gpu-day gpu-pack build clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/stamp-run
@@ -69,6 +71,9 @@ docs: $(VENV)/stamp-dev
 
 gpu-day:
 	$(GPU_PYTHON) -m benchmarks.gpu_day $(SECTIONS) $(GPU_DAY_ARGS)
+
+gpu-pack:
+	$(GPU_PYTHON) -m benchmarks.gpu_pack $(GPU_PACK_ARGS)
 
 build: $(VENV)/stamp-run
 	$(BIN)/python setup.py build_ext --inplace

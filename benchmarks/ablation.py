@@ -31,47 +31,52 @@ def _pixels(data: dict[str, Any]) -> float:
     return sum(height * width for height, width in crops) / len(crops) / (first[0] * first[1])
 
 
-def run(args: argparse.Namespace, row: str, seed: int) -> dict[str, Any]:
-    """Trains one row with one seed, or goes on with it; its line of the CSV."""
-    # the documentation reads the table without a trainer
+def train(config: dict[str, Any], data: Path, out: Path, seed: int, split: str, options: list[str]) -> dict[str, Any]:
+    """Trains a configuration in the folder `out`, or goes on with it; scores, steps and batch of the CSV."""
+    # the documentation reads the tables without a trainer
     from liteseg.train.checkpoint import read_checkpoint
-    from liteseg.train.cli import main as train
-    from liteseg.train.presets import merge, preset
+    from liteseg.train.cli import main
+    from liteseg.train.presets import merge
 
-    name = f"camvid_{args.backbone}_{ROWS[row]}"
-    out = args.out / f"{name}_{args.passes}_{seed}"
-    config = preset(name)
-    epochs = args.passes // len(config["data"].get("passes", [{}]))
-    pixels = _pixels(config["data"])
     changes: dict[str, Any] = {
         "out": str(out),
         "seed_everything": seed,
-        "evaluate": args.split,
-        "data": {"root": str(args.data)},
+        "evaluate": split,
+        "data": {"root": str(data)},
         # scored once, at the end
-        "trainer": {"max_epochs": epochs, "limit_val_batches": 0, "logger": False, "enable_progress_bar": False},
+        "trainer": {"limit_val_batches": 0, "logger": False, "enable_progress_bar": False},
     }
-    if args.backbone_weights is not None:
-        changes["model"] = {"backbone_weights": str(args.backbone_weights)}
-    config = merge(config, changes)
-    code = train(["--config", json.dumps(config), *args.option])
+    code = main(["--config", json.dumps(merge(config, changes)), *options])
     if code:
         raise SystemExit(code)
     checkpoint = read_checkpoint(out / "checkpoints" / "last.ckpt")
-    scores = json.loads((out / f"{args.split}.json").read_text())
+    scores = json.loads((out / f"{split}.json").read_text())
     return {
-        "row": row,
-        "backbone": args.backbone,
-        "passes": args.passes,
-        "split": args.split,
-        "seed": seed,
         "mean IoU": f"{100 * scores['mean_iou']:.2f}",
         "pixel accuracy": f"{100 * scores['pixel_accuracy']:.2f}",
-        "pixels": f"{pixels:.2f}",
         "steps": checkpoint["global_step"],
         "batch": checkpoint["liteseg"]["config"]["data"]["batch_size"],
-        "preset": name,
     }
+
+
+def missing(path: Path, wanted: dict[str, Any]) -> bool:
+    """Whether no line of the CSV has these values."""
+    return not any(all(done[key] == str(value) for key, value in wanted.items()) for done in read(path))
+
+
+def run(args: argparse.Namespace, row: str, seed: int) -> dict[str, Any]:
+    """Trains one row with one seed, or goes on with it; what is new in its line of the CSV."""
+    from liteseg.train.presets import merge, preset
+
+    name = f"camvid_{args.backbone}_{ROWS[row]}"
+    config = preset(name)
+    pixels = _pixels(config["data"])
+    changes: dict[str, Any] = {"trainer": {"max_epochs": args.passes // len(config["data"].get("passes", [{}]))}}
+    if args.backbone_weights is not None:
+        changes["model"] = {"backbone_weights": str(args.backbone_weights)}
+    out = args.out / f"{name}_{args.passes}_{seed}"
+    done = train(merge(config, changes), args.data, out, seed, args.split, args.option)
+    return {**done, "pixels": f"{pixels:.2f}", "preset": name}
 
 
 def table(rows: list[dict[str, str]]) -> str:
@@ -107,8 +112,8 @@ def main(argv: list[str] | None = None) -> int:
     for seed in args.seeds:
         for row in ROWS:
             wanted = {"row": row, "backbone": args.backbone, "passes": args.passes, "split": args.split, "seed": seed}
-            if not any(all(done[key] == str(value) for key, value in wanted.items()) for done in read(path)):
-                append(path, COLUMNS, run(args, row, seed))
+            if missing(path, wanted):
+                append(path, COLUMNS, {**wanted, **run(args, row, seed)})
     budget = (args.backbone, str(args.passes), args.split)
     print(table([one for one in read(path) if (one["backbone"], one["passes"], one["split"]) == budget]))
     return 0

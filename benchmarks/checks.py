@@ -1,24 +1,22 @@
-"""The checks of a GPU day: parity, CUDA graphs, streams, tensors beyond 2^31 elements, compute-sanitizer."""
+"""The checks of a GPU day: switches, CUDA graphs, streams, tensors beyond 2^31 elements, compute-sanitizer."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
-import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
-import xml.etree.ElementTree as xml
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import liteseg
 import liteseg_kernels as lk
 from liteseg.bench import shapes
 from liteseg.bench.registry import Work, error, on
@@ -75,60 +73,132 @@ def _same(actual: Tensor, expected: Tensor, what: str) -> None:
         raise AssertionError(f"{what}: results differ, by {error(actual, expected):.3g} (relative)")
 
 
-# --- parity
+# --- what small grids do on sm_90, and what only a GPU can show
 
 
-def parity(day: Day) -> Iterator[Row]:
-    """The parity suite, one process a file and backend: a fault or a hang of one leaves the others alone."""
-    files = sorted((ROOT / "tests/kernels").glob("test_*.py"))
-    worlds = {"triton": "gpu-triton", "cuda": "gpu-cuda", "auto": "gpu"}
-    if day.dry:
-        files = [path for path in files if path.stem == "test_upsample_argmax"]
-        worlds = {"triton": "interpreter", "cuda": "emulator"}
-    for rank, (backend, name) in enumerate(worlds.items()):
-        for path in files:
-            key = {"check": "parity", "case": path.stem.removeprefix("test_"), "backend": backend}
-            run = _pytest(day, path, name)
-            yield Row(key, run, rank=rank, cost=15 if not day.dry else 1, limit=300)
+# on or off, in the order of _dispatch.SMALL_GRIDS; everything on first
+_SWITCHES = (("1", "1"), ("0", "1"), ("1", "0"), ("0", "0"))
 
 
-def _pytest(day: Day, path: Path, name: str) -> Callable[[], Values]:
+def switches(day: Day) -> Iterator[Row]:
+    """Early launches and clusters on and off; a kernel that starts early behind a copy; two threads with two sizes."""
+    for network in day.networks[:1] if "cuda" in backends(day) else ():
+        for dtype in day.dtypes[: 1 if day.dry else 2]:
+            for size in day.sizes[:1]:
+                case = f"{network} {size[0]}x{size[1]}"
+                key = {"case": case, "backend": "cuda", "dtype": day.dtype_name(dtype)}
+                run: Callable[[], Values] = lambda args=(network, size, dtype): _switched(day, *args)  # noqa: E731
+                yield Row({"check": "early launch x clusters", **key}, run, cost=5)
+    for layer, _ in _layers(day):
+        if layer.call.op in ("upsample_argmax", "inverted_residual"):
+            key = {"case": f"{layer.call.op}, {layer.name}", "backend": "cuda", "dtype": "fp16"}
+            if "cuda" in backends(day, layer.call.op):
+                yield Row({"check": "graph behind a copy", **key}, _behind_a_copy(day, layer), rank=1)
+    # the interpreter takes minutes for a network
+    for backend in backends(day) if not day.dry else set(backends(day)) - {"triton"}:
+        key = {"check": "two threads, two sizes", "case": day.networks[0], "backend": backend, "dtype": "fp16"}
+        yield Row(key, lambda backend=backend: _two_threads(day, backend), rank=2, cost=5)
+
+
+@contextlib.contextmanager
+def _small_grids(values: tuple[str, str]) -> Iterator[None]:
+    names = list(_dispatch.SMALL_GRIDS.values())
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(zip(names, values, strict=True))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _switched(day: Day, network: str, size: tuple[int, int], dtype: torch.dtype) -> Values:
+    """An early start may change no bit. Clusters add up in another order, so they may change the last ones; with and
+    without them each run has to give the same bits as the run before it, also from a CUDA graph."""
+    from . import speed
+
+    runner = speed.runner(day, network, size, dtype, "logits", "liteseg cuda")
+    picture = speed.inputs(size, 1, dtype, "logits", 1)[0].to(day.device)
+    picture = picture.contiguous(memory_format=torch.channels_last)
+    found: dict[tuple[str, str], Tensor] = {}
+    repeats = 1 if day.dry else 20
+    with torch.inference_mode():
+        for values in _SWITCHES:
+            with _small_grids(values):
+                what = ", ".join(f"{name} {'off' if v == '0' else 'on'}" for name, v in _named(values))
+                found[values] = runner(picture).clone()
+                for _ in range(repeats):
+                    _same(runner(picture), found[values], f"once more, {what}")
+                replay, result = captured(lambda: runner(picture), day.device)
+                for _ in range(repeats):
+                    replay()
+                    synchronize(day.device)
+                    _same(result, found[values], f"from a graph, {what}")
+    for clusters in ("1", "0"):
+        _same(found["0", clusters], found["1", clusters], f"early launches off and on, clusters {clusters}")
+    off = error(found["1", "0"], found["1", "1"])
+    if off > (1e-4 if dtype == torch.float32 else 1e-2):
+        raise AssertionError(f"clusters off and on differ by {off:.3g} (relative)")
+    return {"detail": f"early launches: same bits; clusters: {off:.2g} (relative) between off and on"}
+
+
+def _named(values: tuple[str, str]) -> Iterator[tuple[str, str]]:
+    return zip(_dispatch.SMALL_GRIDS, values, strict=True)
+
+
+def _behind_a_copy(day: Day, layer: shapes.Layer) -> Callable[[], Values]:
     def run() -> Values:
-        # every id is [world-case]; a dry run takes one small case
-        chosen = f"{name}-batch" if day.dry else f"{name}-"
-        if name == "gpu":
-            chosen += " and not gpu-triton and not gpu-cuda"
-        report = day.logs / f"parity-{path.stem}-{name}.xml"
-        log = report.with_suffix(".txt")
-        workers = ["-n", str(min(8, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") and not day.dry else []
-        command = [sys.executable, "-m", "pytest", str(path), "-k", chosen, "-q", "-p", "no:cacheprovider", *workers]
-        command += [] if day.dry else ["-m", "gpu"]
-        # float32 means float32 where PyTorch's own convolutions stand in for a kernel
-        variables = {**os.environ, "NVIDIA_TF32_OVERRIDE": "0"}
-        with log.open("w") as out:
-            done = subprocess.run(
-                [*command, f"--junitxml={report}"], cwd=ROOT, env=variables, stdout=out, stderr=out, check=False
-            )
-        if done.returncode == 5:
-            raise Skip("no test for this backend")
-        if not report.exists():
-            raise RuntimeError(f"pytest ended with exit code {done.returncode} before its report, see {log.name}")
-        suite = xml.parse(report).getroot().find("testsuite")
-        assert suite is not None
-        tests, failures, errors, skipped = (int(suite.get(n, 0)) for n in ("tests", "failures", "errors", "skipped"))
-        passed = tests - failures - errors - skipped
-        detail = f"{passed} passed, {failures + errors} failed, {skipped} skipped"
-        if done.returncode != 0:
-            bad = [
-                str(c.get("name")) for c in suite.iter("testcase") if {"failure", "error"} & {part.tag for part in c}
-            ]
-            return {"status": "failed", "detail": f"{detail}: {'; '.join(bad[:6])}"}
-        if passed == 0:
-            reasons = {s.get("message") for s in suite.iter("skipped")}
-            raise Skip(f"{detail}: {'; '.join(map(str, sorted(map(str, reasons))[:2]))}")
-        return {"detail": detail}
+        work = Work(layer.call, torch.float16, day.device, channels_last=True)
+        first = work.maps()[0]
+        source = first.clone()
+        call = on("cuda", work)
+        expected = _supported(call).clone()
+
+        def copied() -> Tensor:
+            # equal strides: one copy from memory to memory, no kernel
+            first.copy_(source)
+            return call()
+
+        replay, result = captured(copied, day.device)
+        for _ in range(2 if day.dry else 50):
+            first.zero_()
+            replay()
+            synchronize(day.device)
+            _same(result, expected, "behind a copy")
+        return {}
 
     return run
+
+
+def _two_threads(day: Day, backend: str) -> Values:
+    """Two threads run the network at two sizes, so that equal kernels want unequal shared memory at the same time."""
+    from . import speed
+
+    height, width = day.small
+    sizes = ((height, width), (2 * height, 3 * width // 2))
+    runners = [
+        speed.runner(day, day.networks[0], size, torch.float16, "logits", f"liteseg {backend}") for size in sizes
+    ]
+    pictures = [speed.inputs(size, 1, torch.float16, "logits", 1)[0].to(day.device) for size in sizes]
+    with torch.inference_mode():
+        expected = [run(picture).clone() for run, picture in zip(runners, pictures, strict=True)]
+    synchronize(day.device)
+
+    def work(index: int) -> None:
+        stream: Any = contextlib.nullcontext()
+        if day.device == "cuda":
+            stream = torch.cuda.stream(torch.cuda.Stream())
+        with torch.inference_mode(), stream:
+            for _ in range(2 if day.dry else 50):
+                result = runners[index](pictures[index])
+                if day.device == "cuda":
+                    torch.cuda.current_stream().synchronize()
+                _same(result, expected[index], f"thread {index}")
+
+    # the emulator runs one kernel at a time
+    with ThreadPoolExecutor(1 if day.dry else 2) as pool:
+        list(pool.map(work, range(2)))
+    return {}
 
 
 # --- CUDA graphs and streams
@@ -198,8 +268,9 @@ def _streams(day: Day, layer: shapes.Layer, backend: str, dtype: torch.dtype, fu
 
 def _replay_network(day: Day, network: str) -> Callable[[], Values]:
     def run() -> Values:
-        torch.manual_seed(0)
-        model = lk.fuse(liteseg.create_model(network).to(day.device, day.dtypes[0]))
+        from . import speed
+
+        model = lk.fuse(copy.deepcopy(speed.trained(network)).to(day.device, day.dtypes[0]))
         height, width = day.small
 
         def picture(seed: int) -> Tensor:
@@ -289,14 +360,16 @@ def _large(day: Day, call: shapes.Call, backend: str, channels_last: bool, full:
 
 
 def sanitizer(day: Day) -> Iterator[Row]:
-    """All ops, small, under compute-sanitizer; first without it, which compiles the kernels."""
-    for backend in backends(day):
+    """All ops, small, under compute-sanitizer: CUDA, which nothing has to compile, then Triton, first without it."""
+    for place, backend in enumerate(sorted(backends(day), key=("cuda", "triton").index)):
         key = {"check": "sanitizer", "backend": backend, "dtype": "fp16"}
         bare: Callable[[], Values] = lambda backend=backend: _target(day, [], backend)  # noqa: E731
-        yield Row({**key, "case": "without"}, bare, cost=20, limit=180)
-        for rank, tool in enumerate(("memcheck", "racecheck"), start=1):
+        if backend == "triton" or day.dry:
+            yield Row({**key, "case": "without"}, bare, rank=3 * place, cost=20, limit=180)
+        for rank, tool in enumerate(("memcheck", "racecheck"), start=3 * place + 1):
             run: Callable[[], Values] = lambda backend=backend, tool=tool: _sanitize(day, tool, backend)  # noqa: E731
-            yield Row({**key, "case": tool}, run, rank=rank, cost=40, limit=240)
+            limit = 75 if day.plan == "short" else 240
+            yield Row({**key, "case": tool}, run, rank=rank, cost=30, limit=limit)
 
 
 def find_sanitizer() -> str | None:
@@ -316,7 +389,15 @@ def _sanitize(day: Day, tool: str, backend: str) -> Values:
 
 
 def _target(day: Day, wrapper: list[str], backend: str) -> Values:
-    command = [*wrapper, sys.executable, "-m", "benchmarks.checks", backend, *(["--dry-run"] if day.dry else [])]
+    command = [
+        *wrapper,
+        sys.executable,
+        "-m",
+        "benchmarks.checks",
+        backend,
+        day.plan,
+        *(["--dry-run"] if day.dry else []),
+    ]
     # without the caching allocator every tensor has bounds that memcheck sees
     variables = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
@@ -335,9 +416,9 @@ def _target(day: Day, wrapper: list[str], backend: str) -> Values:
 
 
 def main() -> None:
-    """What runs under the sanitizer: `python -m benchmarks.checks BACKEND [--dry-run]`."""
-    day = Day.make(dry="--dry-run" in sys.argv)
-    backend = sys.argv[1]
+    """What runs under the sanitizer: `python -m benchmarks.checks BACKEND PLAN [--dry-run]`."""
+    backend, plan = sys.argv[1:3]
+    day = Day.make(plan, dry="--dry-run" in sys.argv)
     ran = 0
     for layer, full in _layers(dataclasses.replace(day, small=(32, 48))):
         if backend not in backends(day, layer.call.op):

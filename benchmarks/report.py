@@ -193,7 +193,8 @@ def _networks(folder: Path, device: str) -> list[str]:
         return []
     text = ["## Networks", ""]
     for mode, title in (("labels", "uint8 picture to labels"), ("logits", "normalised input to full-size logits")):
-        chosen = [line for line in lines if line["mode"] == mode and line["status"] == "ok"]
+        # a race has a line of its own, which holds no time
+        chosen = [line for line in lines if line["mode"] == mode and line["status"] == "ok" and line["p50"]]
         if not chosen:
             continue
         best = {(p.torch["op"], p.torch["shape"], p.torch["dtype"]): p for p in compare(chosen)}
@@ -227,6 +228,27 @@ def _kernels(folder: Path, device: str) -> list[str]:
     return text
 
 
+def _launches(folder: Path, device: str) -> list[str]:
+    groups: dict[tuple[str, str], list[Line]] = defaultdict(list)
+    for line in read(folder / f"{device}-launches.csv"):
+        groups[line["network"], line["provider"]].append(line)
+    about = "Each launch by itself, by the profiler: without what early launches hide, and without a graph's gaps."
+    text = ["## Launches, measured beside predicted", "", about, ""] if groups else []
+    header = ("launch", "layer", "kernel", "us", "predicted us", "measured/predicted")
+    for (network, provider), group in groups.items():
+        last = max(line["date"] for line in group)
+        group = [line for line in group if line["date"] == last]
+        numbers = ("us", "predicted us", "measured/predicted")
+        cells = (
+            [line["launch"], line["layer"], line["kernel"][:60], *(_number(line, name, ".3g") for name in numbers)]
+            for line in group
+        )
+        sources = sorted({line["source"] for line in group if line["source"]})
+        text += [f"### {network}, {provider}", "", *_table(header, cells)]
+        text += [f"Predictions: {'; '.join(sources)}.", ""] if sources else []
+    return text
+
+
 def _training(folder: Path, device: str) -> list[str]:
     lines = latest(read(folder / f"{device}-training.csv"), SPEED_KEY)
     if not lines:
@@ -252,11 +274,11 @@ def summary(folder: Path, device: str) -> str:
     if last:
         text += [
             f"{last['device']}, driver {last['driver']}, torch {last['torch']}, triton {last['triton']}, commit "
-            f"{last['commit']} (sources {last['sources']}), {last['date']}. Made by `make gpu-day` from "
+            f"{last['commit']} (sources {last['sources']}), {last['date']}. Made by `benchmarks.gpu_day` from "
             f"`{device}-*.csv`; rows of former sources stay until they are measured again.",
             "",
         ]
-    parts = (_sections, _checks, _ceilings, _networks, _ops, _kernels, _training)
+    parts = (_sections, _checks, _ceilings, _networks, _launches, _ops, _kernels, _training)
     for part in parts:
         text += part(folder, device)
     return "\n".join(text).rstrip() + "\n"

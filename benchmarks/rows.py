@@ -47,6 +47,8 @@ SPEED = (
 CHECK_KEY = ("check", "case", "backend", "dtype")
 CHECK = (*CHECK_KEY, "status", "seconds", "detail", *ENVIRONMENT)
 KERNEL = ("network", "provider", "kernel", "calls", "us", "share", *ENVIRONMENT)
+LAUNCH_KEY = ("network", "provider", "launch")
+LAUNCH = (*LAUNCH_KEY, "layer", "kernel", "us", "predicted us", "measured/predicted", "source", *ENVIRONMENT)
 SECTION = ("section", "status", "ok", "failed", "skipped", "left", "seconds", "detail", *ENVIRONMENT)
 
 Values = dict[str, Any]
@@ -66,7 +68,8 @@ class Row:
 
     Attributes:
         key: values of the key columns.
-        run: gives the other columns; raises Skip where it cannot run, anything else where it fails.
+        run: gives the other columns; raises Skip where it cannot run, anything else where it fails. What it gives as
+            "lines" are rows of their own, each with the key columns in which it differs.
         rank: rows of lower rank run first.
         cost: seconds it is expected to take; it is left for another call when there is less time.
         limit: seconds after which it counts as hanging.
@@ -98,7 +101,7 @@ class Outcome:
     first_left: list[str] = field(default_factory=list)
 
 
-def _digest(paths: Iterable[Path]) -> str:
+def digest(paths: Iterable[Path]) -> str:
     state = hashlib.sha256()
     for path in sorted(paths):
         state.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
@@ -113,7 +116,7 @@ def sources() -> str:
     folders += [(ROOT / "liteseg_kernels", "*.csv")]
     files = [path for folder, pattern in folders for path in folder.rglob(pattern) if path.is_file()]
     # written by the build
-    return _digest([ROOT / "setup.py", *(path for path in files if path.name != "_build_info.py")])
+    return digest([ROOT / "setup.py", *(path for path in files if path.name != "_build_info.py")])
 
 
 def _output(*command: str) -> str | None:
@@ -232,13 +235,30 @@ class Sheet:
     def add(self, row_key: dict[str, str], values: Values) -> None:
         append(self.path, self.columns, {**row_key, **values})
 
+    def enter(self, row_key: dict[str, str], limit: float) -> None:
+        """Say what is running: should the process end or take longer than `limit` seconds, that was it."""
+        partial = self.marker.with_suffix(".partial")
+        partial.write_text(json.dumps({"key": row_key, "started": time.time(), "limit": limit}))
+        os.replace(partial, self.marker)
+
+    def known(self, since: str = "") -> dict[tuple[str, ...], str]:
+        """Status by key of the rows that hold here and now."""
+        return known(self.path, self.key, since)
+
+
+def sheet(kind: str, section: str, results: Path, logs: Path) -> Sheet:
+    """The CSV of one kind for the device at hand, as `section` writes to it."""
+    columns, key = (CHECK, CHECK_KEY) if kind == "checks" else (SPEED, SPEED_KEY)
+    path = results / f"{slug(environment()['device'])}-{kind}.csv"
+    return Sheet(path, columns, key, logs / f"{section}-running.json")
+
 
 def run_rows(
     rows: Iterable[Row], sheet: Sheet, deadline: float, since: str, progress: Callable[[Outcome], None]
 ) -> list[str]:
     """Run what is not known yet, best rank first, until `deadline` (seconds since the epoch); the names of the rows
     left over. `progress` is told the outcome so far, with everything still to come as left."""
-    done = known(sheet.path, sheet.key, since)
+    done = sheet.known(since)
     outcome = Outcome()
 
     def count(status: str) -> None:
@@ -267,17 +287,32 @@ def run_rows(
     return left
 
 
+def failure(problem: Exception) -> Values:
+    return {"status": "failed", "detail": f"{type(problem).__name__}: {problem}"[:500]}
+
+
+def is_device_fault(problem: Exception) -> bool:
+    """Whether every later call of the process would fail too."""
+    return "CUDA error" in str(problem)
+
+
 def run_row(row: Row, sheet: Sheet) -> str:
-    sheet.marker.write_text(json.dumps({"key": row.key, "started": time.time(), "limit": row.limit}))
+    sheet.enter(row.key, row.limit)
     started = time.monotonic()
     fatal = False
     try:
         values = {"status": "ok", **row.run()}
     except Skip as reason:
         values = {"status": "skipped", "detail": str(reason)}
+    except DeviceFault:
+        # the row has told whose fault it was, and is to be tried again without that
+        sheet.marker.unlink()
+        raise
     except Exception as problem:
-        values = {"status": "failed", "detail": f"{type(problem).__name__}: {problem}"[:500]}
-        fatal = "CUDA error" in str(problem)
+        values = failure(problem)
+        fatal = is_device_fault(problem)
+    for line in values.pop("lines", ()):
+        sheet.add(row.key, line)
     if "seconds" in sheet.columns:
         values.setdefault("seconds", time.monotonic() - started)
     shown = values.get("p50")

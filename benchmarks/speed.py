@@ -23,6 +23,7 @@ from liteseg.bench.registry import COMPILED, EAGER, EAGER_LAST, TOLERANCE, cost,
 from liteseg.bench.timing import Times, best_launch, captured, peak_mb, quantiles, synchronize, wall
 from liteseg.predict import segment
 from liteseg_kernels._dispatch import SMALL_GRIDS
+from liteseg_kernels.testing import trained_like
 
 from .checks import TRAINED, backends
 from .day import Day
@@ -39,14 +40,14 @@ def exact_float32(allowed: bool = False) -> None:
     torch.backends.cudnn.allow_tf32 = allowed
 
 
-def _clean(day: Day) -> None:
+def clean(day: Day) -> None:
     gc.collect()
     torch._dynamo.reset()
     if day.device == "cuda":
         torch.cuda.empty_cache()
 
 
-def _columns(times: Times) -> Values:
+def columns(times: Times) -> Values:
     return {"p50": times.p50, "p20": times.p20, "p80": times.p80, "unit": "ms"}
 
 
@@ -73,20 +74,20 @@ def _copy(day: Day, length: int) -> Values:
     source = torch.randint(0, 255, (length,), dtype=torch.uint8, device=day.device)
     target = torch.empty_like(source)
     times = quantiles(lambda: target.copy_(source), day.device, 200)
-    return {**_columns(times), "launch": "stream", "GB/s": 2 * length / times.p50 / 1e6}
+    return {**columns(times), "launch": "stream", "GB/s": 2 * length / times.p50 / 1e6}
 
 
 def _product(day: Day, edge: int, dtype: torch.dtype) -> Values:
     exact_float32()
     a, b = (torch.randn(edge, edge, device=day.device, dtype=dtype) for _ in range(2))
     times = quantiles(lambda: a @ b, day.device, 200)
-    return {**_columns(times), "launch": "stream", "TFLOP/s": 2 * edge**3 / times.p50 / 1e9}
+    return {**columns(times), "launch": "stream", "TFLOP/s": 2 * edge**3 / times.p50 / 1e9}
 
 
 def _floor(day: Day) -> Values:
     one = torch.zeros(1, device=day.device)
     replay, _ = captured(lambda: one + 1, day.device)
-    return {**_columns(quantiles(replay, day.device)), "launch": "graph"}
+    return {**columns(quantiles(replay, day.device)), "launch": "graph"}
 
 
 def measured_copy(day: Day) -> float | None:
@@ -153,7 +154,7 @@ def _op_row(
 
 
 def _op(day: Day, call: shapes.Call, dtype: torch.dtype, provider: str, full: bool) -> Values:
-    _clean(day)
+    clean(day)
     exact_float32()
     with nullcontext() if full else torch.inference_mode():
         work, run = provide(provider, call, dtype, day.device, full=full)
@@ -171,7 +172,7 @@ def _op(day: Day, call: shapes.Call, dtype: torch.dtype, provider: str, full: bo
     copy = measured_copy(day)
     wrong = off > TOLERANCE[dtype] and provider.startswith("liteseg")
     return {
-        **_columns(times),
+        **columns(times),
         "launch": launch,
         "GB/s": rate,
         "share of copy": None if copy is None else rate / copy,
@@ -213,14 +214,14 @@ def networks(day: Day) -> Iterator[Row]:
     for provider in ("liteseg auto", EAGER_LAST, *(() if day.dry else (COMPILED,))):
         for network in day.networks[:1]:
             for size in {day.sizes[0]: 0, day.sizes[-1]: 0}:
-                key = _network_key(network, provider, "profile", size, 1, day.dtype_name(day.dtypes[0]))
+                key = network_key(network, provider, "profile", size, 1, day.dtype_name(day.dtypes[0]))
                 run: Callable[[], Values] = lambda args=(network, size, provider): _profile(day, *args)  # noqa: E731
                 slow = provider == COMPILED and not day.dry
                 yield Row(key, run, 0.9, cost=60 if slow else 6, limit=300, ours=provider.startswith("liteseg"))
 
 
 @contextlib.contextmanager
-def _switched_off(provider: str) -> Iterator[None]:
+def switched_off(provider: str) -> Iterator[None]:
     """Inside, the environment turns off what a provider of `WITHOUT` does without."""
     variable = SMALL_GRIDS.get(provider.partition(", no ")[2])
     before = None if variable is None else os.environ.get(variable)
@@ -234,11 +235,11 @@ def _switched_off(provider: str) -> Iterator[None]:
             os.environ.update({} if before is None else {variable: before})
 
 
-def _is_graph(provider: str) -> bool:
+def is_graph(provider: str) -> bool:
     return "graph" in provider
 
 
-def _network_key(
+def network_key(
     network: str, provider: str, mode: str, size: tuple[int, int], batch: int, dtype: str
 ) -> dict[str, str]:
     return {
@@ -263,13 +264,13 @@ def _network_row(
 ) -> Row:
     slow = provider.startswith(COMPILED) and not day.dry
     run: Callable[[], Values] = lambda: _network(day, network, size, batch, dtype, mode, provider)  # noqa: E731
-    key = _network_key(network, provider, mode, size, batch, day.dtype_name(dtype))
+    key = network_key(network, provider, mode, size, batch, day.dtype_name(dtype))
     ours = provider.startswith("liteseg")
     return Row(key, run, rank + (0.5 if slow else 0), cost=90 if slow else 10, limit=400 if slow else 120, ours=ours)
 
 
-def _model(network: str, provider: str, dtype: torch.dtype, day: Day) -> nn.Module:
-    model = copy.deepcopy(_trained(network)).to(day.device, dtype)
+def network_model(network: str, provider: str, dtype: torch.dtype, day: Day) -> nn.Module:
+    model = copy.deepcopy(trained(network)).to(day.device, dtype)
     if provider.startswith("liteseg"):
         return lk.fuse(model.to(memory_format=torch.channels_last))
     plain = lk.to_reference(model)
@@ -277,29 +278,23 @@ def _model(network: str, provider: str, dtype: torch.dtype, day: Day) -> nn.Modu
 
 
 @functools.cache
-def _trained(network: str) -> nn.Module:
-    """A network with the running statistics of its own activations, as a trained one has: with the initial ones
-    activations shrink to nothing, and labels would compare rounding errors."""
+def trained(network: str) -> nn.Module:
+    """A network as a trained one is: from the constructor, activations would shrink to nothing, and labels compare
+    rounding errors."""
     torch.manual_seed(0)
-    model = liteseg.create_model(network, num_classes=shapes.CLASSES).train()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None
-    with torch.no_grad():
-        for _ in range(2):
-            model(torch.randn(4, 3, 64, 96))
-    return model.eval()
+    model = liteseg.create_model(network, num_classes=shapes.CLASSES)
+    return trained_like(model, torch.randn(4, 3, 64, 96))
 
 
 def _reference_labels(model: nn.Module, x: Tensor, size: tuple[int, int]) -> Tensor:
     return tf.interpolate(model.low_resolution_logits(x), size, mode="bilinear", align_corners=True).argmax(1).byte()
 
 
-def _runner(
+def runner(
     day: Day, network: str, size: tuple[int, int], dtype: torch.dtype, mode: str, provider: str
 ) -> Callable[[Tensor], Tensor]:
     """The network as a function: uint8 [N, H, W, 3] -> labels, or float [N, 3, H, W] -> full-size logits."""
-    model = _model(network, provider, dtype, day)
+    model = network_model(network, provider, dtype, day)
     last = provider != EAGER
 
     def ours(image: Tensor) -> Tensor:
@@ -328,7 +323,7 @@ def _runner(
     return torch.compile(plain, mode=tuned, dynamic=False)
 
 
-def _inputs(size: tuple[int, int], batch: int, dtype: torch.dtype, mode: str, count: int) -> list[Tensor]:
+def inputs(size: tuple[int, int], batch: int, dtype: torch.dtype, mode: str, count: int) -> list[Tensor]:
     """`count` batches on the host; the first image is the same for every batch size."""
     generator = torch.Generator().manual_seed(0)
 
@@ -346,10 +341,10 @@ def _network(
     """Batch 1 by the paper's protocol: 200 runs, then 200 timed ones, each from an idle device to an idle device, the
     input brought to the device outside of the timed part. The paper draws each input anew; here eight are drawn once
     and take turns. Larger batches: throughput by CUDA events, back to back."""
-    _clean(day)
+    clean(day)
     exact_float32()
-    function = _runner(day, network, size, dtype, mode, provider)
-    host = _inputs(size, batch, dtype, mode, 8 if batch == 1 else 1)
+    function = runner(day, network, size, dtype, mode, provider)
+    host = inputs(size, batch, dtype, mode, 8 if batch == 1 else 1)
     static = host[0].to(day.device)
     if mode == "logits" and provider != EAGER:
         static = static.contiguous(memory_format=torch.channels_last)
@@ -357,12 +352,12 @@ def _network(
     def call() -> Tensor:
         return function(static)
 
-    with torch.inference_mode(), _switched_off(provider):
-        off = error(call()[:1].clone(), _expected(day, network, size, dtype, mode))
-        checked: Values = {"error": off, "status": "ok" if off <= _LIMITS[mode][dtype] else "wrong"}
+    with torch.inference_mode(), switched_off(provider):
+        off = error(call()[:1].clone(), expected(day, network, size, dtype, mode))
+        checked: Values = {"error": off, "status": "ok" if off <= LIMITS[mode][dtype] else "wrong"}
         peak = peak_mb(call, day.device)
         run: Callable[[], Any] = call
-        if _is_graph(provider):
+        if is_graph(provider):
             run = captured(call, day.device)[0]
         if batch > 1:
             times = quantiles(run, day.device, 300)
@@ -378,22 +373,22 @@ def _network(
             times = wall(run, day.device, warmup=count, repeat=count, before=bring)
             rate = 1e3 / times.mean
             checked["detail"] = f"{count} + {count} runs, {time.perf_counter() - started:.0f} s with their inputs"
-    launch = "graph" if _is_graph(provider) or provider == COMPILED else "stream"
-    return {**_columns(times), "launch": launch, "images/s": rate, "peak MB": peak, **checked}
+    launch = "graph" if is_graph(provider) or provider == COMPILED else "stream"
+    return {**columns(times), "launch": launch, "images/s": rate, "peak MB": peak, **checked}
 
 
 # relative error of logits; share of labels that differ, most of them between two almost equal scores
-_LIMITS = {
+LIMITS = {
     "logits": {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 2e-1},
     "labels": {torch.float32: 1e-2, torch.float16: 1e-1, torch.bfloat16: 3e-1},
 }
 
 
 @functools.cache
-def _expected(day: Day, network: str, size: tuple[int, int], dtype: torch.dtype, mode: str) -> Tensor:
+def expected(day: Day, network: str, size: tuple[int, int], dtype: torch.dtype, mode: str) -> Tensor:
     """Result of the plain network in float32 for the first input."""
-    image = _inputs(size, 1, dtype, mode, 1)[0].to(day.device)
-    exact = _runner(day, network, size, torch.float32, mode, EAGER)
+    image = inputs(size, 1, dtype, mode, 1)[0].to(day.device)
+    exact = runner(day, network, size, torch.float32, mode, EAGER)
     return exact(image if mode == "labels" else image.float())
 
 
@@ -401,11 +396,11 @@ def _profile(day: Day, network: str, size: tuple[int, int], provider: str) -> Va
     """Where a run's time goes, by kernel; written to a table of its own."""
     from torch.profiler import ProfilerActivity, profile
 
-    _clean(day)
+    clean(day)
     exact_float32()
     dtype = day.dtypes[0]
-    function = _runner(day, network, size, dtype, "labels", provider)
-    static = _inputs(size, 1, dtype, "labels", 1)[0].to(day.device)
+    function = runner(day, network, size, dtype, "labels", provider)
+    static = inputs(size, 1, dtype, "labels", 1)[0].to(day.device)
     repeat = 1 if day.dry else 20
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if day.device == "cuda" else [])
     with torch.inference_mode():
@@ -441,16 +436,14 @@ def _profile(day: Day, network: str, size: tuple[int, int], provider: str) -> Va
 
 def training(day: Day) -> Iterator[Row]:
     """A training step: forward, loss, backward and SGD, under autocast; ours against eager and compiled PyTorch."""
-    settings = [((352, 480), 8), ((512, 1024), 8), ((768, 768), 16)] if not day.dry else [((32, 48), 2)]
-    precisions = [torch.bfloat16, torch.float16, torch.float32] if not day.dry else [torch.bfloat16]
     for network_rank, network in enumerate(day.networks[:1] if day.dry else day.networks):
-        for setting_rank, (size, batch) in enumerate(settings):
-            for precision_rank, dtype in enumerate(precisions):
+        for setting_rank, (size, batch) in enumerate(day.trained):
+            for precision_rank, dtype in enumerate(day.precisions):
                 for provider in ("liteseg auto", EAGER, EAGER_LAST, COMPILED):
                     slow = provider == COMPILED and not day.dry
                     name = f"amp {day.dtype_name(dtype)}" if dtype != torch.float32 else "fp32"
                     rank = network_rank + setting_rank + 2 * precision_rank + 0.5 * slow
-                    key = _network_key(network, provider, "training step", size, batch, name)
+                    key = network_key(network, provider, "training step", size, batch, name)
                     args = network, size, batch, dtype, provider
                     run: Callable[[], Values] = lambda args=args: _training(day, *args)  # noqa: E731
                     ours = provider.startswith("liteseg")
@@ -458,7 +451,7 @@ def training(day: Day) -> Iterator[Row]:
 
 
 def _training(day: Day, network: str, size: tuple[int, int], batch: int, dtype: torch.dtype, provider: str) -> Values:
-    _clean(day)
+    clean(day)
     exact_float32()
     torch.manual_seed(0)
     model: Any = liteseg.create_model(network, num_classes=shapes.CLASSES).to(day.device)
@@ -502,7 +495,7 @@ def _training(day: Day, network: str, size: tuple[int, int], batch: int, dtype: 
     peak = peak_mb(step, day.device)
     last = step().item()
     return {
-        **_columns(times),
+        **columns(times),
         "launch": "stream",
         "images/s": 1e3 * batch / times.p50,
         "peak MB": peak,

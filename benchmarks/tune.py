@@ -30,6 +30,7 @@ import torch  # noqa: E402
 import triton  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
+from liteseg.atomic import atomic_path  # noqa: E402
 from liteseg.bench.timing import captured, quantiles  # noqa: E402
 from liteseg_kernels.triton import _tiles  # noqa: E402
 from liteseg_kernels.triton._tiles import Key, Tile  # noqa: E402
@@ -177,12 +178,10 @@ def tune(row: Key, calls: Sequence[Launcher], launches: Launches, device: Device
 
 
 def write(rows: list[dict[str, str]], path: Path) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", newline="") as file:
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
         out = csv.DictWriter(file, _tiles.COLUMNS, lineterminator="\n")
         out.writeheader()
         out.writerows(rows)
-    os.replace(temporary, path)
 
 
 def put(rows: list[dict[str, str]], row: Key, tile: Tile, milliseconds: float, measured: str) -> None:

@@ -34,7 +34,7 @@ def _cpu_networks(lines: list[dict[str, str]]) -> str:
 
 
 def _results(name: str) -> str:
-    from benchmarks import ablation
+    from benchmarks import ablation, from_scratch
     from liteseg.bench import kernels, networks, tables
     from liteseg.bench.record import read
 
@@ -48,6 +48,9 @@ def _results(name: str) -> str:
     if name == "ablation":
         passes = f"{last['passes']} passes over the training images, batch {last['batch']}"
         return f"{ablation.table(lines)}\n\nCamVid {last['split']}, {passes}, {last['date'][:10]}."
+    if name == "from-scratch":
+        lines = [line for line in lines if all(line[key] == last[key] for key in ("passes", "split", "seed"))]
+        return f"{from_scratch.table(lines)}\n\n{from_scratch.budget(last)}, {last['date'][:10]}."
     text = {"fps": networks.summary, "kernels": kernels.summary, "cpu-networks": _cpu_networks}[name](lines)
     where = f"{last.get('device') or last.get('machine')}, torch {last['torch']}, {last['date'][:10]}"
     text += f"\n\nA ratio below 1 is a loss. {where}."

@@ -67,6 +67,16 @@ def _number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"expected a number, got {text!r}") from None
 
 
+def _value_range(text: str) -> float | tuple[float, float]:
+    low, colon, high = text.partition(":")
+    if not colon:
+        return _positive(text)
+    values = _number(low), _number(high)
+    if not values[0] < values[1]:
+        raise argparse.ArgumentTypeError(f"expected WHITE or BLACK:WHITE such as 4095 or 7000:9000, got {text!r}")
+    return values
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
@@ -100,6 +110,36 @@ def _model_options(parser: argparse.ArgumentParser, *, weights: str | None = Non
     group.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, cuda:N or auto (default)")
     group.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"), help="default float32")
     group.add_argument("--backend", default=None, metavar="B", help="reference, cpu, triton, cuda or auto (default)")
+
+
+def _reading_options(parser: argparse.ArgumentParser, *, labels: bool = False) -> None:
+    parser.add_argument(
+        "--value-range",
+        type=_value_range,
+        metavar="[BLACK:]WHITE",
+        help="of pictures with more than 8 bits a sample, such as 4095; by default the least number of bits that holds "
+        "all samples of a picture",
+    )
+    if labels:
+        parser.add_argument(
+            "--labels-on",
+            choices=("upright", "stored"),
+            default="upright",
+            help="what labels are drawn on: pictures as viewers show them, turned by their EXIF orientation (default), "
+            "or as their files hold them",
+        )
+
+
+def _dataset_options(parser: argparse.ArgumentParser, **name: Any) -> None:
+    parser.add_argument(
+        "--dataset",
+        metavar="NAME",
+        help="camvid, cityscapes, folder (your own, described by its dataset.yaml) or a class such as mine.Lawn",
+        **name,
+    )
+    parser.add_argument(
+        "--classes", nargs="+", metavar="NAME", help="names of the classes 0, 1, ... of a folder without dataset.yaml"
+    )
 
 
 def _fuse_option(parser: argparse.ArgumentParser) -> None:
@@ -138,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--legend", action="store_true", help="add the class names to the overlays of pictures")
     p.add_argument("--recursive", action="store_true", help="search sub-folders too; let ** in globs match them")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
+    _reading_options(p)
     _model_options(p)
     _fuse_option(p)
     p.set_defaults(run=_predict)
@@ -153,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
         "rules. With --submission the zip file for the Cityscapes test server is written instead.",
     )
     p.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the data set")
-    p.add_argument("--dataset", required=True, metavar="NAME", help="camvid or cityscapes")
+    _dataset_options(p, required=True)
     p.add_argument("--split", default="val", metavar="SPLIT", help="val (default), test, train, ...")
     p.add_argument(
         "--crop",
@@ -165,9 +206,26 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--csv", type=Path, metavar="FILE", help="also write the scores as CSV")
     p.add_argument("--submission", type=Path, metavar="FILE.zip", help="write the test server's zip file instead")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
+    _reading_options(p, labels=True)
     _model_options(p)
     _fuse_option(p)
     p.set_defaults(run=_evaluate)
+
+    p = commands.add_parser(
+        "dataset",
+        parents=[common],
+        help="look at a data set before training on it",
+        description="check: reads all label files of a data set and the headers of its images, and prints the share of "
+        "each class, classes that never occur, and every file that is unreadable, does not fit, or has no counterpart. "
+        "Exit code 1 where there is such a file.",
+    )
+    p.add_argument("action", choices=("check",), metavar="ACTION", help="check")
+    p.add_argument("data", type=Path, metavar="DIR", help="folder of the data set")
+    _dataset_options(p, default="folder")
+    p.add_argument("--split", nargs="+", metavar="SPLIT", help="default: all of your own, train and val of the others")
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    _reading_options(p, labels=True)
+    p.set_defaults(run=_dataset)
 
     p = commands.add_parser(
         "profile",
@@ -217,7 +275,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.set_defaults(run=_export)
 
-    benchmarks.add_parser(commands, common, size=_size, count=_count, device=_device, say=_say)
+    benchmarks.add_parser(
+        commands,
+        common,
+        size=_size,
+        count=_count,
+        reading=_reading_options,
+        dataset=_dataset_options,
+        device=_device,
+        say=_say,
+    )
 
     p = commands.add_parser(
         "info", parents=[common], help="versions, kernels and devices found", description="What runs on this machine."
@@ -234,6 +301,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--image", type=Path, metavar="FILE", help="picture; default: the street picture of the repository")
     p.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="output folder (default: out)")
     p.add_argument("--rounds", type=_count, default=10, metavar="N", help="timed rounds (default 10)")
+    _reading_options(p)
     _model_options(p, weights="camvid")
     p.set_defaults(run=_demo)
     return parser
@@ -300,6 +368,7 @@ def _predict(args: argparse.Namespace) -> int:
         legend=args.legend,
         recursive=args.recursive,
         scale=args.scale,
+        value_range=args.value_range,
         progress=not args.quiet,
     )
     if rank():
@@ -323,7 +392,6 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from liteseg.data import dataset
     from liteseg.distributed import rank, shared_errors, world_size
     from liteseg.evaluate import evaluate
     from liteseg.submission import write_submission
@@ -342,7 +410,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         if world_size() > 1:
             raise UserError(f"--submission: expected one process, got {world_size()}")
     with shared_errors():
-        data = dataset(args.dataset, args.data, args.split)
+        data = _data(args, args.split)
         model = _finished(_load(args), args)
     if args.submission is not None:
         count = write_submission(model, data, args.submission, scale=args.scale, progress=not args.quiet)
@@ -359,6 +427,29 @@ def _evaluate(args: argparse.Namespace) -> int:
         if path is not None:
             result.write(path)
     return EXIT_OK
+
+
+def _data(args: argparse.Namespace, split: str, **options: Any) -> Any:
+    """The data set of the command line."""
+    from liteseg.data import dataset
+
+    if args.classes is not None:
+        options["classes"] = args.classes
+    return dataset(args.dataset, args.data, split, value_range=args.value_range, labels_on=args.labels_on, **options)
+
+
+def _dataset(args: argparse.Namespace) -> int:
+    from liteseg.data import Folder, check
+
+    own = args.dataset == "folder"
+    splits = args.split or (Folder.splits(args.data, args.classes) if own else ("train", "val"))
+    if not splits:
+        raise UserError(f"{args.data}: expected a split (train, val or test), got none")
+    reports = []
+    for split in splits:
+        reports.append(check(_data(args, split, **({"strict": False} if own else {})), progress=not args.quiet))
+        print(reports[-1])
+    return EXIT_SOME_FAILED if any(report.problems for report in reports) else EXIT_OK
 
 
 def _profile(args: argparse.Namespace) -> int:
@@ -449,7 +540,15 @@ def _info(args: argparse.Namespace) -> int:
 def _demo(args: argparse.Namespace) -> int:
     from liteseg.demo import demo
 
-    demo(_load(args), image=args.image, out=args.out, dtype=args.dtype, scale=args.scale, rounds=args.rounds)
+    demo(
+        _load(args),
+        image=args.image,
+        out=args.out,
+        dtype=args.dtype,
+        scale=args.scale,
+        value_range=args.value_range,
+        rounds=args.rounds,
+    )
     return EXIT_OK
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +16,13 @@ from torch import nn
 import liteseg_kernels as lk
 from liteseg.data import MEAN, STD
 from liteseg.errors import UserError
-from liteseg.image_io import add_legend, overlay, read_image, write_image
+from liteseg.image_io import add_legend, overlay, write_image
 from liteseg.models import Network
 from liteseg.palette import palette_for
-from liteseg.predict import evaluating, input_size, predict, segment
+from liteseg.predict import input_size, predict, segment
+from liteseg.reading import SampleRange, read_image
 from liteseg_kernels import functional as F
+from liteseg_kernels.eval_view import eval_view
 
 __all__ = ["Comparison", "compare", "demo"]
 
@@ -83,7 +86,8 @@ def compare(model: Network, fused: nn.Module, image: np.ndarray, *, scale: float
         scale: input scale.
         rounds: timed runs of each.
     """
-    plain = lk.to_reference(model)
+    plain: Any = eval_view(lk.to_reference(model))
+    fused = eval_view(fused)
     parameter = next(model.parameters())
     size = (image.shape[0], image.shape[1])
     at = input_size(size, scale)
@@ -97,7 +101,7 @@ def compare(model: Network, fused: nn.Module, image: np.ndarray, *, scale: float
         logits = plain.low_resolution_logits(x)
         return nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=True).argmax(1)
 
-    with evaluating(fused), evaluating(plain):
+    with torch.inference_mode():
         equal = (run_fused() == run_plain()).double().mean().item()
         for _ in range(WARM_UP):
             run_fused()
@@ -125,6 +129,7 @@ def demo(
     out: Path,
     dtype: str = "float32",
     scale: float | None = None,
+    value_range: SampleRange = None,
     rounds: int = 10,
 ) -> Comparison:
     """Segments one picture with the fused model, writes labels and overlay, prints their paths and the comparison.
@@ -135,12 +140,13 @@ def demo(
         out: output folder.
         dtype: "float32", "float16" or "bfloat16".
         scale: input scale; the model's by default.
+        value_range: of a picture with more than 8 bits a sample; read off it by default.
         rounds: timed runs of each of the two.
     """
     path = STREET if image is None else image
     if image is None and not STREET.is_file():
         raise UserError("demo: --image: expected a picture (the street picture is part of a checkout only), got none")
-    pixels = read_image(path)
+    pixels = read_image(path, value_range)
     scale = model.config.input_scale if scale is None else scale
     fused = lk.fuse(model).to(getattr(torch, dtype))
     model = model.to(getattr(torch, dtype))

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from liteseg.atomic import atomic_path
 from liteseg.distributed import rank, shared_errors, sum_counts, world_size
-from liteseg.image_io import atomic_path
 from liteseg.metrics import ConfusionMatrix, mean_of_present
 from liteseg.predict import evaluating, input_size, predict_at
 from liteseg.progress import progress_bar
@@ -205,9 +205,9 @@ def evaluate(
     matrix = ConfusionMatrix(num_classes, dataset.ignore_index)
     settings: dict[str, Any] = {"crop": crop, "scale": scale, "flip": flip}
     share = range(rank(), len(dataset), world_size())
-    with shared_errors(), evaluating(model):
+    with shared_errors(), evaluating(model) as ready:
         for i in progress_bar(share, desc="evaluate", unit="image", show=progress and rank() == 0):
-            at = _count(model, dataset.load(i), matrix, size, scale, flip)
+            at = _count(ready, dataset.load(i), matrix, size, scale, flip)
             if i == 0:
                 settings["first_image"], settings["first_input"] = (f"{height}x{width}" for height, width in at)
     sum_counts(matrix)

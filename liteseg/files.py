@@ -13,10 +13,11 @@ from tqdm import tqdm
 
 from liteseg.distributed import gather, rank, world_size
 from liteseg.errors import UserError
-from liteseg.image_io import IMAGE_SUFFIXES, add_legend, overlay, read_image, write_image
+from liteseg.image_io import add_legend, overlay, write_image
 from liteseg.palette import Palette
 from liteseg.predict import predict
 from liteseg.progress import progress_bar
+from liteseg.reading import IMAGE_SUFFIXES, SampleRange, files_in, read_image
 from liteseg.video import VIDEO_SUFFIXES, predict_video
 
 __all__ = ["Input", "Outcome", "find_inputs", "predict_files"]
@@ -60,12 +61,9 @@ def _is_result(path: Path, out: Path) -> bool:
 
 
 def _in_folder(folder: Path, recursive: bool, out: Path) -> list[Path]:
-    found = folder.rglob("*") if recursive else folder.iterdir()
-    wanted = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    found = files_in(folder, IMAGE_SUFFIXES | VIDEO_SUFFIXES, recursive=recursive)
     # results of an earlier run into the same folder are not inputs of this one
-    return sorted(
-        p for p in found if p.suffix.lower() in wanted and p.name[0] != "." and p.is_file() and not _is_result(p, out)
-    )
+    return [path for path in found if not _is_result(path, out)]
 
 
 def find_inputs(given: Iterable[str], out: Path, *, recursive: bool = False) -> tuple[list[Input], list[str]]:
@@ -142,6 +140,7 @@ def predict_files(
     legend: bool = False,
     recursive: bool = False,
     scale: float | None = None,
+    value_range: SampleRange = None,
     progress: bool = True,
 ) -> Outcome:
     """Segments files, folders, globs and videos; one bad file does not lose the others.
@@ -159,6 +158,7 @@ def predict_files(
         legend: add the class names to the overlay of pictures.
         recursive: search sub-folders of folders, and let ``**`` in globs match them.
         scale: input scale; the model's by default.
+        value_range: of files with more than 8 bits a sample; read off each file by default.
         progress: show a progress bar on stderr when there is more than one file.
 
     Returns:
@@ -185,10 +185,11 @@ def predict_files(
                     palette=palette,
                     alpha=alpha,
                     scale=scale,
+                    value_range=value_range,
                     progress=progress and len(inputs) == 1 and rank() == 0,
                 )
             else:
-                image = read_image(one.path)
+                image = read_image(one.path, value_range)
                 try:
                     labels = predict(model, image, scale=scale)
                 except ValueError as error:

@@ -1,95 +1,17 @@
-"""Reading pictures and writing label maps and overlays."""
+"""Writing label maps and overlays."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 
+from liteseg.atomic import atomic_path
 from liteseg.palette import Palette, check_palette, colorize
 
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "add_legend",
-    "atomic_path",
-    "overlay",
-    "read_image",
-    "rgb_array",
-    "write_image",
-]
-
-# what a folder is searched for; a file named on its own is tried whatever it is called
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-
-
-def rgb_array(image: Image.Image) -> np.ndarray:
-    """Pixels of a PIL image as uint8 [H, W, 3] RGB.
-
-    Greyscale is repeated over the three channels, palettes are looked up, alpha is dropped (not blended), CMYK and the
-    like are converted, 16-bit samples are reduced to their high byte. EXIF orientation is not looked at: the array has
-    the size of ``image``.
-    """
-    if image.mode.startswith("I;16"):
-        high = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-        return np.repeat(high[:, :, None], 3, axis=2)
-    if image.mode == "I":
-        # Pillow opens some 16-bit files in this 32-bit mode
-        values = np.asarray(image)
-        if values.size and (values.min() < 0 or values.max() > 65535):
-            raise ValueError(f"image: expected samples of 8 or 16 bits, got {values.min()}..{values.max()}")
-        return np.repeat((values >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
-    if image.mode == "F":
-        raise ValueError("image: expected samples of 8 or 16 bits, got 32-bit floating point (mode F)")
-    return np.array(image.convert("RGB"))
-
-
-def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Reads a picture as uint8 [H, W, 3] RGB, turned upright by its EXIF orientation.
-
-    Modes are converted as :func:`rgb_array` does; of an animation the first frame is taken.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a picture, a damaged one, or one too large to be decoded safely; the text names the file.
-    """
-    file = Path(path)
-    if not file.exists():
-        raise FileNotFoundError(f"{file}: no such file")
-    if file.is_dir():
-        raise ValueError(f"{file}: expected a picture, got a folder")
-    try:
-        with Image.open(file) as image:
-            return rgb_array(ImageOps.exif_transpose(image))
-    except PermissionError:
-        raise ValueError(f"{file}: no permission to read it") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"{file}: not a picture in a format that can be read") from None
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{file}: picture too large: {error}") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        # Pillow's decoders raise each of these for damaged files
-        raise ValueError(f"{file}: damaged picture: {error}") from error
-
-
-@contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary name beside ``path``, renamed to it when the block ends well and removed when it does not.
-
-    Nobody ever sees half a file under the final name. The parent folders are made.
-    """
-    final = Path(path)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    # the suffix stays last: writers choose their format by it
-    temporary = final.with_name(f".{final.stem}.{os.getpid()}.tmp{final.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, final)
-    finally:
-        temporary.unlink(missing_ok=True)
+__all__ = ["add_legend", "overlay", "write_image"]
 
 
 def write_image(path: str | os.PathLike[str], array: np.ndarray) -> None:

@@ -8,27 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from liteseg.data import CAMVID_CLASSES, CAMVID_PALETTE, CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
+from liteseg.data.tables import default_palette
 
-__all__ = ["check_palette", "colorize", "default_palette", "palette_for"]
+__all__ = ["check_palette", "colorize", "palette_for"]
 
 Palette = Sequence[tuple[int, int, int]]
 
 _KNOWN = ((CAMVID_CLASSES, CAMVID_PALETTE), (CITYSCAPES_CLASSES, CITYSCAPES_PALETTE))
-
-
-def default_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
-    """RGB colours for classes without a palette of their own.
-
-    Bit k of the class number + 1 sets the high bits of red, green and blue in turn, so neighbours differ strongly, a
-    class keeps its colour whatever the number of classes, and black is left to void. Distinct for up to 256 classes.
-    """
-    colours = []
-    for label in range(num_classes):
-        rgb = [0, 0, 0]
-        for bit in range(8):
-            rgb[bit % 3] |= ((label + 1) >> bit & 1) << (7 - bit // 3)
-        colours.append((rgb[0], rgb[1], rgb[2]))
-    return tuple(colours)
 
 
 def palette_for(class_names: Sequence[str] | None, num_classes: int) -> tuple[tuple[int, int, int], ...]:

@@ -12,8 +12,10 @@ from PIL import Image
 from torch import nn
 
 from liteseg.data import MEAN, STD
-from liteseg.image_io import rgb_array
+from liteseg.reading import SampleRange, orientation, rgb_array, turned
 from liteseg_kernels import functional as F
+from liteseg_kernels import intact
+from liteseg_kernels.eval_view import eval_view
 
 __all__ = ["MIN_SIZE", "evaluating", "input_size", "predict", "predict_at", "segment"]
 
@@ -23,16 +25,15 @@ Picture = Image.Image | np.ndarray
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and inference mode inside the block; every module gets its own training flag back."""
-    training = [m for m in model.modules() if m.training]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module in training:
-            module.training = True
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Inference mode inside the block, for the model that it gives: `model` in eval mode.
+
+    That is `model` itself where all of it is in eval mode, else a view of it (:func:`liteseg_kernels.eval_view`):
+    neither modes nor buffers of `model` change, so several threads may use it, and one may train it.
+    """
+    ready = eval_view(model)
+    with torch.inference_mode():
+        yield ready
 
 
 def _parameter(model: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -54,8 +55,16 @@ def input_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
     return height, width
 
 
+def _must_be_called(model: nn.Module) -> bool:
+    """Whether the logits are those of ``forward``: there are no smaller ones, or they are not all that a call does."""
+    # a method put on the model itself, a compiled one for example, is what its owner wants to run
+    if "low_resolution_logits" in vars(model):
+        return False
+    return intact.hooked(model) or intact.overrides(type(model), "forward", "low_resolution_logits")
+
+
 def _logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    low = getattr(model, "low_resolution_logits", None)
+    low = None if _must_be_called(model) else getattr(model, "low_resolution_logits", None)
     logits = model(x) if low is None else low(x)
     if not isinstance(logits, torch.Tensor) or logits.ndim != 4 or logits.shape[0] != x.shape[0]:
         got = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
@@ -69,7 +78,8 @@ def segment(model: nn.Module, x: torch.Tensor, size: tuple[int, int], *, flip: b
     """Labels of normalised input, at any size. Leaves eval mode and inference mode to the caller (:func:`evaluating`).
 
     Args:
-        model: with ``low_resolution_logits(x)`` (all models of this library), else one whose ``forward`` gives logits.
+        model: with ``low_resolution_logits(x)`` (all models of this library), else one whose ``forward`` gives logits;
+            so does one that is more than those: that has hooks, or whose class has a ``forward`` of its own.
         x: float [N, 3, h, w], on the model's device.
         size: (H, W) of the labels.
         flip: average the logits with those of the mirrored input (twice the work).
@@ -77,9 +87,9 @@ def segment(model: nn.Module, x: torch.Tensor, size: tuple[int, int], *, flip: b
     Returns:
         uint8 [N, H, W] on x's device, the arg max of the logits interpolated to ``size``.
     """
+    called = _must_be_called(model) or "low_resolution_logits" in vars(model)
     plan_for = getattr(model, "plan_for", None)
-    # a method put on the model itself, a compiled one for example, is what its owner wants to run
-    if plan_for is not None and not flip and "low_resolution_logits" not in vars(model):
+    if plan_for is not None and not flip and not called:
         plan = plan_for(x)
         if plan is not None and plan.classes <= 256:
             return plan.labels(x, size)
@@ -91,9 +101,14 @@ def segment(model: nn.Module, x: torch.Tensor, size: tuple[int, int], *, flip: b
         return F.upsample_argmax(logits, size, align_corners=getattr(model, "align_corners", True))
 
     replayed = getattr(model, "replayed", None)
-    if replayed is None or "low_resolution_logits" in vars(model):
+    if replayed is None or called:
         return run(x)
     return replayed(("labels", *size, flip), run, x)
+
+
+def _in_channels(model: nn.Module) -> int:
+    """Channels of the model's input; 3 for models that do not say."""
+    return int(getattr(getattr(model, "config", None), "in_channels", 3))
 
 
 def _check_pixels(image: np.ndarray) -> np.ndarray:
@@ -129,6 +144,12 @@ def predict_at(
         uint8 [H, W] or [N, H, W].
     """
     pixels = _check_pixels(image)
+    channels = _in_channels(model)
+    if channels != 3:
+        raise ValueError(
+            f"predict: image: expected a normalised tensor [N, {channels}, H, W] for a model of {channels} channels, "
+            "got an RGB picture"
+        )
     if scale is None:
         scale = float(getattr(getattr(model, "config", None), "input_scale", 1.0))
     full = (pixels.shape[1], pixels.shape[2])
@@ -144,31 +165,40 @@ def predict_at(
 @overload
 def predict(model: nn.Module, image: torch.Tensor, *, scale: float | None = None) -> torch.Tensor: ...
 @overload
-def predict(model: nn.Module, image: Picture, *, scale: float | None = None) -> np.ndarray: ...
+def predict(
+    model: nn.Module, image: Picture, *, scale: float | None = None, value_range: SampleRange = None
+) -> np.ndarray: ...
 @overload
-def predict(model: nn.Module, image: Sequence[Picture], *, scale: float | None = None) -> list[np.ndarray]: ...
+def predict(
+    model: nn.Module, image: Sequence[Picture], *, scale: float | None = None, value_range: SampleRange = None
+) -> list[np.ndarray]: ...
 
 
-def predict(model: nn.Module, image: Any, *, scale: float | None = None) -> Any:
+def predict(model: nn.Module, image: Any, *, scale: float | None = None, value_range: SampleRange = None) -> Any:
     """Class of every pixel.
 
     The full-size logits are never made: labels come straight from the low-resolution logits. A model whose class has no
-    ``low_resolution_logits`` works too, from the logits its ``forward`` returns. Runs in eval mode and inference mode
-    and gives every module its training flag back. To use a compiled network, compile the method that is called:
+    ``low_resolution_logits`` works too, from the logits its ``forward`` returns. Runs in inference mode and as in eval
+    mode, whatever mode the model is in, which neither changes nor is disturbed by other threads' use of the model. To
+    use a compiled network, put it in eval mode and compile the method that is called:
     ``model.low_resolution_logits = torch.compile(model.low_resolution_logits)``.
 
     Args:
         model: any model of this library, fused or not, or a module that maps [N, 3, H, W] to logits [N, K, h, w].
         image: one of
 
-            * a PIL image of any mode (greyscale is repeated, alpha dropped; EXIF orientation is *not* applied, so that
-              the labels lie on the image as given; the command line does apply it),
+            * a PIL image of any mode (greyscale is repeated, alpha dropped, more than 8 bits are scaled to 8). The
+              network sees it upright, by its EXIF orientation, and the labels are turned back, so that they lie on the
+              image as given,
             * a uint8 array [H, W, 3] or [N, H, W, 3], RGB,
             * a list or tuple of such pictures, sizes may differ,
-            * a float tensor [N, 3, H, W], already normalised, on the model's device.
+            * a float tensor [N, 3, H, W], already normalised, on the model's device (the only input of a model with
+              ``in_channels`` other than 3, [N, in_channels, H, W]).
         scale: for pictures: the network runs at round(scale * H) x round(scale * W), bilinear; by default what the
             weights say (``model.config.input_scale``). Labels come back at the picture's own size. Not for tensors,
             whose size is the caller's choice.
+        value_range: of PIL images with more than 8 bits a sample: the sample that is white (black is 0), or those that
+            are black and white; read off the image by default (:func:`liteseg.reading.rgb_array`).
 
     Returns:
         uint8 ids: NumPy [H, W] for a picture, [N, H, W] for an array of them, a list for a list; for a tensor a tensor
@@ -185,25 +215,30 @@ def predict(model: nn.Module, image: Any, *, scale: float | None = None) -> Any:
         >>> labels.shape, labels.dtype
         ((64, 96), dtype('uint8'))
     """
+    with evaluating(model) as ready:
+        labels = _predict(ready, image, scale, value_range)
+    # an inference tensor would refuse the caller's in-place edits
+    return labels.clone() if isinstance(labels, torch.Tensor) else labels
+
+
+def _predict(model: nn.Module, image: Any, scale: float | None, value_range: Any) -> Any:
     if isinstance(image, torch.Tensor):
         if scale is not None:
             raise ValueError("predict: scale: expected None for a tensor (resize it yourself), got a number")
         _check_tensor(model, image)
-        with evaluating(model):
-            labels = segment(model, image, (image.shape[2], image.shape[3]))
-        # an inference tensor would refuse the caller's in-place edits
-        return labels.clone()
+        return segment(model, image, (image.shape[2], image.shape[3]))
     if isinstance(image, (list, tuple)):
-        return [predict(model, one, scale=scale) for one in image]
+        return [_predict(model, one, scale, value_range) for one in image]
     if isinstance(image, Image.Image):
-        image = rgb_array(image)
+        pixels = rgb_array(image, value_range)
+        lies = orientation(image)
+        return turned(predict_at(model, turned(pixels, lies), scale=scale), lies, back=True)
     if not isinstance(image, np.ndarray):
         raise TypeError(
             "predict: image: expected a PIL image, a uint8 array [H, W, 3], a list of them or a float tensor "
             f"[N, 3, H, W], got {type(image).__name__}"
         )
-    with evaluating(model):
-        return predict_at(model, image, scale=scale)
+    return predict_at(model, image, scale=scale)
 
 
 def _check_tensor(model: nn.Module, x: torch.Tensor) -> None:
@@ -212,8 +247,9 @@ def _check_tensor(model: nn.Module, x: torch.Tensor) -> None:
             "predict: image: expected a floating-point tensor, already normalised (uint8 pictures are taken as NumPy "
             f"arrays), got {x.dtype}"
         )
-    if x.ndim != 4 or x.shape[1] != 3:
-        raise ValueError(f"predict: image: expected a tensor [N, 3, H, W], got {list(x.shape)}")
+    channels = _in_channels(model)
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise ValueError(f"predict: image: expected a tensor [N, {channels}, H, W], got {list(x.shape)}")
     if min(x.shape[2:]) < MIN_SIZE:
         raise ValueError(
             f"predict: image: expected height and width of at least {MIN_SIZE}, got {x.shape[2]}x{x.shape[3]}"

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
+from liteseg.atomic import atomic_path
 from liteseg.data import CITYSCAPES_TRAIN_TO_LABEL
-from liteseg.image_io import atomic_path
 from liteseg.predict import evaluating, predict_at
 from liteseg.progress import progress_bar
 
@@ -69,7 +69,7 @@ def write_submission(
         raise ValueError("write_submission: dataset: expected at least one image, got none")
     written: dict[str, Path] = {}
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        with evaluating(model):
+        with evaluating(model) as ready:
             for i in progress_bar(range(len(dataset)), desc="submission", unit="image", show=progress):
                 sample = dataset.load(i)
                 name = submission_name(sample.path)
@@ -79,7 +79,7 @@ def write_submission(
                         f"{sample.path}"
                     )
                 written[name] = sample.path
-                labels = predict_at(model, sample.image, SERVER_SIZE, scale=scale)
+                labels = predict_at(ready, sample.image, SERVER_SIZE, scale=scale)
                 buffer = io.BytesIO()
                 Image.fromarray(label_ids[labels]).save(buffer, format="PNG")
                 archive.writestr(name, buffer.getvalue())

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from liteseg.atomic import atomic_path
 from liteseg.errors import MissingExtraError
-from liteseg.image_io import atomic_path, overlay
+from liteseg.image_io import overlay
 from liteseg.palette import Palette
 from liteseg.predict import evaluating, predict_at
 from liteseg.progress import progress_bar
+from liteseg.reading import SampleRange, to_8_bits, white_level
 
 __all__ = ["VIDEO_SUFFIXES", "predict_video"]
 
@@ -31,10 +33,30 @@ def _import_av() -> ModuleType:
     return av
 
 
-def _upright(frame: Any) -> np.ndarray:
-    """Pixels uint8 [H, W, 3] RGB, turned as the file's display matrix says (phones store portrait lying)."""
-    pixels = frame.to_ndarray(format="rgb24")
-    return np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90))
+class _Reader:
+    """Frames as uint8 [H, W, 3] RGB, read as pictures are: upright, from black to white whatever the number of bits.
+
+    Only samples of 16 bits can hold fewer; formats of 10 and 12 bits say so themselves. What is read off the frames
+    only grows, so that a video does not flicker.
+    """
+
+    def __init__(self, value_range: SampleRange) -> None:
+        self.value_range = value_range
+        self._white = 0
+
+    def __call__(self, frame: Any) -> np.ndarray:
+        # phones store portrait lying
+        return np.ascontiguousarray(np.rot90(self._pixels(frame), frame.rotation // 90))
+
+    def _pixels(self, frame: Any) -> np.ndarray:
+        components = frame.format.components
+        if max(component.bits for component in components) < 16:
+            return frame.to_ndarray(format="rgb24")
+        deep = frame.to_ndarray(format="gray16le" if len(components) == 1 else "rgb48le")
+        if self.value_range is None:
+            self._white = max(self._white, white_level(deep))
+        pixels = to_8_bits(deep, self._white if self.value_range is None else self.value_range)
+        return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
 
 
 def _even(pixels: np.ndarray) -> np.ndarray:
@@ -58,6 +80,7 @@ def predict_video(
     palette: Palette,
     alpha: float = 0.5,
     scale: float | None = None,
+    value_range: SampleRange = None,
     progress: bool = False,
 ) -> int:
     """Writes a video with the classes of every frame painted over it.
@@ -71,6 +94,7 @@ def predict_video(
         palette: K rows of R, G, B.
         alpha: share of the class colour, 0..1.
         scale: input scale; ``model.config.input_scale`` by default.
+        value_range: of videos with 16 bits a sample; read off the frames by default.
         progress: show a progress bar on stderr.
 
     Returns:
@@ -91,7 +115,7 @@ def predict_video(
         container = av.open(os.fspath(source))
     except (av.error.FFmpegError, OSError) as error:
         raise ValueError(f"{source}: not a video that can be read: {error.strerror}") from error
-    with container, evaluating(model), atomic_path(out) as temporary:
+    with container, evaluating(model) as ready, atomic_path(out) as temporary:
         if not container.streams.video:
             raise ValueError(f"{source}: expected a video stream, got none")
         stream = container.streams.video[0]
@@ -99,6 +123,7 @@ def predict_video(
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
         count = 0
+        read = _Reader(value_range)
         frames = progress_bar(
             _frames(container, stream, source, av),
             desc=source.name,
@@ -110,7 +135,7 @@ def predict_video(
             target = None
             size: tuple[int, ...] = ()
             for frame in frames:
-                pixels = _upright(frame)
+                pixels = read(frame)
                 if target is None:
                     size = pixels.shape
                     target = sink.add_stream(codec, rate=rate)
@@ -122,7 +147,7 @@ def predict_video(
                         f"{pixels.shape[0]}x{pixels.shape[1]} in frame {count}"
                     )
                 try:
-                    labels = predict_at(model, pixels, scale=scale)
+                    labels = predict_at(ready, pixels, scale=scale)
                 except ValueError as error:
                     raise ValueError(f"{source}: {error}") from error
                 painted = overlay(pixels, labels, palette, alpha)

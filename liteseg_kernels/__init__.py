@@ -14,7 +14,7 @@ _loader.load()
 from . import _autocast, functional  # noqa: E402, F401
 from ._dispatch import BackendError, Explanation, use_backend  # noqa: E402
 from ._version import __version__  # noqa: E402
-from .functional import explain  # noqa: E402
+from .explanation import ModuleExplanation, explain  # noqa: E402
 from .fuse import fuse, to_reference  # noqa: E402
 from .nn import (  # noqa: E402
     DASPP,
@@ -42,6 +42,7 @@ __all__ = [
     "ConvNormAct",
     "Explanation",
     "InvertedResidual",
+    "ModuleExplanation",
     "SeparableConv2d",
     "ShuffleUnit",
     "UpsampleArgmax",

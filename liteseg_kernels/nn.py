@@ -14,8 +14,9 @@ Shapes are NCHW throughout; sizes as torch.nn.Conv2d takes them.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,8 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional as tf
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from . import _loader
+from . import _loader, intact
 from . import functional as lf
+from .block import FusedModule, Weights
 from .plan import Program, Unplannable
 
 __all__ = [
@@ -39,10 +41,6 @@ __all__ = [
 ]
 
 
-# folded weights by the name of the op's argument; None for an argument left out
-Weights = dict[str, Any]
-
-
 def _activation_module(name: str | None, negative_slope: float) -> nn.Module:
     if name is None:
         return nn.Identity()
@@ -55,7 +53,6 @@ def _activation_module(name: str | None, negative_slope: float) -> nn.Module:
     raise ValueError(f"activation: expected None, 'relu', 'relu6' or 'leaky_relu', got {name!r}")
 
 
-_ACTIVATION_MODULES = (nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU)
 _RELU = nn.ReLU()
 
 
@@ -68,12 +65,6 @@ _NORMALISES = {
     "cpu": _loader.missing("cpu") is None,
     "cuda": importlib.util.find_spec("triton") is not None,
 }
-
-
-def _untouched(module: nn.Module, *types: type[nn.Module]) -> bool:
-    """Whether calling `module` only does what `types` do: no subclass, no hook that would be passed by."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return type(module) in types and not any(hooks)
 
 
 def _process_group(norm: nn.Module) -> Any:
@@ -94,15 +85,16 @@ def _normalise(
     residual: Tensor | None = None,
     fused: bool = True,
 ) -> Tensor:
-    """Normalisation, residual and activation (`options` are functional.batch_norm_activation's for it)."""
-    if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training:
+    """Normalisation, residual and activation (`options` are functional.batch_norm_activation's for it).
+
+    `fused`: in training by one op, for which both modules must be plain.
+    """
+    if isinstance(norm, _BatchNorm) and norm.training:
         single = x.size(0) * x.size(2) * x.size(3) == 1
         fused = (
             fused
             and not single
             and _NORMALISES.get(x.device.type, False)
-            and _untouched(norm, nn.BatchNorm2d, nn.SyncBatchNorm)
-            and _untouched(activation, *_ACTIVATION_MODULES)
             and (residual is None or residual.dtype == x.dtype)
         )
         if fused:
@@ -125,18 +117,24 @@ def _normalise(
             )
         if single and isinstance(norm, nn.BatchNorm2d):
             # one value a channel has no variance (the pooled branch at batch 1): the running statistics stand in
-            x = tf.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
-            norm = None
+            norm = copy.copy(norm)
+            norm.training = False
     if norm is not None:
         x = norm(x)
     return activation(x if residual is None else residual + x)
 
 
-def _convolve(conv: nn.Conv2d, x: Tensor, fused: bool = True) -> Tensor:
-    """A convolution in training: by this library's kernel where it is depthwise and on the CPU."""
-    depthwise = conv.groups == conv.in_channels == conv.out_channels and conv.kernel_size != (1, 1)
-    if fused and depthwise and conv.bias is None and x.device.type == "cpu" and _NORMALISES["cpu"]:
-        if _untouched(conv, nn.Conv2d) and x.is_floating_point() and conv.padding_mode == "zeros":
+@torch._dynamo.assume_constant_result
+def _plain_norm(block: Any) -> bool:
+    """Whether normalisation and activation at the end of `block` are what it was built with."""
+    reason = intact.environment() or intact.norm(block.norm, "norm")
+    return (reason or intact.activation(block.activation, "activation", **block._activation_args)) is None
+
+
+def _convolve(conv: Any, x: Tensor, fused: bool = True) -> Tensor:
+    """A convolution by its module, or by this library's kernel where it is depthwise and on the CPU."""
+    if fused and x.device.type == "cpu" and _NORMALISES["cpu"] and x.is_floating_point():
+        if intact.depthwise(conv, "conv", bias=None) is None and conv.kernel_size != (1, 1):
             weight, stride, padding, dilation = (getattr(conv, n) for n in ("weight", "stride", "padding", "dilation"))
             return lf.depthwise_conv2d(x, weight, stride=stride, padding=padding, dilation=dilation)
     return conv(x)
@@ -162,62 +160,6 @@ def _fold_norm(weight: Tensor, bias: Tensor | None, norm: nn.Module | None) -> t
     return w.to(weight.dtype), b.to(weight.dtype)
 
 
-def _fold_again(module: nn.Module, incompatible_keys: object) -> None:
-    assert isinstance(module, FusedModule)
-    if module.fused:
-        module.fuse_()
-
-
-class FusedModule(nn.Module):
-    """Base of the modules that `fuse` and `to_reference` know.
-
-    `fuse_` stores what `_fold` returns as non-persistent buffers, so a fused module has the same `state_dict` as
-    before; loading one folds again. Going back to training drops the buffers.
-    """
-
-    reference = False
-    # whether `fuse` folds this module as one; otherwise it folds the modules inside it
-    folds = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._folded_names: tuple[str, ...] = ()
-        self.register_load_state_dict_post_hook(_fold_again)
-
-    @property
-    def fused(self) -> bool:
-        return bool(self._folded_names)
-
-    def _fold(self) -> Weights:
-        """Folded weights by name."""
-        raise NotImplementedError
-
-    def folded(self) -> Weights:
-        """The folded weights: the stored ones after `fuse_`, else computed now (differentiably)."""
-        if not self.fused:
-            return self._fold()
-        return {name: getattr(self, f"_folded_{name}") for name in self._folded_names}
-
-    @torch.no_grad()
-    def fuse_(self) -> None:
-        """Fold once, and keep the result."""
-        weights = self._fold()
-        for name, weight in weights.items():
-            self.register_buffer(f"_folded_{name}", None if weight is None else weight.detach(), persistent=False)
-        self._folded_names = tuple(weights)
-
-    def train(self, mode: bool = True) -> FusedModule:
-        if mode and self.fused:
-            for name in self._folded_names:
-                delattr(self, f"_folded_{name}")
-            self._folded_names = ()
-        super().train(mode)
-        return self
-
-    def extra_repr(self) -> str:
-        return ", ".join(flag for flag in ("fused", "reference") if getattr(self, flag))
-
-
 class ConvNormAct(FusedModule):
     """Convolution -> batch normalisation -> activation, run by PyTorch's own convolution.
 
@@ -230,9 +172,9 @@ class ConvNormAct(FusedModule):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int = 1,
+        kernel_size: int | tuple[int, int] = 1,
         stride: int = 1,
-        padding: int | None = None,
+        padding: int | tuple[int, int] | None = None,
         dilation: int = 1,
         groups: int = 1,
         *,
@@ -241,16 +183,25 @@ class ConvNormAct(FusedModule):
         activation: str | None = None,
         negative_slope: float = 0.01,
         momentum: float = 0.1,
+        eps: float = 1e-5,
     ) -> None:
         super().__init__()
         if padding is None:
-            padding = dilation * (kernel_size - 1) // 2
+            high, wide = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+            padding = (dilation * (high - 1) // 2, dilation * (wide - 1) // 2)
         self.conv = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups=groups, bias=bias
         )
-        self.norm = nn.BatchNorm2d(out_channels, momentum=momentum) if norm else None
+        self.norm = nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum) if norm else None
         self.activation = _activation_module(activation, negative_slope)
         self._activation_args: dict[str, Any] = {"activation": activation, "negative_slope": negative_slope}
+
+    def alteration(self) -> str | None:
+        return (
+            intact.convolution(self.conv, "conv")
+            or intact.norm(self.norm, "norm")
+            or intact.activation(self.activation, "activation", **self._activation_args)
+        )
 
     def _fold(self) -> Weights:
         weight, bias = _fold_norm(self.conv.weight, self.conv.bias, self.norm)
@@ -261,9 +212,10 @@ class ConvNormAct(FusedModule):
         return program.convolution(x, **self.folded(), **_geometry(self.conv), **self._activation_args)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        if not self.fused:
-            fused = not self.reference
+        if not (self.fused and self.is_intact()):
+            fused = not self.plain
             y = _convolve(self.conv, x, fused)
+            fused = fused and _plain_norm(self)
             return _normalise(self.norm, y, self.activation, self._activation_args, residual, fused)
         weights = self.folded()
         conv: Any = self.conv
@@ -309,6 +261,14 @@ class SeparableConv2d(FusedModule):
         self.activation = _activation_module(activation, negative_slope)
         self._activation_args: dict[str, Any] = {"activation": activation, "negative_slope": negative_slope}
 
+    def alteration(self) -> str | None:
+        return (
+            intact.depthwise(self.depthwise, "depthwise", bias=None)
+            or intact.pointwise(self.pointwise, "pointwise", groups=1)
+            or intact.norm(self.norm, "norm")
+            or intact.activation(self.activation, "activation", **self._activation_args)
+        )
+
     def _fold(self) -> Weights:
         weight, bias = _fold_norm(self.pointwise.weight, self.pointwise.bias, self.norm)
         return {"depthwise_weight": self.depthwise.weight, "pointwise_weight": weight, "bias": bias}
@@ -324,44 +284,79 @@ class SeparableConv2d(FusedModule):
         return {**self.folded(), **geometry, **self._activation_args}
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training or self.reference:
-            fused = not self.reference
+        if self.training or not self.is_intact():
+            fused = not self.plain
             y = self.pointwise(_convolve(self.depthwise, x, fused))
+            fused = fused and _plain_norm(self)
             return _normalise(self.norm, y, self.activation, self._activation_args, fused=fused)
         return lf.separable_conv2d(x, **self._arguments())
 
+    def _joins(self) -> bool:
+        """Whether it may be part of an op, without being called."""
+        return not self.training and intact.altered(self, "", SeparableConv2d) is None and self.is_intact()
+
     def forward_concat(self, x: Tensor, skip: Tensor, concat: UpsampleConcat) -> Tensor:
         """`forward(concat(x, skip))`; in eval as one op, for which neither map between is stored."""
-        if self.training or self.reference:
-            return self(concat(x, skip))
-        return lf.upsample_concat_separable_conv2d(x, skip, **self._arguments(), align_corners=concat.align_corners)
+        if self._joins() and intact.altered(concat, "concat", UpsampleConcat) is None:
+            return lf.upsample_concat_separable_conv2d(x, skip, **self._arguments(), align_corners=concat.align_corners)
+        return self(concat(x, skip))
 
-    def forward_classifier(self, x: Tensor, classifier: nn.Conv2d) -> Tensor:
-        """`classifier(forward(x))` for a 1x1 convolution; in eval as one op, for which the map between is not kept."""
-        sizes = (classifier.kernel_size, classifier.stride, classifier.padding, classifier.groups)
-        if sizes != ((1, 1), (1, 1), (0, 0), 1):
-            raise ValueError(f"SeparableConv2d: classifier: expected a 1x1 convolution, got {classifier}")
-        if self.training or self.reference:
-            return classifier(self(x))
-        weights: dict[str, Any] = {"classifier_weight": classifier.weight, "classifier_bias": classifier.bias}
-        return lf.separable_conv2d_classifier(x, **self._arguments(), **weights)
+    def forward_classifier(self, x: Tensor, classifier: nn.Module) -> Tensor:
+        """`classifier(forward(x))`; with a 1x1 convolution in eval as one op, for which the map between is not kept."""
+        if self._joins() and intact.pointwise(classifier, "classifier", groups=1) is None:
+            weights: dict[str, Any] = {"classifier_weight": classifier.weight, "classifier_bias": classifier.bias}
+            return lf.separable_conv2d_classifier(x, **self._arguments(), **weights)
+        return classifier(self(x))
+
+
+def _part(part: Any, name: str, conv: Callable[..., str | None], activation: str | None, **geometry: Any) -> str | None:
+    """Why `part` is no ConvNormAct with this activation and a convolution for which `conv` gives None."""
+    reason = intact.altered(part, name, ConvNormAct)
+    if reason is None:
+        reason = intact.inside(name, part.alteration() or conv(part.conv, "conv", **geometry))
+    if reason is None and part._activation_args["activation"] != activation:
+        reason = f"{name}: expected the activation {activation}, got {part._activation_args['activation']}"
+    return reason
+
+
+@torch._dynamo.assume_constant_result
+def _adds(block: Any, name: str) -> bool:
+    """Whether in training the block's input may be added to what its part of this name normalises, as one op."""
+    return not block.plain and _part(getattr(block, name), name, intact.convolution, None) is None
 
 
 class InvertedResidual(FusedModule):
     """MobileNetV2 block: 1x1 expansion, 3x3 depthwise, linear 1x1 projection, normalised, ReLU6 after the first two.
 
-    The input is added to the output when stride is 1 and the channel counts agree. `expand_ratio=1` has no expansion.
+    The input is added to the output when stride is 1 and the channel counts agree, unless `residual=False`.
+    `expand_ratio=1` has no expansion.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, stride: int, expand_ratio: int, *, dilation: int = 1
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        expand_ratio: int,
+        *,
+        dilation: int = 1,
+        residual: bool = True,
     ) -> None:
         super().__init__()
         hidden = in_channels * expand_ratio
         self.expand = ConvNormAct(in_channels, hidden, 1, activation="relu6") if expand_ratio != 1 else None
         self.depthwise = ConvNormAct(hidden, hidden, 3, stride, dilation, dilation, groups=hidden, activation="relu6")
         self.project = ConvNormAct(hidden, out_channels, 1)
-        self.residual = stride == 1 and in_channels == out_channels
+        self.residual = residual and stride == 1 and in_channels == out_channels
+
+    def alteration(self) -> str | None:
+        reason = None if self.expand is None else _part(self.expand, "expand", intact.pointwise, "relu6", groups=1)
+        return (
+            reason
+            or _part(self.depthwise, "depthwise", intact.depthwise, "relu6")
+            or intact.inside("depthwise", intact.same_size(self.depthwise.conv, "conv"))
+            or _part(self.project, "project", intact.pointwise, None, groups=1)
+        )
 
     def _fold(self) -> Weights:
         weights: Weights = {"expand_weight": None, "expand_bias": None}
@@ -380,9 +375,13 @@ class InvertedResidual(FusedModule):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training or self.reference:
-            hidden = x if self.expand is None else self.expand(x)
-            return self.project(self.depthwise(hidden), x if self.residual else None)
+        if self.training or not self.is_intact():
+            hidden = self.depthwise(x if self.expand is None else self.expand(x))
+            if not self.residual:
+                return self.project(hidden)
+            if self.training and _adds(self, "project"):
+                return self.project(hidden, x)
+            return x + self.project(hidden)
         conv: Any = self.depthwise.conv
         return lf.inverted_residual(
             x, **self.folded(), stride=conv.stride, dilation=conv.dilation, residual=self.residual
@@ -393,7 +392,8 @@ class ShuffleUnit(FusedModule):
     """ShuffleNet v1 unit: grouped 1x1, channel shuffle, 3x3 depthwise, grouped 1x1, combined with the input, ReLU.
 
     `combine="add"` adds the input; `combine="concat"` puts the 3x3 average-pooled input (stride as the depthwise's)
-    in front of the branch, which then has `out_channels - in_channels` channels.
+    in front of the branch, which then has `out_channels - in_channels` channels. The maps between have `bottleneck`
+    channels, a quarter of `out_channels` unless given.
     """
 
     def __init__(
@@ -406,6 +406,7 @@ class ShuffleUnit(FusedModule):
         stride: int = 1,
         dilation: int = 1,
         combine: str = "add",
+        bottleneck: int | None = None,
     ) -> None:
         super().__init__()
         if combine not in ("add", "concat"):
@@ -417,7 +418,8 @@ class ShuffleUnit(FusedModule):
                 f"ShuffleUnit: in_channels: expected {out_channels}, as many as out_channels, with combine='add', "
                 f"got {in_channels}"
             )
-        bottleneck = out_channels // 4
+        if bottleneck is None:
+            bottleneck = out_channels // 4
         branch = out_channels - in_channels if combine == "concat" else out_channels
         self.groups, self.stride, self.combine = groups, stride, combine
         self.compress = ConvNormAct(
@@ -427,6 +429,15 @@ class ShuffleUnit(FusedModule):
             bottleneck, bottleneck, 3, stride, dilation, dilation, groups=bottleneck, bias=True
         )
         self.expand = ConvNormAct(bottleneck, branch, 1, groups=groups, bias=True)
+
+    def alteration(self) -> str | None:
+        geometry = {"kernel_size": (3, 3), "stride": (self.stride, self.stride)}
+        return (
+            _part(self.compress, "compress", intact.pointwise, "relu")
+            or _part(self.depthwise, "depthwise", intact.depthwise, None, **geometry)
+            or intact.inside("depthwise", intact.same_size(self.depthwise.conv, "conv"))
+            or _part(self.expand, "expand", intact.pointwise, None, groups=self.groups)
+        )
 
     def _fold(self) -> Weights:
         weights: Weights = {}
@@ -449,7 +460,7 @@ class ShuffleUnit(FusedModule):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.training or self.reference):
+        if not self.training and self.is_intact():
             conv: Any = self.depthwise.conv
             return lf.shuffle_unit(
                 x,
@@ -460,17 +471,34 @@ class ShuffleUnit(FusedModule):
                 concat=self.combine == "concat",
             )
         shuffled = self.depthwise(tf.channel_shuffle(self.compress(x), self.groups))
-        if self.combine == "add":
-            expanded = _convolve(self.expand.conv, shuffled)
-            return _normalise(self.expand.norm, expanded, _RELU, {"activation": "relu"}, x, not self.reference)
-        branch = self.expand(shuffled)
-        return tf.relu(torch.cat((tf.avg_pool2d(x, 3, self.stride, 1), branch), 1))
+        if self.combine == "concat":
+            return tf.relu(torch.cat((tf.avg_pool2d(x, 3, self.stride, 1), self.expand(shuffled)), 1))
+        if self.training and _adds(self, "expand"):
+            expanded = self.expand.conv(shuffled)
+            return _normalise(self.expand.norm, expanded, _RELU, {"activation": "relu"}, x)
+        return tf.relu(x + self.expand(shuffled))
 
 
 def _fold_separable_point(module: Any) -> tuple[Tensor, Tensor]:
     """A 1x1 separable convolution and its normalisation as one dense 1x1 convolution, in float64."""
     weight = module.pointwise.weight.double() * module.depthwise.weight.double().view(1, -1, 1, 1)
     return _fold_norm(weight, module.pointwise.bias, module.norm)
+
+
+def _branch(branch: Any, name: str, activation: str | None, **geometry: Any) -> str | None:
+    """Why `branch` is no SeparableConv2d of stride 1, without a bias, with this activation and depthwise geometry."""
+    reason = intact.altered(branch, name, SeparableConv2d)
+    if reason is None:
+        geometry = {"kernel_size": (3, 3), "stride": (1, 1)} | geometry
+        reason = intact.inside(
+            name,
+            branch.alteration()
+            or intact.depthwise(branch.depthwise, "depthwise", **geometry)
+            or intact.convolution(branch.pointwise, "pointwise", bias=None),
+        )
+    if reason is None and branch._activation_args["activation"] != activation:
+        reason = f"{name}: expected the activation {activation}, got {branch._activation_args['activation']}"
+    return reason
 
 
 class DASPP(FusedModule):
@@ -517,6 +545,25 @@ class DASPP(FusedModule):
     @property
     def folds(self) -> bool:  # type: ignore[override]
         return self.separable
+
+    def alteration(self) -> str | None:
+        if not self.separable:
+            return "expected separable convolutions, got dense ones"
+        if len(self.atrous) != len(self.rates) or len(self.deep) not in (0, len(self.rates)):
+            return f"atrous, deep: expected {len(self.rates)} each, got {len(self.atrous)} and {len(self.deep)}"
+        first = None if len(self.deep) else "relu"
+        reason = (
+            _branch(self.point, "point", first, kernel_size=(1, 1), padding=(0, 0))
+            or _part(self.pool, "pool", intact.pointwise, "relu", groups=1)
+            or _branch(self.project, "project", "relu", kernel_size=(1, 1), padding=(0, 0))
+        )
+        for index, rate in enumerate(self.rates):
+            reason = reason or _branch(
+                self.atrous[index], f"atrous.{index}", first, padding=(rate, rate), dilation=(rate, rate)
+            )
+        for index, deep in enumerate(self.deep):
+            reason = reason or _branch(deep, f"deep.{index}", "relu", padding=(1, 1), dilation=(1, 1))
+        return reason
 
     def _fold(self) -> Weights:
         """Weights of `functional.daspp`. Exact algebra in eval (float64, then rounded once): the 1x1 branch of the
@@ -578,7 +625,7 @@ class DASPP(FusedModule):
         return program.daspp(x, **self._arguments())
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.fused:
+        if self.fused and self.is_intact():
             return lf.daspp(x, **self._arguments())
         branches = [self.point(x)]
         for i, atrous in enumerate(self.atrous):
@@ -608,7 +655,7 @@ class UpsampleConcat(FusedModule):
         return program.upsample(x, skip, concat=True, align_corners=self.align_corners)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        if self.reference:
+        if self.plain:
             up = tf.interpolate(x, skip.shape[2:], mode="bilinear", align_corners=self.align_corners)
             return torch.cat((up, skip), 1)
         return lf.upsample_concat(x, skip, align_corners=self.align_corners)
@@ -630,7 +677,7 @@ class UpsampleArgmax(FusedModule):
         self.align_corners = align_corners
 
     def forward(self, logits: Tensor, size: Sequence[int]) -> Tensor:
-        if self.reference:
+        if self.plain:
             up = tf.interpolate(logits, tuple(size), mode="bilinear", align_corners=self.align_corners)
             return up.argmax(1).to(torch.uint8)
         return lf.upsample_argmax(logits, size, align_corners=self.align_corners)

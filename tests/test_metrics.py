@@ -220,3 +220,26 @@ def test_to_dict_is_json_with_null_for_absent_classes() -> None:
 def test_mean_of_present() -> None:
     assert mean_of_present([1.0, math.nan, 0.5]) == 0.75
     assert math.isnan(mean_of_present([math.nan]))
+
+
+@pytest.mark.parametrize("missing", [(), (2,), (0, 4)], ids=str)
+def test_equals_torchmetrics(missing: tuple[int, ...]) -> None:
+    classification = pytest.importorskip("torchmetrics.classification", reason="comes with liteseg[train]")
+    present = [label for label in range(5) if label not in missing]
+    theirs = {
+        average: classification.MulticlassJaccardIndex(5, average=average, ignore_index=255)
+        for average in ("none", "macro")
+    }
+    accuracy = classification.MulticlassAccuracy(5, average="micro", ignore_index=255)
+    matrix = ConfusionMatrix(5)
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        prediction, truth = (rng.choice(present, (2, 13, 17)).astype(np.uint8) for _ in range(2))
+        truth[rng.random(truth.shape) < 0.2] = 255
+        matrix.update(prediction, truth)
+        for metric in (*theirs.values(), accuracy):
+            metric.update(torch.from_numpy(prediction).long(), torch.from_numpy(truth).long())
+    # of classes that occur nowhere theirs says 0, and leaves them out of the mean as well
+    assert np.allclose(matrix.class_iou("zero"), theirs["none"].compute().numpy(), rtol=1e-6)
+    assert matrix.mean_iou() == pytest.approx(theirs["macro"].compute().item(), rel=1e-6)
+    assert matrix.pixel_accuracy() == pytest.approx(accuracy.compute().item(), rel=1e-6)

@@ -29,6 +29,8 @@ def add_parser(
     *,
     size: Callable[[str], tuple[int, int]],
     count: Callable[[str], int],
+    reading: Callable[..., None],
+    dataset: Callable[..., None],
     device: Callable[[str], Any],
     say: Callable[[str], None],
 ) -> None:
@@ -38,6 +40,7 @@ def add_parser(
         commands: the command line's sub-parsers.
         common: parser of the options that all commands have.
         size, count: types of arguments.
+        reading, dataset: add the options of reading pictures and labels, and of a data set.
         device: checks the name of a device.
         say: prints a line.
     """
@@ -62,10 +65,14 @@ def add_parser(
         "fps",
         _fps,
         "whole networks by the protocol of the paper's Table III",
-        "Times of our networks, fused and not, the paper's baselines and ESPNet, ERFNet and ENet, by our kernels, "
-        "PyTorch (eager and compiled), ONNX Runtime and OpenVINO, taking turns.",
+        "Times of our networks, fused and not, the paper's baselines and the networks it compares with, by our "
+        "kernels, PyTorch (eager and compiled), ONNX Runtime and OpenVINO, taking turns.",
     )
-    p.add_argument("--quick", action="store_true", help=f"{_QUICK_RUNS} calls, 360x640, no compiled PyTorch; minutes")
+    p.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"{_QUICK_RUNS} calls, 360x640, without SegNet and compiled PyTorch; minutes",
+    )
     p.add_argument("--networks", nargs="+", metavar="NAME", help="default: all")
     p.add_argument("--size", nargs="+", type=size, metavar="HxW", help="default 360x640 1024x2048")
     p.add_argument("--batch", nargs="+", type=count, default=[1], metavar="N", help="default 1")
@@ -100,7 +107,9 @@ def add_parser(
         "the paper's tables, measured beside published",
         "Counts parameters and operations, times Table III, and with --data and --weights measures mIoU.",
     )
-    p.add_argument("--quick", action="store_true", help=f"Table III with {_QUICK_RUNS} calls at 360x640 only")
+    p.add_argument(
+        "--quick", action="store_true", help=f"Table III with {_QUICK_RUNS} calls at 360x640, no compiled PyTorch"
+    )
     p.add_argument("--table", nargs="+", type=count, metavar="N", help="1 to 5; default all")
     p.add_argument("--data", type=Path, metavar="DIR", help="Cityscapes folder, for mIoU on its split val")
     p.add_argument(
@@ -112,6 +121,8 @@ def add_parser(
         help="trained on Cityscapes; for rows of Table I but the last NETWORK is for example "
         "'liteseg_mobilenetv2:DASPP, FT'",
     )
+    p.add_argument("--networks", nargs="+", metavar="NAME", help="of Tables III and IV; default: all")
+    p.add_argument("--providers", nargs="+", metavar="P", help="of Table III; default: all")
     p.add_argument("--size", nargs="+", type=size, metavar="HxW", help="of Table III; default 360x640 1024x2048")
     p.add_argument("--threads", type=count, metavar="N", help="default: as torch has it")
     p.add_argument("--runs", type=count, metavar="N", help="calls before and calls within the time (default 200 each)")
@@ -127,9 +138,10 @@ def add_parser(
     p.add_argument("--weights", nargs="+", default=["camvid"], metavar="W", help="models (default camvid)")
     p.add_argument("--image", nargs="+", type=Path, default=[], metavar="FILE", help="pictures")
     p.add_argument("--data", type=Path, metavar="DIR", help="folder of a data set, instead of pictures")
-    p.add_argument("--dataset", metavar="NAME", help="camvid or cityscapes, with --data")
+    dataset(p)
     p.add_argument("--split", default="val", metavar="SPLIT", help="val (default), test, train, ...")
     p.add_argument("--count", type=count, default=3, metavar="N", help="pictures of the data set (default 3)")
+    reading(p, labels=True)
 
 
 def _chosen(option: str, given: Sequence[Any] | None, allowed: Sequence[Any]) -> list[Any]:
@@ -177,7 +189,7 @@ def _fps(args: argparse.Namespace, device: str, say: Callable[[str], None]) -> i
     runs = args.runs or (_QUICK_RUNS if quick else 200)
     ran = networks.run(
         args.out,
-        networks=_chosen("networks", args.networks or (networks.NETWORKS[:6] if quick else None), networks.NETWORKS),
+        networks=_chosen("networks", args.networks or (networks.QUICK if quick else None), networks.NETWORKS),
         sizes=args.size or default,
         batches=args.batch,
         outputs=_chosen("output", args.output or (["logits"] if quick else None), networks.OUTPUTS),
@@ -218,9 +230,10 @@ def _kernels(args: argparse.Namespace, device: str, say: Callable[[str], None]) 
 
 
 def _tables(args: argparse.Namespace, device: str, say: Callable[[str], None]) -> int:
-    from liteseg.bench import tables
+    from liteseg.bench import networks, tables
     from liteseg.bench.plots import draw_tables
 
+    quick = [p for p in tables.PROVIDERS if p != "compiled"] if args.quick else None
     default = [(360, 640)] if args.quick else [(360, 640), (1024, 2048)]
     ran = tables.run(
         args.out,
@@ -231,6 +244,8 @@ def _tables(args: argparse.Namespace, device: str, say: Callable[[str], None]) -
         threads=args.threads,
         runs=args.runs or (_QUICK_RUNS if args.quick else 200),
         sizes=_chosen("size", args.size or default, [(360, 640), (1024, 2048)]),
+        chosen=_chosen("networks", args.networks, networks.NETWORKS),
+        providers=_chosen("providers", args.providers or quick, tuple(tables.PROVIDERS)),
         say=say,
     )
     return _publish(args.out, "tables", ran, tables, draw_tables, say)
@@ -239,9 +254,9 @@ def _tables(args: argparse.Namespace, device: str, say: Callable[[str], None]) -
 def _figures(args: argparse.Namespace, device: str, say: Callable[[str], None]) -> int:
     from liteseg.bench import figures
     from liteseg.data import dataset
-    from liteseg.image_io import read_image
     from liteseg.models import create_model
     from liteseg.palette import palette_for
+    from liteseg.reading import read_image
 
     numbers = _chosen("figure", args.figure, (2, 3))
     if bool(args.image) == (args.data is not None):
@@ -249,11 +264,14 @@ def _figures(args: argparse.Namespace, device: str, say: Callable[[str], None]) 
     if args.data is not None:
         if args.dataset is None:
             raise UserError("figures: --dataset: expected with --data, got none")
-        data = dataset(args.dataset, args.data, args.split)
+        options = {} if args.classes is None else {"classes": args.classes}
+        data = dataset(
+            args.dataset, args.data, args.split, value_range=args.value_range, labels_on=args.labels_on, **options
+        )
         picked = [data.load(i * len(data) // args.count) for i in range(min(args.count, len(data)))]
         samples = [(sample.image, sample.label) for sample in picked]
     else:
-        samples = [(read_image(path), None) for path in args.image]
+        samples = [(read_image(path, args.value_range), None) for path in args.image]
     models = {Path(w).stem: create_model(weights=w).eval().to(device) for w in args.weights}
     configs = [model.config for model in models.values()]
     if len({config.num_classes for config in configs}) > 1:

@@ -14,12 +14,12 @@ from PIL import Image, ImageDraw, ImageOps
 from torch import nn
 
 import liteseg_kernels as lk
+from liteseg.atomic import atomic_path
 from liteseg.data import MEAN, STD
 from liteseg.errors import UserError
-from liteseg.image_io import atomic_path
 from liteseg.models import LiteSeg
 from liteseg.palette import Palette, colorize
-from liteseg.predict import evaluating, input_size, predict
+from liteseg.predict import input_size, predict
 from liteseg_kernels import functional as F
 
 __all__ = ["features", "figure2", "figure3", "sheet"]
@@ -69,7 +69,7 @@ def features(model: LiteSeg, x: torch.Tensor) -> dict[str, torch.Tensor]:
     """
     found: dict[str, torch.Tensor] = {}
     # a plain copy: fused modules have no parts to look into
-    plain: Any = lk.to_reference(model)
+    plain: Any = lk.to_reference(model).eval()
 
     def look(network: LiteSeg, module: nn.Module, pick: int | None = None) -> torch.Tensor:
         seen: list[torch.Tensor] = []
@@ -77,7 +77,7 @@ def features(model: LiteSeg, x: torch.Tensor) -> dict[str, torch.Tensor]:
             network.low_resolution_logits(x)
         return seen[-1]
 
-    with evaluating(plain):
+    with torch.inference_mode():
         found["encoder (backbone)"] = look(plain, plain.backbone, pick=1)
         found["after DASPP"] = look(plain, plain.daspp)
         if plain.config.short_residual:

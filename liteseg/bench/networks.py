@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional as tf
 
 import liteseg_kernels as lk
+from liteseg.atomic import atomic_path
 from liteseg.bench.record import (
     ENVIRONMENT,
     Line,
@@ -33,17 +34,21 @@ from liteseg.bench.record import (
 from liteseg.bench.turns import Contestant, Outcome, take_turns
 from liteseg.data import MEAN, STD
 from liteseg.models import create_model
+from liteseg.models.peers import PEERS
 from liteseg.predict import segment
 from liteseg_kernels import functional as F
 from liteseg_kernels.testing import trained_like
 
-__all__ = ["COLUMNS", "NETWORKS", "OUTPUTS", "PROVIDERS", "Case", "calibrated", "measure", "report", "run"]
+__all__ = ["COLUMNS", "NETWORKS", "OUTPUTS", "PROVIDERS", "QUICK", "Case", "calibrated", "measure", "report", "run"]
 
+OURS = ("liteseg_mobilenetv2", "liteseg_shufflenet", "liteseg_darknet19")
 NETWORKS = (
-    *("liteseg_mobilenetv2", "liteseg_shufflenet", "liteseg_darknet19"),
-    *("espnet", "erfnet", "enet"),
+    *OURS,
+    *PEERS,
     *("deeplabv3plus_mobilenetv2", "deeplabv3plus_shufflenet", "deeplabv3plus_darknet19"),
 )
+# SegNet has more operations than all these together
+QUICK = tuple(name for name in (*OURS, *PEERS) if name != "segnet")
 # eager comes first: the others compare their results with its
 PROVIDERS = (
     *("eager", "eager channels_last", "compiled", "onnxruntime", "openvino"),
@@ -64,6 +69,18 @@ LIMITS = {
     "logits": {"float32": 1e-3, "float16": 3e-2, "bfloat16": 2e-1},
     "labels": {"float32": 1e-2, "float16": 1e-1, "bfloat16": 3e-1},
 }
+
+
+# rounding may find a maximum at the place beside, which moves what is unpooled there: their logits may differ so much
+# more
+UNPOOLING = ("enet", "segnet", "dsnet")
+MOVED = 10.0
+
+
+def limit(network: str, output: str, dtype: str) -> float:
+    """How much a result may differ from eager's. Logits that share nothing differ by 1.4."""
+    allowed = LIMITS[output][dtype]
+    return min(MOVED * allowed, 0.5) if output == "logits" and network in UNPOOLING else allowed
 
 
 @dataclass(frozen=True)
@@ -164,12 +181,10 @@ def _onnx(case: Case, folder: str) -> str:
 
         for module in ("onnx", "onnxscript"):
             importlib.import_module(module)
-        partial = path + ".part"
-        with quiet():
+        with atomic_path(path) as partial, quiet():
             torch.onnx.export(
                 _plain(case, False), (_input(case, 0),), partial, dynamo=True, external_data=False, verbose=False
             )
-        os.replace(partial, path)
     return path
 
 
@@ -260,7 +275,7 @@ def _row(case: Case, provider: str, outcome: Outcome, burn_in: int, runs: int) -
     low, _, _, high = statistics.quantiles(outcome.times, n=5)
     mean = statistics.fmean(outcome.times)
     difference = outcome.facts.get("difference")
-    wrong = difference is not None and not difference <= LIMITS[case.output][case.dtype]
+    wrong = difference is not None and not difference <= limit(case.network, case.output, case.dtype)
     return {
         **row,
         "p50 ms": statistics.median(outcome.times),

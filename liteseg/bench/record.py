@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from liteseg.image_io import atomic_path
+from liteseg.atomic import atomic_path
 
 __all__ = ["ENVIRONMENT", "Skip", "append", "environment", "latest", "read", "table", "version_of", "write_text"]
 
@@ -101,7 +101,6 @@ def append(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
     Raises ValueError where the file has other columns.
     """
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, _lines(columns, rows, header=True))
         return
     with path.open(newline="", encoding="utf-8") as file:
@@ -137,6 +136,5 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

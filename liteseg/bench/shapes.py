@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import torch
@@ -87,9 +89,9 @@ def _frozen(value: Any) -> Any:
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.place: list[str] = []
+        self.names = {id(module): name for name, module in model.named_modules()}
         self.calls: list[tuple[str, Call]] = []
 
     def __torch_dispatch__(
@@ -98,18 +100,17 @@ class _Recorder(TorchDispatchMode):
         if func.namespace == "liteseg":
             names = [argument.name for argument in func._schema.arguments]
             given = tuple(zip(names, map(_frozen, args), strict=True))
-            self.calls.append((self.place[-1] if self.place else "", Call(func._schema.name.split("::")[1], given)))
+            self.calls.append((self._place(), Call(func._schema.name.split("::")[1], given)))
         return func(*args, **(kwargs or {}))
 
-    def follow(self, model: nn.Module) -> None:
-        """Keep `place` the name of the innermost module that runs."""
-
-        def leave(*_: Any) -> None:
-            self.place.pop()
-
-        for name, module in model.named_modules():
-            module.register_forward_pre_hook(lambda *_, name=name: self.place.append(name))
-            module.register_forward_hook(leave)
+    def _place(self) -> str:
+        """Name of the innermost module called, read off the stack: hooks would keep blocks from being fused."""
+        frame: FrameType | None = sys._getframe()
+        while frame is not None:
+            if frame.f_code.co_name == "_call_impl" and id(frame.f_locals["self"]) in self.names:
+                return self.names[id(frame.f_locals["self"])]
+            frame = frame.f_back
+        return ""
 
 
 @functools.cache
@@ -119,10 +120,9 @@ def _folded(network: str) -> nn.Module:
 
 
 def _layers(network: str, size: tuple[int, int], run: Callable[[nn.Module], None]) -> list[Layer]:
-    recorder = _Recorder()
-    # a copy, so that the hooks stay off the cached model
+    # a copy, for `run` may change its mode
     model = lk.fuse(_folded(network))
-    recorder.follow(model)
+    recorder = _Recorder(model)
     with recorder:
         run(model)
     found: dict[Call, Layer] = {}

@@ -7,12 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from liteseg.bench import networks
 from liteseg.bench.record import ENVIRONMENT, Line, append, environment, latest, table
 from liteseg.errors import UserError
-from liteseg.models import create_model, profile
+from liteseg.models import Profile, create_model, profile
+from liteseg.models.peers import PEERS
 
-__all__ = ["COLUMNS", "NOTES", "TABLES", "TITLES", "report", "run"]
+__all__ = ["COLUMNS", "NOTES", "PROVIDERS", "TABLES", "TITLES", "report", "run"]
 
 TABLES = (1, 2, 3, 4, 5)
 KEY = ("table", "row", "quantity", "device", "threads")
@@ -50,15 +53,23 @@ _COUNTS = {
     "mobilenetv2": {False: 18.86, True: 4.9},
     "shufflenet": {False: 9.36, True: 2.75},
 }
-# parameters in millions, images a second at _SIZES on a GTX 1080 Ti
-_SPEED: dict[str, tuple[float, float, float]] = {
+# parameters in millions, images a second at _SIZES on a GTX 1080 Ti; None: not in the table
+_SPEED: dict[str, tuple[float | None, float | None, float | None]] = {
     "liteseg_darknet19": (20.55, 98, 15),
     "liteseg_mobilenetv2": (4.38, 161, 22),
     "liteseg_shufflenet": (3.51, 133, 31),
     "erfnet": (2.07, 105, 15),
     "espnet": (0.364, 144, 25),
+    "dsnet": (0.91, 100.5, None),
 }
-# GFLOPs, class and category mIoU on Cityscapes test; the first five have a network here
+PROVIDERS = {
+    "eager": "PyTorch eager",
+    "compiled": "PyTorch compiled",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "liteseg": "ours",
+}
+# GFLOPs, class and category mIoU on Cityscapes test
 _ACCURACY: dict[str, tuple[float | None, float, float | None]] = {
     "liteseg_darknet19": (103.09, 70.75, 88.29),
     "liteseg_mobilenetv2": (4.9, 67.81, 86.79),
@@ -66,12 +77,14 @@ _ACCURACY: dict[str, tuple[float | None, float, float | None]] = {
     "erfnet": (53.48, 68.0, 86.5),
     "espnet": (9.67, 60.3, 82.2),
     "enet": (8.52, 58.3, 80.4),
-    "SegNet": (286.03, 56.1, 79.1),
-    "SkipNet-ShuffleNet": (4.63, 58.3, 80.2),
-    "SkipNet-MobileNet": (13.8, 61.5, 82.0),
-    "CCC2": (6.29, 61.9, None),
-    "DSNet": (None, 69.3, 86.0),
+    "segnet": (286.03, 56.1, 79.1),
+    "skipnet_shufflenet": (4.63, 58.3, 80.2),
+    "skipnet_mobilenet": (13.8, 61.5, 82.0),
+    "ccc2": (6.29, 61.9, None),
+    "dsnet": (None, 69.3, 86.0),
 }
+# where the published operations are not those at 512x1024
+_COUNTED_AT = {"segnet": (360, 640)}
 
 TITLES = {
     1: "Table I: ablation, Cityscapes val mIoU",
@@ -103,13 +116,24 @@ NOTES = {
         "1.537 M), which never runs and which our networks do not have; both numbers are shown.",
         "Published images/s: GTX 1080 Ti, PyTorch 0.4.1, CUDA 9.0, float32, batch 1. Measured: this machine, the same "
         "protocol (`liteseg benchmark fps`), so the two columns compare machines as much as programs.",
+        "DSNet's published figures are quoted from its authors, whose code measures at 360x480. Networks of Table IV "
+        "and the baselines, which the paper does not have in this table, are measured too.",
+        "Peers have 20 outputs (19 classes and void), as published. SegNet's 29.45 M parameters are VGG16's "
+        "convolutions twice, with biases; ENet's paper says 29.46 M.",
     ],
     4: [
-        "Published: Cityscapes test server; the rows without a network here are the authors' quotes. Test labels are "
-        "not public: with --data and --weights the split val is measured, which is not the same number. "
+        "Published: Cityscapes test server; the peers' are the authors' quotes. Test labels are not public: with "
+        "--data and --weights the split val is measured, which is not the same number. "
         "`liteseg evaluate --submission` writes what the server takes.",
-        "The LiteSeg rows' GFLOPs are the count of Table II, the others' about 2 x MACs at 512x1024; they are not on "
-        "one scale. 2 x MACs of all networks that are here is beside.",
+        "The LiteSeg rows' published GFLOPs are the count of Table II, the others' about 2 x MACs, of SegNet at "
+        "360x640 and of the others at 512x1024; they are not on one scale. All networks are counted both ways here.",
+        "SegNet: 0.3 % more than published. That figure comes from ENet's paper, which says neither how many classes "
+        "(0.09 % each) nor how 45 rows are halved (22 instead of SegNet's own 23 make 0.4 % less).",
+        "SkipNet: its authors state 6.2 and 2.0 GFLOPs at 360x640, where 6.14 and 2.00 are counted here. What made "
+        "4.63 of the 2.0 is not said: 2.28 times the pixels make 4.55.",
+        "CCC2: 3 % less than published, with the very parameters of its authors' log. Their published counter has "
+        "other rules (activations and poolings count, transposed convolutions a quarter) and does not give half of "
+        "6.29 either: 3.24 G on their code, which runs the first convolution of each module twice.",
         "ENet's and ERFNet's own repositories state other scores (ENet 59.5 on val, ERFNet 69.8 on test).",
     ],
     5: [
@@ -135,6 +159,13 @@ def _row(
         "measured": measured,
         "detail": detail,
     }
+
+
+def _profile(network: str, size: tuple[int, int] = (512, 1024), **switches: Any) -> Profile:
+    """What the published figures count: the peers have an output for void as well."""
+    with torch.device("meta"):
+        model = create_model(network, num_classes=20 if network in PEERS else 19, **switches)
+    return profile(model, size)
 
 
 class Evaluations:
@@ -180,7 +211,7 @@ def _ablation(scores: Evaluations) -> list[Row]:
         for backbone, (crop, full) in published.items():
             title = f"{_BACKBONES[backbone]}, {name}"
             key = f"liteseg_{backbone}:{name}"
-            one = profile(create_model(f"liteseg_{backbone}", **switches), (512, 1024))
+            one = _profile(f"liteseg_{backbone}", **switches)
             rows.append(_row(1, title, "parameters, M", None, one.params / 1e6))
             rows.append(_row(1, title, "GMACs at 512x1024", None, one.macs / 1e9))
             for quantity, value, cut in (
@@ -199,19 +230,25 @@ def _separable() -> list[Row]:
     for backbone, published in _COUNTS.items():
         for separable, value in published.items():
             title = f"{_BACKBONES[backbone]}, {'separable' if separable else 'standard'}"
-            one = profile(create_model(f"liteseg_{backbone}", separable=separable), (512, 1024))
+            one = _profile(f"liteseg_{backbone}", separable=separable)
             rows.append(_row(2, title, _COUNT, value, one.paper / 1e9))
             rows.append(_row(2, title, "GMACs", None, one.macs / 1e9))
             rows.append(_row(2, title, "parameters, M", None, one.params / 1e6))
     return rows
 
 
-def _speed(device: str, threads: int | None, runs: int, sizes: Sequence[tuple[int, int]]) -> list[Row]:
+def _speed(
+    device: str,
+    threads: int | None,
+    runs: int,
+    sizes: Sequence[tuple[int, int]],
+    chosen: Sequence[str],
+    providers: Sequence[str],
+) -> list[Row]:
     rows = []
-    for network, (params, *published) in _SPEED.items():
-        # published ESPNet and ERFNet have a 20th class for void
-        classes = 19 if network.startswith("liteseg") else 20
-        one = profile(create_model(network, num_classes=classes), (512, 1024))
+    for network in chosen:
+        params, *published = _SPEED.get(network, (None, None, None))
+        one = _profile(network)
         rows.append(_row(3, network, "parameters, M", params, one.params_with_imagenet_head / 1e6))
         rows.append(_row(3, network, "parameters without the unused classifier, M", None, one.params / 1e6))
         for size, rate in zip(_SIZES, published, strict=True):
@@ -220,40 +257,43 @@ def _speed(device: str, threads: int | None, runs: int, sizes: Sequence[tuple[in
                 rows.append(_row(3, network, quantity, rate, None, "left out (--size)"))
                 continue
             case = networks.Case(network, size, 1, "logits", "float32", device)
-            for line in networks.measure(case, ("eager", "liteseg"), burn_in=runs, runs=runs, threads=threads):
-                ours = line["provider"] == "liteseg"
-                name = f"{quantity}, {'ours' if ours else 'PyTorch eager'}"
+            for line in networks.measure(case, providers, burn_in=runs, runs=runs, threads=threads):
+                name = f"{quantity}, {PROVIDERS[line['provider']]}"
                 rows.append(_row(3, network, name, rate, line.get("images/s"), line.get("detail", "")))
     return rows
 
 
-def _accuracy(scores: Evaluations) -> list[Row]:
+def _accuracy(scores: Evaluations, chosen: Sequence[str]) -> list[Row]:
     from liteseg.metrics import mean_of_present
 
     rows = []
-    for network, (flops, classes, categories) in _ACCURACY.items():
-        here = network in networks.NETWORKS
-        absent = "" if here else "published only: there is no such network here"
-        if here:
-            one = profile(create_model(network, num_classes=19 if network.startswith("liteseg") else 20), (512, 1024))
-            rows.append(_row(4, network, "2 x GMACs at 512x1024", None, 2 * one.macs / 1e9))
-        rows.append(_row(4, network, "GFLOPs as published", flops, None, absent))
-        known = scores.score(network) if here else absent
-        if isinstance(known, str):
-            rows.append(_row(4, network, "class mIoU, test", classes, None, known))
-            rows.append(_row(4, network, "category mIoU, test", categories, None, known))
-            continue
-        rows.append(_row(4, network, "class mIoU, test", classes, None, "measured on val, see the next row"))
-        rows.append(_row(4, network, "class mIoU, val", None, 100 * known.mean_iou))
-        mean = mean_of_present(list(known.category_iou.values()))
-        rows.append(_row(4, network, "category mIoU, test", categories, None, "measured on val, see the next row"))
-        rows.append(_row(4, network, "category mIoU, val", None, 100 * mean))
+    for network in chosen:
+        flops, classes, categories = _ACCURACY.get(network, (None, None, None))
+        size = _COUNTED_AT.get(network, (512, 1024))
+        ours = network in networks.OURS
+        for height, width in dict.fromkeys((size, (512, 1024))):
+            one = _profile(network, (height, width))
+            # each network's published figure beside the count that it is
+            at, published = f"at {height}x{width}", flops if (height, width) == size else None
+            macs, tool = (None, published) if ours else (published, None)
+            rows.append(_row(4, network, f"GFLOPs, 2 x GMACs {at}", macs, 2 * one.macs / 1e9))
+            rows.append(_row(4, network, f"GFLOPs, {_COUNT.removesuffix(', G')} {at}", tool, one.paper / 1e9))
+        known = scores.score(network)
+        missing = isinstance(known, str)
+        detail = known if missing else "measured on val, see the next row"
+        rows.append(_row(4, network, "class mIoU, test", classes, None, detail))
+        if not missing:
+            rows.append(_row(4, network, "class mIoU, val", None, 100 * known.mean_iou))
+        rows.append(_row(4, network, "category mIoU, test", categories, None, detail))
+        if not missing:
+            mean = mean_of_present(list(known.category_iou.values()))
+            rows.append(_row(4, network, "category mIoU, val", None, 100 * mean))
     return rows
 
 
 def _by_category(scores: Evaluations) -> list[Row]:
     rows = []
-    for network in networks.NETWORKS[:3]:
+    for network in networks.OURS:
         known = scores.score(network)
         for category in _CATEGORIES:
             measured = None if isinstance(known, str) else 100 * known.category_iou[category]
@@ -272,6 +312,8 @@ def run(
     threads: int | None = None,
     runs: int = 200,
     sizes: Sequence[tuple[int, int]] = _SIZES,
+    chosen: Sequence[str] = networks.NETWORKS,
+    providers: Sequence[str] = tuple(PROVIDERS),
     say: Callable[[str], None] = lambda text: None,
 ) -> int:
     """Measure the tables and append them to ``folder/tables.csv``.
@@ -281,12 +323,12 @@ def run(
         weights: network (of ``list_models()``, or for Table I ``liteseg_BACKBONE:ROW``) -> file.
         runs: calls that burn in and calls that are timed in Table III.
         sizes: those of Table III to measure.
+        chosen: networks of Tables III and IV.
+        providers: of Table III, of ``PROVIDERS``.
 
     Returns:
         How many figures were measured.
     """
-    import torch
-
     for network in weights or {}:
         known = (*networks.NETWORKS, *(f"liteseg_{b}:{row}" for b in _BACKBONES for row in list(_ABLATION)[:-1]))
         if network not in known:
@@ -295,8 +337,8 @@ def run(
     measure: dict[int, Callable[[], list[Row]]] = {
         1: lambda: _ablation(scores),
         2: _separable,
-        3: lambda: _speed(device, threads, runs, sizes),
-        4: lambda: _accuracy(scores),
+        3: lambda: _speed(device, threads, runs, sizes, chosen, providers),
+        4: lambda: _accuracy(scores, chosen),
         5: lambda: _by_category(scores),
     }
     where = environment(device, torch.get_num_threads() if threads is None else threads)

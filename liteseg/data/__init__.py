@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from .base import Sample, SegmentationDataset, read_image
+from liteseg.imports import imported
+from liteseg.reading import SampleRange, check_value_range, read_image
+
+from .base import Sample, SegmentationDataset
 from .camvid import CamVid
+from .check import Report, check
 from .cityscapes import Cityscapes
+from .folder import Folder
 from .tables import (
     CAMVID_CLASSES,
     CAMVID_PALETTE,
@@ -22,17 +27,57 @@ from .tables import (
 )
 from .transforms import Augmentation, Preparation, normalise
 
-DATASETS: dict[str, Callable[..., SegmentationDataset]] = {"camvid": CamVid, "cityscapes": Cityscapes}
+DATASETS: dict[str, Callable[..., SegmentationDataset]] = {
+    "camvid": CamVid,
+    "cityscapes": Cityscapes,
+    "folder": Folder,
+}
 
 
-def dataset(name: str, root: str | Path, split: str, **options: Any) -> SegmentationDataset:
-    """Data set `name` ("camvid" or "cityscapes") found under `root`; options go to its class.
+def _class(name: str) -> Callable[..., SegmentationDataset]:
+    """The class of a data set: one of ours, or one that a dotted path names."""
+    if name in DATASETS:
+        return DATASETS[name]
+    if "." not in name.replace(":", "."):
+        raise ValueError(
+            f"dataset: name: expected one of {', '.join(DATASETS)}, or the path of a class such as mine.Lawn, "
+            f"got {name!r}"
+        )
+    found = imported(name, "dataset: name")
+    if not (isinstance(found, type) and issubclass(found, SegmentationDataset)):
+        raise ValueError(f"dataset: name: expected a SegmentationDataset, got {name}: {found!r}")
+    return found
 
-    Raises ValueError for an unknown name or split, a missing or empty folder, and missing labels.
+
+def dataset(
+    name: str,
+    root: str | Path,
+    split: str,
+    *,
+    value_range: SampleRange = None,
+    labels_on: Literal["upright", "stored"] = "upright",
+    **options: Any,
+) -> SegmentationDataset:
+    """Data set `name` found under `root`.
+
+    Args:
+        name: "camvid", "cityscapes", "folder" (one's own, see :class:`liteseg.data.folder.Folder`), or the path of a
+            class such as ``mine.Lawn``.
+        value_range: of images with more than 8 bits a sample; read off each image by default.
+        labels_on: what the labels are drawn on, pictures as viewers show them ("upright") or as their files hold them
+            ("stored"); see :class:`SegmentationDataset`.
+        **options: for the data set's class.
+
+    Raises:
+        ValueError: an unknown name or split, a missing or empty folder, missing labels.
     """
-    if name not in DATASETS:
-        raise ValueError(f"dataset: name: expected one of {', '.join(DATASETS)}, got {name!r}")
-    return DATASETS[name](root, split, **options)
+    kind = _class(name)
+    if labels_on not in ("upright", "stored"):
+        raise ValueError(f"dataset: labels_on: expected upright or stored, got {labels_on!r}")
+    check_value_range(value_range)
+    found = kind(root, split, **options)
+    found.value_range, found.labels_on = value_range, labels_on
+    return found
 
 
 __all__ = [
@@ -49,9 +94,12 @@ __all__ = [
     "Augmentation",
     "CamVid",
     "Cityscapes",
+    "Folder",
     "Preparation",
+    "Report",
     "Sample",
     "SegmentationDataset",
+    "check",
     "dataset",
     "normalise",
     "read_image",

@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 from torch.utils.data import Dataset
 
-from .tables import INVALID, VOID
+from liteseg.reading import SampleRange, read_image, stored_orientation, turned
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm")
+from .labels import LabelCode
+from .tables import VOID
 
 
 @dataclass(frozen=True)
 class Sample:
     """One decoded image and its labels.
 
-    image: uint8 [H, W, 3], RGB. label: uint8 [H, W] of train ids with 255 for void, or None where the split has none.
+    image: uint8 [H, W, 3], RGB, upright. label: uint8 [H, W] of train ids with 255 for void, or None where the split
+    has none.
     """
 
     image: np.ndarray
@@ -34,38 +35,12 @@ Transform = Callable[[Sample, np.random.Generator], Any]
 Transforms = Transform | Sequence[Transform]
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Decode an image file to uint8 [H, W, 3] RGB; ValueError naming the file when it is missing or broken."""
+def _found(read: Callable[..., np.ndarray], path: Path, *options: Any) -> np.ndarray:
+    """What `read` gives; a file that is missing is bad input like any other."""
     try:
-        with Image.open(path) as file:
-            return np.asarray(file.convert("RGB"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: image not found") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not a readable image ({error})") from error
-
-
-def read_label(path: Path, lut: np.ndarray, allowed: str) -> np.ndarray:
-    """Decode a label PNG and convert its ids through `lut` (uint8 [256]) to uint8 [H, W] train ids.
-
-    Raises ValueError naming the file when it is missing, broken, not an 8-bit single-channel image, or holds ids that
-    the table does not know (the ids and the `allowed` ones are listed).
-    """
-    try:
-        with Image.open(path) as file:
-            mode = file.mode
-            ids = np.asarray(file)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: label not found") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not a readable label image ({error})") from error
-    if mode not in ("L", "P"):
-        raise ValueError(f"{path}: label: expected an 8-bit single-channel image of class ids, got mode {mode}")
-    label = lut[ids]
-    wrong = np.unique(ids[label == INVALID])
-    if wrong.size:
-        raise ValueError(f"{path}: label ids: expected {allowed}, got {', '.join(map(str, wrong.tolist()))}")
-    return label
+        return read(path, *options)
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from None
 
 
 def require_folder(path: Path, expected: str) -> Path:
@@ -85,6 +60,15 @@ class SegmentationDataset(Dataset[Any]):
     Attributes:
         on_error: what indexing does about an unreadable file: "fail" raises ValueError; "replace" warns and takes the
             next readable item; "drop" warns and gives None. A folder that is gone always raises.
+        value_range: of images with more than 8 bits a sample, see :func:`liteseg.reading.rgb_array`.
+        labels_on: pictures are turned upright by their EXIF orientation. "upright": labels are drawn on the picture as
+            viewers show it; "stored": on the pixels as they lie in its file, so they are turned with it.
+        class_names, palette: one a train id.
+        lut: uint8 [256]: id in a label file -> train id, 255 for void, 254 for ids that must not occur.
+        allowed_ids: the ids of `lut` in words, for messages.
+        label_palette: colours of the classes in label files, the palette unless a class has another; None where they
+            are not known: palettes of label files are not looked at then, and files of colours not taken.
+        void_colours: colours of void in label files of colours.
     """
 
     name: str
@@ -94,6 +78,9 @@ class SegmentationDataset(Dataset[Any]):
     ignore_index: int = VOID
     lut: np.ndarray
     allowed_ids: str
+    void_colours: tuple[tuple[int, int, int], ...] = ((0, 0, 0),)
+    value_range: SampleRange = None
+    labels_on: Literal["upright", "stored"] = "upright"
     on_error: Literal["fail", "replace", "drop"] = "fail"
 
     def __init__(
@@ -110,6 +97,10 @@ class SegmentationDataset(Dataset[Any]):
         self.seed = seed
 
     @property
+    def label_palette(self) -> tuple[tuple[int, int, int], ...] | None:
+        return self.palette
+
+    @property
     def num_classes(self) -> int:
         return len(self.class_names)
 
@@ -119,14 +110,16 @@ class SegmentationDataset(Dataset[Any]):
     def load(self, index: int) -> Sample:
         """Decode item `index`; ValueError naming the file if image or label is unreadable or they do not fit."""
         path, label_path = self.items[index]
-        image = read_image(path)
+        image = _found(read_image, path, self.value_range)
         if label_path is None:
             return Sample(image, None, path, None)
         label = self.load_label(index)
         if label.shape != image.shape[:2]:
+            lies = self.labels_on == "upright" and stored_orientation(path) != 1
+            hint = '; drawn on the picture as stored? then labels_on is "stored"' if lies else ""
             raise ValueError(
                 f"{label_path}: label size: expected {image.shape[1]}x{image.shape[0]} like {path.name}, "
-                f"got {label.shape[1]}x{label.shape[0]} (width x height)"
+                f"got {label.shape[1]}x{label.shape[0]} (width x height){hint}"
             )
         return Sample(image, label, path, label_path)
 
@@ -135,7 +128,9 @@ class SegmentationDataset(Dataset[Any]):
         path, label_path = self.items[index]
         if label_path is None:
             raise ValueError(f"{path}: no label: the {self.split} split of {self.name} comes without labels")
-        return read_label(label_path, self.lut, self.allowed_ids)
+        code = LabelCode(self.lut, self.allowed_ids, self.class_names, self.label_palette, self.void_colours)
+        label = _found(code.read, label_path)
+        return turned(label, stored_orientation(path)) if self.labels_on == "stored" else label
 
     def __getitem__(self, index: int | tuple[int, int]) -> Any:
         turn, item = index if isinstance(index, tuple) else (0, index)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .base import IMAGE_SUFFIXES, SegmentationDataset, Transforms, require_folder
+from liteseg.reading import IMAGE_SUFFIXES, files_in
+
+from .base import SegmentationDataset, Transforms, require_folder
+from .lists import read_pairs
 from .tables import CAMVID_CLASSES, CAMVID_LUT, CAMVID_PALETTE
 
 _SPLITS = {"train": ("train",), "val": ("val",), "test": ("test",), "trainval": ("train", "val")}
 
 
 class CamVid(SegmentationDataset):
-    """CamVid, labels 0..10 and void 11 (given back as 255).
+    """CamVid, labels 0..10 and void 11 or 255 (given back as 255).
 
     `root` holds train.txt, val.txt and test.txt with `image label` per line, or only the folders train/ and
     trainannot/ (val, test alike; a label has its image's stem and .png). split: train, val, test or trainval.
@@ -21,7 +24,7 @@ class CamVid(SegmentationDataset):
     class_names = CAMVID_CLASSES
     palette = CAMVID_PALETTE
     lut = CAMVID_LUT
-    allowed_ids = "0..10 and 11 (void)"
+    allowed_ids = "0..10, 11 and 255 (void)"
 
     def __init__(
         self, root: str | Path, split: str = "train", transform: Transforms | None = None, *, seed: int = 0
@@ -33,34 +36,8 @@ class CamVid(SegmentationDataset):
         items: list[tuple[Path, Path | None]] = []
         for part in _SPLITS[split]:
             list_file = root / f"{part}.txt"
-            items += _from_list(root, list_file) if list_file.is_file() else _from_folders(root, part)
+            items += read_pairs(list_file, root) if list_file.is_file() else _from_folders(root, part)
         super().__init__(items, split=split, transform=transform, seed=seed)
-
-
-def _from_list(root: Path, list_file: Path) -> list[tuple[Path, Path | None]]:
-    items: list[tuple[Path, Path | None]] = []
-    for number, line in enumerate(list_file.read_text(encoding="utf-8").splitlines(), 1):
-        # some copies end each line with a semicolon
-        columns = line.strip().rstrip(";").split()
-        if not columns:
-            continue
-        if len(columns) != 2:
-            raise ValueError(f"{list_file}:{number}: expected `image label`, got {line.strip()!r}")
-        image, label = (_resolve(root, column) for column in columns)
-        if not image.is_file():
-            raise ValueError(f"{image}: image not found, though {list_file.name} line {number} lists it")
-        if not label.is_file():
-            raise ValueError(f"{label}: label not found, though {list_file.name} line {number} lists it")
-        items.append((image, label))
-    if not items:
-        raise ValueError(f"{list_file}: empty; expected `image label` per line")
-    return items
-
-
-def _resolve(root: Path, entry: str) -> Path:
-    path = root / entry
-    # lists made on another machine name absolute paths; the last two parts (train/name.png) are what counts
-    return path if path.is_file() else root / Path(*Path(entry).parts[-2:])
 
 
 def _from_folders(root: Path, part: str) -> list[tuple[Path, Path | None]]:
@@ -68,11 +45,11 @@ def _from_folders(root: Path, part: str) -> list[tuple[Path, Path | None]]:
     images = require_folder(root / part, expected)
     labels = require_folder(root / f"{part}annot", expected)
     items: list[tuple[Path, Path | None]] = []
-    for image in sorted(path for path in images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES):
+    for image in files_in(images):
         label = labels / f"{image.stem}.png"
         if not label.is_file():
             raise ValueError(f"{label}: label of {image.name} not found")
         items.append((image, label))
     if not items:
-        raise ValueError(f"{images}: no images; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
+        raise ValueError(f"{images}: no images; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
     return items

@@ -5,7 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from .base import SegmentationDataset, Transforms, require_folder
-from .tables import CITYSCAPES_CATEGORIES, CITYSCAPES_CLASSES, CITYSCAPES_LUT, CITYSCAPES_PALETTE
+from .tables import (
+    CITYSCAPES_CATEGORIES,
+    CITYSCAPES_CLASSES,
+    CITYSCAPES_LUT,
+    CITYSCAPES_PALETTE,
+    CITYSCAPES_VOID_COLOURS,
+)
 
 _SPLITS: dict[str, dict[str, tuple[str, ...]]] = {
     "fine": {"train": ("train",), "val": ("val",), "test": ("test",), "trainval": ("train", "val")},
@@ -33,6 +39,7 @@ class Cityscapes(SegmentationDataset):
     palette = CITYSCAPES_PALETTE
     categories = CITYSCAPES_CATEGORIES
     lut = CITYSCAPES_LUT
+    void_colours = CITYSCAPES_VOID_COLOURS
     allowed_ids = "labelIds 0..33 (255 stands for -1)"
 
     def __init__(
@@ -71,7 +78,8 @@ def _find(root: Path, bases: tuple[str, ...], part: str) -> Path:
 
 def _collect(root: Path, part: str, mode: str) -> list[tuple[Path, Path | None]]:
     image_root = _find(root, _IMAGE_ROOTS, part)
-    images = sorted(image_root.glob(f"*/*{_IMAGE_END}"))
+    # what some systems write beside a file has its name after "._"
+    images = sorted(path for path in image_root.glob(f"[!.]*/[!.]*{_IMAGE_END}") if path.is_file())
     if not images:
         raise ValueError(f"{image_root}: no images; expected CITY/CITY_SEQUENCE_FRAME_{_IMAGE_END}")
     if part == "test":

@@ -83,6 +83,19 @@ CITYSCAPES_PALETTE = (
     (0, 0, 230),
     (119, 11, 32),
 )
+# of the classes that are not evaluated, as far as no evaluated class has the same
+CITYSCAPES_VOID_COLOURS = (
+    (0, 0, 0),
+    (111, 74, 0),
+    (81, 0, 81),
+    (250, 170, 160),
+    (230, 150, 140),
+    (180, 165, 180),
+    (150, 100, 100),
+    (150, 120, 90),
+    (0, 0, 90),
+    (0, 0, 110),
+)
 # category name -> train ids; merged before counting for the category score
 CITYSCAPES_CATEGORIES = {
     "flat": (0, 1),
@@ -120,3 +133,18 @@ def _cityscapes_lut() -> np.ndarray:
 # uint8 [256]: id in the label file -> train id, VOID or INVALID
 CAMVID_LUT = _camvid_lut()
 CITYSCAPES_LUT = _cityscapes_lut()
+
+
+def default_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
+    """RGB colours for classes without a palette of their own.
+
+    Bit k of the class number + 1 sets the high bits of red, green and blue in turn, so neighbours differ strongly, a
+    class keeps its colour whatever the number of classes, and black is left to void. Distinct for up to 256 classes.
+    """
+    colours = []
+    for label in range(num_classes):
+        rgb = [0, 0, 0]
+        for bit in range(8):
+            rgb[bit % 3] |= ((label + 1) >> bit & 1) << (7 - bit // 3)
+        colours.append((rgb[0], rgb[1], rgb[2]))
+    return tuple(colours)

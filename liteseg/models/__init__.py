@@ -5,11 +5,26 @@ from __future__ import annotations
 from liteseg.models.checkpoint import Network, list_weights, load_weights, read_metadata, save_weights
 from liteseg.models.liteseg import LiteSeg, ModelConfig
 from liteseg.models.official import export_official
-from liteseg.models.peers import ENet, ERFNet, ESPNet, ESPNetConfig, PeerConfig
+from liteseg.models.peers import (
+    CCC2,
+    CCC2Config,
+    DSNet,
+    ENet,
+    ERFNet,
+    ESPNet,
+    ESPNetConfig,
+    PeerConfig,
+    SegNet,
+    SkipNetMobileNet,
+    SkipNetShuffleNet,
+)
 from liteseg.models.profile import Profile, profile
 from liteseg.models.registry import create_model, list_models
 
 __all__ = [
+    "CCC2",
+    "CCC2Config",
+    "DSNet",
     "ENet",
     "ERFNet",
     "ESPNet",
@@ -19,6 +34,9 @@ __all__ = [
     "Network",
     "PeerConfig",
     "Profile",
+    "SegNet",
+    "SkipNetMobileNet",
+    "SkipNetShuffleNet",
     "create_model",
     "export_official",
     "list_models",

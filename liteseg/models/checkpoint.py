@@ -8,13 +8,15 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors.torch import save_file
 
+from liteseg.atomic import atomic_path
 from liteseg.models import official
-from liteseg.models.files import METADATA_KEY, StateDict, check_state, read_checkpoint, unwrap, write_atomically
+from liteseg.models.files import METADATA_KEY, check_folder, check_state, read_checkpoint, unwrap
+from liteseg.models.layout import classes_in
 from liteseg.models.liteseg import LiteSeg, ModelConfig
 from liteseg.models.peers import PEERS, Peer, PeerConfig
 
@@ -22,9 +24,18 @@ from liteseg.models.peers import PEERS, Peer, PeerConfig
 Network = LiteSeg | Peer
 NetworkConfig = ModelConfig | PeerConfig
 
+# what of a weights file is taken
+WeightsMode = Literal["all", "all-but-classifier", "backbone"]
+# what to do about weights for another number of classes
+OTHER_CLASSES = (
+    'take all but the last layer from the file with weights_mode="all-but-classifier", or the backbone alone with '
+    'weights_mode="backbone" (liteseg train: --weights-mode)'
+)
+
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 _COUNTER = "num_batches_tracked"
+_BACKBONE = "backbone."
 
 
 def _folder() -> Path:
@@ -59,7 +70,10 @@ def resolve_weights(weights: str | os.PathLike[str], backbone: str) -> Path:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The configuration metadata of one of our files (fields of ModelConfig, mean, std, ...), None if it has none."""
+    """The configuration metadata of one of our files (fields of ModelConfig, mean, std, ...), None if it has none.
+
+    That of a trainer's checkpoint made by older versions may lack fields.
+    """
     return read_checkpoint(path).metadata
 
 
@@ -83,20 +97,10 @@ def config_from_metadata(metadata: Mapping[str, Any], origin: str) -> NetworkCon
         raise ValueError(f"{origin}: the model configuration in the file is not usable: {error}") from error
 
 
-def _class_prefixes(model: Network) -> tuple[str, ...]:
-    return model.class_prefixes if isinstance(model, Peer) else ("classifier.",)
-
-
-def _drop_classifier(model: Network, state: StateDict, origin: str, skip_classifier: bool) -> StateDict:
-    if skip_classifier:
-        return {key: value for key, value in state.items() if not key.startswith(_class_prefixes(model))}
-    bias = state.get("classifier.bias")
-    if bias is not None and bias.dim() == 1 and len(bias) != model.config.num_classes:
-        raise ValueError(
-            f"{origin}: num_classes: expected {model.config.num_classes} classes, got {len(bias)} in the file; "
-            "make the model with that many, or pass skip_classifier=True to keep its own classifier"
-        )
-    return state
+def check_mode(mode: Any, caller: str) -> None:
+    """ValueError unless `mode` is a WeightsMode."""
+    if mode not in get_args(WeightsMode):
+        raise ValueError(f"{caller}: weights_mode: expected one of {', '.join(get_args(WeightsMode))}, got {mode!r}")
 
 
 def _check_model(model: Any, caller: str) -> None:
@@ -105,40 +109,60 @@ def _check_model(model: Any, caller: str) -> None:
 
 
 def load_state(
-    model: Network, state: Mapping[str, torch.Tensor], origin: str, *, skip_classifier: bool = False
+    model: Network, state: Mapping[str, torch.Tensor], origin: str, *, weights_mode: WeightsMode = "all"
 ) -> None:
     """Copy a state dict in our or the authors' layout into the model: everything, or nothing on ValueError."""
     _check_model(model, "load_weights")
+    check_mode(weights_mode, "load_weights")
     own = dict(state)
-    if isinstance(model, LiteSeg) and official.detect_backbone(own) is not None:
+    left: tuple[str, ...] = ()
+    if weights_mode == "backbone":
+        if not isinstance(model, LiteSeg):
+            raise ValueError(f"{origin}: weights_mode: expected another than backbone, {model.config.name} has none")
+        if official.detect_backbone(own) is not None:
+            own = official.backbone_from_official(own)
+        own = {key: value for key, value in own.items() if key.startswith(_BACKBONE)}
+        left = tuple(f"{name}." for name, _ in model.named_children() if f"{name}." != _BACKBONE)
+    elif isinstance(model, LiteSeg) and official.detect_backbone(own) is not None:
         own = official.from_official(own, model.config, origin)
     if isinstance(model, Peer) and not any(key.endswith(_COUNTER) for key in own):
         # files written before torch 0.4.1 have no batch counters
         counters = {key: torch.zeros_like(value) for key, value in model.state_dict().items() if key.endswith(_COUNTER)}
         own.update(counters)
-    own = _drop_classifier(model, own, origin, skip_classifier)
-    check_state(model, own, origin, optional=_class_prefixes(model) if skip_classifier else ())
-    model.load_state_dict(own, strict=not skip_classifier)
+    if weights_mode == "all-but-classifier":
+        left = model.class_prefixes if isinstance(model, Peer) else ("classifier.",)
+        own = {key: value for key, value in own.items() if not key.startswith(left)}
+    elif weights_mode == "all":
+        count = classes_in(own, model.config.name)
+        if count is not None and count != model.config.num_classes:
+            raise ValueError(
+                f"{origin}: num_classes: expected {model.config.num_classes} classes, got {count} in the file; "
+                f"make the model with that many, or {OTHER_CLASSES}"
+            )
+    check_state(model, own, origin, optional=left)
+    model.load_state_dict(own, strict=not left)
 
 
 def load_weights(
-    model: Network, path: str | os.PathLike[str] | Mapping[str, Any], *, skip_classifier: bool = False
+    model: Network, path: str | os.PathLike[str] | Mapping[str, Any], *, weights_mode: WeightsMode = "all"
 ) -> None:
     """Copy weights into `model`, strictly: every key and shape must match, otherwise ValueError and nothing is copied.
 
     Args:
-        path: a ``.safetensors`` or ``.pth``/``.pt`` file in our or the authors' key layout, a bundled name, or a state
-            dict. A ``{"state_dict": ...}`` wrapper and a ``module.`` in front of every key are taken off.
-        skip_classifier: leave the model's own last convolution alone (for weights with another number of classes).
+        path: a ``.safetensors`` or ``.pth``/``.pt``/``.ckpt`` file in our or the authors' key layout, a bundled name,
+            or a state dict. What wrappers put around and in front is taken off: containers ``ema``, ``state_dict``,
+            ``model_state_dict``, ``model``, ``net``, and prefixes ``module.``, ``model.``, ``net.``, ``_orig_mod.``.
+        weights_mode: "all"; "all-but-classifier" leaves the model's own last layer alone (for weights with another
+            number of classes); "backbone" everything but the backbone.
 
     Only keys and shapes are compared, so weights may go to another output stride or other rates than they came from.
     """
     if isinstance(path, Mapping):
-        load_state(model, unwrap(path, "load_weights"), "load_weights", skip_classifier=skip_classifier)
+        load_state(model, unwrap(path, "load_weights"), "load_weights", weights_mode=weights_mode)
         return
     _check_model(model, "load_weights")
     file = resolve_weights(path, model.config.backbone if isinstance(model, LiteSeg) else model.config.name)
-    load_state(model, read_checkpoint(file).state, str(file), skip_classifier=skip_classifier)
+    load_state(model, read_checkpoint(file).state, str(file), weights_mode=weights_mode)
 
 
 def _stored(value: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
@@ -173,10 +197,12 @@ def save_weights(
         raise ValueError(f"save_weights: dtype: expected a floating point torch.dtype or None, got {dtype!r}")
     if Path(path).suffix != ".safetensors":
         raise ValueError(f"save_weights: path: expected a name ending in .safetensors, got {str(path)!r}")
+    check_folder(path)
     with torch.device("meta"):
         plain = build(model.config)
     check_state(plain, model.state_dict(), "save_weights: model")
     content = {"mean": _MEAN, "std": _STD, **(metadata or {}), **model.config.to_dict()}
     state = {key: _stored(value, dtype) for key, value in model.state_dict().items()}
     header = {METADATA_KEY: json.dumps(content)}
-    write_atomically(path, lambda temporary: save_file(state, temporary, header))
+    with atomic_path(path) as temporary:
+        save_file(state, temporary, header)

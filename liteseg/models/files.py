@@ -1,16 +1,20 @@
-"""Weights files as such: reading them safely, comparing their keys with a model's, writing them whole or not at all."""
+"""Weights files as such: reading them safely, and comparing their keys with a model's."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import pathlib
 import pickle
 import re
+import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -18,13 +22,22 @@ from torch import nn
 METADATA_KEY = "liteseg"
 _TORCH_SUFFIXES = (".pth", ".pt", ".tar", ".ckpt", ".bin")
 # what wrappers put in front of every key
-_WRAPPER_PREFIXES = ("module.", "model.", "_orig_mod.")
+_WRAPPER_PREFIXES = ("module.", "model.", "net.")
+# where a checkpoint keeps its state dict, the one to use first: averages are what is meant to be used
+_CONTAINERS = ("ema", "state_dict", "model_state_dict", "model", "net")
+# the counter beside the weights of torch's AveragedModel
+_AVERAGED = "n_averaged"
+# what is worth naming of what was found instead
+_NAMED = 6
 
 StateDict = dict[str, torch.Tensor]
 
 
 class Checkpoint(NamedTuple):
-    """Tensors of a weights file by key, and its configuration metadata where it has any."""
+    """Tensors of a weights file by key, and its configuration metadata where it has any.
+
+    That of a trainer's checkpoint made by older versions may lack fields.
+    """
 
     state: StateDict
     metadata: dict[str, Any] | None
@@ -35,12 +48,36 @@ def _some(keys: list[str], limit: int = 3) -> str:
     return ", ".join(keys[:limit]) + (", ..." if len(keys) > limit else "")
 
 
+def _harmless() -> list[Any]:
+    """What checkpoints hold beside tensors, for torch's list of what may be unpickled: values, nothing that acts.
+
+    Scores as NumPy scalars and arrays, options as a namespace, paths (as names of either system, whatever this one is).
+    """
+    multiarray = getattr(np, "_core", None) or np.core
+    kinds = {type(np.dtype(code)) for code in "?bhilqBHILQefdgFDUS"}
+    found: list[Any] = [np.ndarray, np.dtype, argparse.Namespace, *sorted(kinds, key=str)]
+    for module in ("numpy._core.multiarray", "numpy.core.multiarray"):
+        found.append((multiarray.multiarray.scalar, f"{module}.scalar"))
+        found.append((multiarray.multiarray._reconstruct, f"{module}._reconstruct"))
+    for module in ("pathlib", "pathlib._local"):
+        found.append((pathlib.PurePosixPath, f"{module}.PosixPath"))
+        found.append((pathlib.PureWindowsPath, f"{module}.WindowsPath"))
+    return found
+
+
+# torch keeps one list for the whole process
+_ALLOWING = threading.Lock()
+
+
 def _torch_load(path: Path) -> Any:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _ALLOWING:
             # about pickle protocols; what matters of it is in the error below
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            known = torch.serialization.get_safe_globals()
+            # what is allowed already must stay so afterwards
+            with torch.serialization.safe_globals([one for one in _harmless() if one not in known]):
+                return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         if code:
@@ -59,19 +96,48 @@ def _torch_load(path: Path) -> Any:
         raise ValueError(f"{path}: not a weights file, or a damaged one") from error
 
 
-def unwrap(loaded: Any, origin: str) -> StateDict:
-    """The state dict in what a file held, without ``state_dict`` wrapper and common key prefix; ValueError if none."""
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
+def _state_in(loaded: Any) -> Mapping[Any, Any] | None:
+    """The mapping of names to tensors that `loaded` is or holds."""
     if not isinstance(loaded, Mapping) or not loaded:
-        raise ValueError(f"{origin}: expected a state dict (names -> tensors), got {type(loaded).__name__}")
-    wrong = [key for key, value in loaded.items() if not isinstance(key, str) or not isinstance(value, torch.Tensor)]
-    if wrong:
-        raise ValueError(f"{origin}: expected a state dict (names -> tensors), but {wrong[0]!r} is not a tensor's name")
-    state = dict(loaded)
-    for prefix in _WRAPPER_PREFIXES:
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
+        return None
+    if all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in loaded.items()):
+        return loaded
+    return next((state for name in _CONTAINERS if (state := _state_in(loaded.get(name))) is not None), None)
+
+
+def _described(loaded: Any) -> str:
+    """What a file held, in a few words."""
+    if not isinstance(loaded, Mapping):
+        return type(loaded).__name__
+    others = [key for key, value in loaded.items() if not (isinstance(key, str) and isinstance(value, torch.Tensor))]
+    # of a state dict with something beside it, that is what is in the way
+    kinds = [f"{key!r} ({type(loaded[key]).__name__})" for key in others[:_NAMED]]
+    more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+    beside = f"{len(loaded) - len(others)} tensors and " if len(others) < len(loaded) else ""
+    return f"{beside}{', '.join(kinds)}{more}" if kinds else "an empty one"
+
+
+def unwrap(loaded: Any, origin: str) -> StateDict:
+    """The state dict in what a file held, without the containers and key prefixes that wrappers add.
+
+    Containers: ``ema``, ``state_dict``, ``model_state_dict``, ``model``, ``net``, nested in each other, the first that
+    holds one. Prefixes of every key: ``module.``, ``model.``, ``net.``, any number of them; ``_orig_mod.`` anywhere.
+
+    Raises:
+        ValueError: no state dict; the text says what was found.
+    """
+    found = _state_in(loaded)
+    if found is None:
+        raise ValueError(
+            f"{origin}: expected a state dict (names -> tensors), on its own or as {', '.join(_CONTAINERS)}, "
+            f"got {_described(loaded)}"
+        )
+    # left by modules compiled on their own
+    state = {key.replace("_orig_mod.", ""): value for key, value in found.items()}
+    if _AVERAGED in state and len(state) > 1 and all(key.startswith("module.") for key in state if key != _AVERAGED):
+        del state[_AVERAGED]
+    while prefix := next((p for p in _WRAPPER_PREFIXES if all(key.startswith(p) for key in state)), None):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
 
 
@@ -87,10 +153,30 @@ def _parse_metadata(metadata: dict[str, str] | None, path: Path) -> dict[str, An
     return parsed
 
 
+def _trainer_metadata(loaded: Any, path: Path) -> dict[str, Any] | None:
+    """The model's configuration in a checkpoint that `liteseg train` wrote."""
+    own = loaded.get(METADATA_KEY) if isinstance(loaded, Mapping) else None
+    if not isinstance(own, Mapping):
+        return None
+    if isinstance(own.get("model"), Mapping):
+        return dict(own["model"])
+    # older versions kept the arguments that the model was made from
+    try:
+        given = own["config"]["model"]
+        metadata = {"name": given["name"], "input_scale": given["input_scale"], **(given["switches"] or {})}
+        names, count = given["class_names"], given["num_classes"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: the model configuration in the file is damaged ({error!r})") from error
+    metadata |= {} if names is None else {"class_names": names, "num_classes": len(names)}
+    return metadata if count is None else {**metadata, "num_classes": count}
+
+
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Tensors (on the CPU) and metadata of a ``.safetensors`` or ``.pth``-like file; ValueError if it is neither.
 
-    Pickles are read with ``weights_only=True``: one that would run code is refused.
+    A trainer's checkpoint gives the weights that it would export and the model's configuration. Pickles are read with
+    ``weights_only=True``: one that would run code is refused. NumPy values, ``argparse`` options and paths beside the
+    tensors are let pass.
     """
     path = Path(path)
     if not path.is_file():
@@ -104,7 +190,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             raise ValueError(f"{path}: not a safetensors file, or a damaged one ({error})") from error
         return Checkpoint(unwrap(state, str(path)), _parse_metadata(metadata, path))
     if path.suffix in _TORCH_SUFFIXES:
-        return Checkpoint(unwrap(_torch_load(path), str(path)), None)
+        loaded = _torch_load(path)
+        return Checkpoint(unwrap(loaded, str(path)), _trainer_metadata(loaded, path))
     allowed = ", ".join((".safetensors", *_TORCH_SUFFIXES))
     raise ValueError(f"{path}: expected a weights file ({allowed}), got suffix {path.suffix!r}")
 
@@ -136,14 +223,7 @@ def check_state(
             raise ValueError(f"{origin}: {key}: expected {own[key].dtype}, got {value.dtype}")
 
 
-def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary path in the folder of `path`, then move what it wrote to `path`."""
-    final = Path(path)
-    if not final.parent.is_dir():
-        raise ValueError(f"{final}: expected an existing folder, got {final.parent}")
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, final)
-    finally:
-        temporary.unlink(missing_ok=True)
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """ValueError unless the folder that a weights file goes to exists: a mistyped one should not be made."""
+    if not Path(path).parent.is_dir():
+        raise ValueError(f"{path}: expected an existing folder, got {Path(path).parent}")

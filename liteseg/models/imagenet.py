@@ -63,12 +63,27 @@ def convert(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return converted
 
 
+def adapt_stem(weight: torch.Tensor, channels: int) -> torch.Tensor:
+    """The first convolution's weight [C, 3, k, k] for input of other channels, [C, channels, k, k].
+
+    As timm does it: one channel takes the sum over the colours; other numbers take the colours' weights in turn, scaled
+    by 3 / channels.
+    """
+    if channels == weight.shape[1]:
+        return weight
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    turns = torch.arange(channels) % weight.shape[1]
+    return weight[:, turns] * (weight.shape[1] / channels)
+
+
 def load_backbone(model: LiteSeg, path: str | os.PathLike[str]) -> None:
     """Copy ImageNet weights into the model's MobileNetV2 backbone: every key and shape is checked first.
 
     Args:
         path: ``.safetensors``, ``.pth`` or ``.pth.tar``, with torchvision's key names (``features.1.conv.0.0.weight``)
-            or the flat ones (``features.1.conv.0.weight``); the classifier in it is ignored.
+            or the flat ones (``features.1.conv.0.weight``); the classifier in it is ignored. Where the model's input
+            has other channels than RGB, the first convolution's weights are adapted (:func:`adapt_stem`).
     """
     if not isinstance(model.backbone, MobileNetV2):
         raise ValueError(f"backbone_weights: expected a mobilenetv2 model, got {model.config.backbone}")
@@ -78,6 +93,9 @@ def load_backbone(model: LiteSeg, path: str | os.PathLike[str]) -> None:
             f"{path}: expected ImageNet MobileNetV2 keys (features.0.0.weight, ...), got {next(iter(state))}"
         )
     converted = convert(state)
+    stem = converted.get("stem.conv.weight")
+    if stem is not None and stem.dim() == 4 and stem.shape[1] == 3:
+        converted["stem.conv.weight"] = adapt_stem(stem, model.config.in_channels)
     # files written before torch 0.4.1 have no batch counters
     for key, value in model.backbone.state_dict().items():
         if key.endswith("num_batches_tracked"):

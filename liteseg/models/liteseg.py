@@ -12,6 +12,7 @@ from torch.nn import functional as F
 import liteseg_kernels as lk
 from liteseg.models.encoders import ENCODERS
 from liteseg.models.fields import check_choice, check_counts, check_flags, check_use, is_int, reject
+from liteseg_kernels import intact
 from liteseg_kernels.nn import DASPP, ConvNormAct, SeparableConv2d, UpsampleConcat
 from liteseg_kernels.plan import PlannedModule, Program, Unplannable
 
@@ -28,6 +29,7 @@ class ModelConfig:
         name: registry name, for example ``"liteseg_mobilenetv2"``.
         backbone: ``"mobilenetv2"``, ``"shufflenet"`` or ``"darknet19"``.
         num_classes: channels of the logits.
+        in_channels: of the input: 3 for RGB, 1 for a thermal camera, 4 for RGB and depth ...
         output_stride: of the backbone; which ones exist depends on it.
         separable: depthwise + pointwise convolutions in head and decoder ("DW" in Table I) instead of standard ones.
         deeper: a second 3x3 convolution after each atrous one (DASPP instead of ASPP).
@@ -42,6 +44,7 @@ class ModelConfig:
     name: str
     backbone: str
     num_classes: int = 19
+    in_channels: int = 3
     output_stride: int = 32
     separable: bool = True
     deeper: bool = True
@@ -54,7 +57,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_choice(self, "backbone", tuple(ENCODERS))
-        check_counts(self, "num_classes", "filters")
+        check_counts(self, "num_classes", "in_channels", "filters")
         allowed = ENCODERS[self.backbone].output_strides
         if not is_int(self.output_stride) or self.output_stride not in allowed:
             reject(self, "output_stride", f"one of {sorted(allowed)} for {self.backbone}", self.output_stride)
@@ -73,7 +76,7 @@ class ModelConfig:
 
 
 class LiteSeg(PlannedModule):
-    """LiteSeg: float [N, 3, H, W], normalised RGB -> logits [N, num_classes, H, W].
+    """LiteSeg: float [N, in_channels, H, W], normalised (by default RGB) -> logits [N, num_classes, H, W].
 
     Any H and W of at least 32. A plain module: trainable at any batch size (1 included, see :class:`DASPP`), and its
     state dict is the same whichever kernels run it. For inference :func:`liteseg.fuse` returns a faster copy.
@@ -88,7 +91,8 @@ class LiteSeg(PlannedModule):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = ENCODERS[config.backbone](config.output_stride)
+        self.in_channels = config.in_channels
+        self.backbone = ENCODERS[config.backbone](config.output_stride, config.in_channels)
         self.daspp = DASPP(
             self.backbone.out_channels,
             config.filters,
@@ -116,10 +120,12 @@ class LiteSeg(PlannedModule):
         self.classifier = nn.Conv2d(config.filters, config.num_classes, 1)
 
     def _check_input(self, x: torch.Tensor) -> None:
-        if x.dim() != 4 or x.shape[1] != 3:
-            raise ValueError(f"LiteSeg: x: expected a tensor of shape [N, 3, H, W], got {list(x.shape)}")
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"LiteSeg: x: expected a tensor of shape [N, {self.in_channels}, H, W], got {list(x.shape)}"
+            )
         if not x.is_floating_point():
-            raise TypeError(f"LiteSeg: x: expected a floating point tensor of normalised RGB, got {x.dtype}")
+            raise TypeError(f"LiteSeg: x: expected a floating point tensor, normalised, got {x.dtype}")
         if x.shape[2] < MIN_SIZE or x.shape[3] < MIN_SIZE:
             raise ValueError(
                 f"LiteSeg: x: expected height and width of at least {MIN_SIZE}, got {x.shape[2]}x{x.shape[3]}"
@@ -139,10 +145,10 @@ class LiteSeg(PlannedModule):
             y = program.run(self.upsample_concat, "upsample_concat", y, skip)
         for index, convolution in enumerate(self.decoder):
             y = program.run(convolution, f"decoder.{index}", y)
-        return program.convolution(y, self.classifier.weight, self.classifier.bias)
+        return program.run(self.classifier, "classifier", y)
 
     def low_resolution_logits(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits before the last upsampling: [N, 3, H, W] -> [N, num_classes, h, w], (h, w) the low-level feature's.
+        """Logits before the last upsampling, [N, num_classes, h, w], (h, w) the low-level feature's.
 
         With ``lk.UpsampleArgmax`` or ``lk.UpsampleCrossEntropyLoss`` the full-size logits need never exist.
         """
@@ -159,15 +165,12 @@ class LiteSeg(PlannedModule):
             y = F.interpolate(y, size=low_level.shape[-2:], mode="bilinear", align_corners=True)
         else:
             skip = low_level if self.reduce is None else self.reduce(low_level)
-            first, second = self.decoder
-            # as two ops, unless somebody may want to see the decoder called
-            if (
-                isinstance(first, SeparableConv2d)
-                and isinstance(second, SeparableConv2d)
-                and not (first.training or first.reference)
-            ):
-                y = first.forward_concat(y, skip, self.upsample_concat)
-                return second.forward_classifier(y, self.classifier)
+            # joined with what is around it, unless somebody may want to see the decoder called
+            if intact.altered(self.decoder, "decoder", nn.Sequential) is None and len(self.decoder) == 2:
+                first, second = self.decoder
+                if isinstance(first, SeparableConv2d) and isinstance(second, SeparableConv2d):
+                    y = first.forward_concat(y, skip, self.upsample_concat)
+                    return second.forward_classifier(y, self.classifier)
             y = self.upsample_concat(y, skip)
         return self.classifier(self.decoder(y))
 

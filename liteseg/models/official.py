@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from liteseg.atomic import atomic_path
 from liteseg.models.encoders import ENCODERS
-from liteseg.models.files import write_atomically
+from liteseg.models.files import check_folder
 from liteseg.models.imagenet import module_map as mobilenet_module_map
 from liteseg.models.liteseg import LiteSeg, ModelConfig
 
@@ -142,16 +143,29 @@ def from_official(state: Mapping[str, torch.Tensor], config: ModelConfig, origin
         )
     _check_structure(config, origin)
     ours_by_theirs = {theirs: ours for ours, theirs in module_map(backbone, separable=separable).items()}
-    converted: dict[str, torch.Tensor] = {}
+    return _renamed({k: v for k, v in state.items() if k not in DEAD_HEADS[backbone]}, ours_by_theirs)
+
+
+def backbone_from_official(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The backbone of a state dict in the authors' layout with our keys, whatever its head is."""
+    backbone = detect_backbone(state)
+    if backbone is None:
+        raise ValueError("backbone_from_official: state: expected the authors' layout, got another")
+    prefix, dead = _PREFIXES[backbone], DEAD_HEADS[backbone]
+    own = {key: value for key, value in state.items() if key.startswith(prefix) and key not in dead}
+    return _renamed(own, {theirs: ours for ours, theirs in _backbone_modules(backbone).items()})
+
+
+def _renamed(state: Mapping[str, torch.Tensor], ours_by_theirs: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """The state dict with our names where there is one; missing batch counters become 0."""
+    renamed: dict[str, torch.Tensor] = {}
     for key, value in state.items():
-        if key in DEAD_HEADS[backbone]:
-            continue
         module, _, leaf = key.rpartition(".")
-        converted[f"{ours_by_theirs[module]}.{leaf}" if module in ours_by_theirs else key] = value
+        renamed[f"{ours_by_theirs[module]}.{leaf}" if module in ours_by_theirs else key] = value
     # files saved before torch 0.4.1 have no batch counters
-    for key in [key for key in converted if key.endswith(".running_var")]:
-        converted.setdefault(key.removesuffix("running_var") + _COUNTER, torch.tensor(0))
-    return converted
+    for key in [key for key in renamed if key.endswith(".running_var")]:
+        renamed.setdefault(key.removesuffix("running_var") + _COUNTER, torch.tensor(0))
+    return renamed
 
 
 def to_official(model: LiteSeg) -> dict[str, torch.Tensor]:
@@ -188,5 +202,7 @@ def export_official(model: LiteSeg, path: str | os.PathLike[str]) -> None:
 
     See :func:`to_official` for what can be exported. The file appears whole or not at all.
     """
+    check_folder(path)
     state = to_official(model)
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)

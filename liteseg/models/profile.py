@@ -225,7 +225,7 @@ def profile(model: LiteSeg | Peer, size: tuple[int, int], convention: str = "mac
         elif isinstance(module, _BLOCKS) and _block_of(plain, name) == name:
             module.register_forward_hook(shape_of(name))
     with torch.no_grad():
-        reference(torch.empty(1, 3, height, width, device="meta"))
+        reference(torch.empty(1, getattr(model.config, "in_channels", 3), height, width, device="meta"))
     ran = {row.name for row in rows}
     for name, module in plain.named_modules():
         params = sum(p.numel() for p in module.parameters(recurse=False))

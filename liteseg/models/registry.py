@@ -9,9 +9,12 @@ from typing import Any
 
 from liteseg.models import official
 from liteseg.models.checkpoint import (
+    OTHER_CLASSES,
     Network,
     NetworkConfig,
+    WeightsMode,
     build,
+    check_mode,
     config_class,
     config_from_metadata,
     load_state,
@@ -20,6 +23,7 @@ from liteseg.models.checkpoint import (
 from liteseg.models.encoders import ENCODERS
 from liteseg.models.files import Checkpoint, read_checkpoint
 from liteseg.models.imagenet import load_backbone
+from liteseg.models.layout import detect_config as detect_own
 from liteseg.models.liteseg import LiteSeg, ModelConfig
 from liteseg.models.peers import PEERS
 from liteseg.models.peers.espnet import detect_config as detect_espnet
@@ -88,33 +92,45 @@ def _make_config(fields: dict[str, Any], given: dict[str, Any]) -> NetworkConfig
     return kind(**{**_PRESETS[name], **fields, **given})
 
 
+def _stored_config(checkpoint: Checkpoint, origin: str) -> dict[str, Any]:
+    """What a weights file says of its network: fields of its configuration, the name perhaps not among them."""
+    metadata = checkpoint.metadata
+    if metadata is not None:
+        preset = _PRESETS.get(str(metadata.get("name")), {})
+        return dataclasses.asdict(config_from_metadata({**preset, **metadata}, origin))
+    # a bare state dict: its keys say what it is
+    detected = official.detect_config(checkpoint.state)
+    if detected is not None:
+        return {"name": f"liteseg_{detected['backbone']}", **detected}
+    return detect_espnet(checkpoint.state) or detect_own(checkpoint.state) or {}
+
+
 def _config_for_file(
-    name: str | None, given: dict[str, Any], checkpoint: Checkpoint, origin: str, skip_classifier: bool
+    name: str | None, given: dict[str, Any], checkpoint: Checkpoint, origin: str, weights_mode: WeightsMode
 ) -> NetworkConfig:
     """The configuration a weights file asks for, with what was given on top; ValueError where the two contradict."""
-    stored: dict[str, Any] = {}
-    if checkpoint.metadata is not None:
-        stored = dataclasses.asdict(config_from_metadata(checkpoint.metadata, origin))
-    else:
-        # a bare state dict: the authors' layout says what it is, ours needs the arguments
-        detected = official.detect_config(checkpoint.state)
-        if detected is not None:
-            stored = {"name": f"liteseg_{detected['backbone']}", **detected}
-        else:
-            stored = detect_espnet(checkpoint.state) or {}
-    if skip_classifier:
+    stored = _stored_config(checkpoint, origin)
+    backbone = stored.get("backbone", _DEFAULT_BACKBONE)
+    if weights_mode == "backbone":
+        # names of one backbone differ in what is not wanted
+        stored = {"backbone": backbone} if "backbone" in stored else stored
+    elif weights_mode == "all-but-classifier":
         # the file's classes are not wanted
         for field in ("num_classes", "class_names", "void_output"):
             stored.pop(field, None)
-    expected = stored.setdefault("name", name or f"liteseg_{_DEFAULT_BACKBONE}")
+    if "name" not in stored:
+        fits = name is not None and ("backbone" not in stored or _PRESETS[name].get("backbone") == backbone)
+        stored["name"] = name if fits else f"liteseg_{backbone}"
+    expected = stored["name"]
     if name is not None and name != expected:
         raise ValueError(f"create_model: name: expected {expected!r} for the weights in {origin}, got {name!r}")
     _check_name(expected)
     for field, value in given.items():
         value = tuple(value) if isinstance(value, list) else value
         if field in stored and field not in _FREE and stored[field] != value:
+            hint = f"; {OTHER_CLASSES}" if field == "num_classes" else ""
             raise ValueError(
-                f"create_model: {field}: expected {stored[field]!r} for the weights in {origin}, got {value!r}"
+                f"create_model: {field}: expected {stored[field]!r} for the weights in {origin}, got {value!r}{hint}"
             )
     return _make_config(stored, given)
 
@@ -125,7 +141,7 @@ def create_model(
     weights: str | os.PathLike[str] | None = None,
     *,
     backbone_weights: str | os.PathLike[str] | None = None,
-    skip_classifier: bool = False,
+    weights_mode: WeightsMode = "all",
     **switches: Any,
 ) -> Network:
     """Make a model by name, or rebuild one from a weights file.
@@ -133,17 +149,20 @@ def create_model(
     Args:
         name: one of :func:`list_models`; may be left out when `weights` says it.
         num_classes: channels of the logits; 19 unless the weights say otherwise.
-        weights: None, a bundled name (:func:`list_weights`), or the path of a ``.safetensors``/``.pth``/``.pt`` file,
-            the authors' official ``.pth`` and ESPNet's published weights included. Our own files carry the
-            configuration.
+        weights: None, a bundled name (:func:`list_weights`), or the path of a ``.safetensors``, ``.pth``, ``.pt`` or
+            ``.ckpt`` file, the authors' official ``.pth`` and ESPNet's published weights included. Our own files carry
+            the configuration, the trainer's checkpoints too; of bare state dicts the number of classes is read off the
+            last layer. See :func:`load_weights` for what may be wrapped around them.
         backbone_weights: path of ImageNet MobileNetV2 weights (torchvision or flat key names).
-        skip_classifier: take everything but the last convolution from `weights`, for another set of classes.
-        **switches: ``class_names, input_scale``, for LiteSeg ``output_stride, separable, deeper, short_residual,
-            long_residual, filters, rates`` (see :class:`ModelConfig`), for ESPNet ``p, q, variant, void_output,
-            normalisation`` (see :class:`ESPNetConfig`); None means the default. ``output_stride`` may
+        weights_mode: what is taken from `weights`: "all"; "all-but-classifier", everything but the last layer, for
+            other classes; "backbone", the backbone alone, for another head too.
+        **switches: ``class_names, input_scale``, for LiteSeg ``in_channels, output_stride, separable, deeper,
+            short_residual, long_residual, filters, rates`` (see :class:`ModelConfig`), for ESPNet ``p, q, variant,
+            void_output, normalisation`` (see :class:`ESPNetConfig`); None means the default. ``output_stride`` may
             differ from what `weights` were trained with: it changes no weight's shape. MobileNetV2's and ShuffleNet's
             features keep their meaning and are sampled more or less densely; Darknet19's meet other paddings too. The
-            scores change: train on from there.
+            scores change: train on from there. Other ``in_channels`` than those of `weights` are refused, and
+            `backbone_weights` adapted to them.
 
     Raises:
         ValueError: unknown name or switch, a value that is not allowed, or one that contradicts `weights`.
@@ -152,21 +171,24 @@ def create_model(
         _check_name(name)
     for switch in switches:
         if switch not in _SWITCHES:
-            allowed = ("backbone_weights", "skip_classifier", *_SWITCHES)
+            allowed = ("backbone_weights", "weights_mode", *_SWITCHES)
             raise ValueError(
                 f"create_model: unknown switch {switch!r}, expected one of {', '.join(allowed)}"
                 f"{_suggest(switch, allowed)}"
             )
+    check_mode(weights_mode, "create_model")
     given = {key: value for key, value in {"num_classes": num_classes, **switches}.items() if value is not None}
     if weights is None:
+        if weights_mode != "all":
+            raise ValueError(f"create_model: weights_mode: expected weights for {weights_mode!r}, got none")
         known = _check_name(name)
         model = build(_make_config({"name": known}, given))
     else:
         backbone = _PRESETS[name].get("backbone", name) if name else _DEFAULT_BACKBONE
         path = resolve_weights(weights, backbone)
         checkpoint = read_checkpoint(path)
-        model = build(_config_for_file(name, given, checkpoint, str(path), skip_classifier))
-        load_state(model, checkpoint.state, str(path), skip_classifier=skip_classifier)
+        model = build(_config_for_file(name, given, checkpoint, str(path), weights_mode))
+        load_state(model, checkpoint.state, str(path), weights_mode=weights_mode)
     if backbone_weights is not None:
         if not isinstance(model, LiteSeg):
             raise ValueError(f"create_model: backbone_weights: expected none, {model.config.name} has no backbone")

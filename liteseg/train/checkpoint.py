@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from liteseg.atomic import atomic_path
 
 
 class _Watched(io.FileIO):
@@ -29,28 +30,18 @@ class _Watched(io.FileIO):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary file in the same folder, flushes it to disk, then renames it over the old one."""
+    """Writes a checkpoint whole or not at all, and on the disk before it takes the place of the old one."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         if storage_options is not None:
             raise TypeError(f"checkpoint: storage_options: expected None, got {storage_options!r}")
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # one fixed name: what a killed run left behind is overwritten by the next one
-        temporary = path.with_name(f".{path.name}.part")
-        try:
-            with _Watched(temporary, "w") as file:
-                try:
-                    torch.save(checkpoint, file)
-                except Exception as error:
-                    if file.reason is None:
-                        raise
-                    raise OSError(f"{path}: not written: {file.reason.strerror}") from error
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with atomic_path(path, durable=True) as temporary, _Watched(temporary, "w") as file:
+            try:
+                torch.save(checkpoint, file)
+            except Exception as error:
+                if file.reason is None:
+                    raise
+                raise OSError(f"{path}: not written: {file.reason.strerror}") from error
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

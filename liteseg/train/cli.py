@@ -26,6 +26,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 import liteseg_kernels as lk
+from liteseg.atomic import remove_leftovers
 from liteseg.data import dataset
 from liteseg.distributed import rank
 from liteseg.errors import ElsewhereError
@@ -39,6 +40,8 @@ from .module import NotFiniteError, SegmentationModule
 from .presets import resolve, with_config
 from .sync import LayerSync
 
+# options that are called as in the other commands
+_LONG = {"--weights": "--model.weights", "--weights-mode": "--model.weights_mode"}
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -54,15 +57,14 @@ def versions() -> dict[str, str]:
 
 
 class _Record(Callback):
-    """Puts the full configuration and the versions into every checkpoint."""
+    """Puts the full configuration, the model's and the versions into every checkpoint."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        checkpoint["liteseg"] = {"config": self.config, "versions": versions()}
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        model = pl_module.model.config.to_dict()
+        checkpoint["liteseg"] = {"config": self.config, "model": model, "versions": versions()}
 
 
 class TrainCLI(LightningCLI):
@@ -113,6 +115,7 @@ class TrainCLI(LightningCLI):
             return
         self.config["model"]["weights"] = str(folder / "weights.safetensors")
         self.config["model"]["backbone_weights"] = None
+        self.config["model"]["weights_mode"] = "all"
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         out = Path(self.config["out"])
@@ -250,6 +253,10 @@ def train(argv: Sequence[str]) -> Path | None:
     )
     out = Path(cli.config["out"])
     last = out / "checkpoints" / "last.ckpt"
+    if cli.trainer.is_global_zero:
+        # of a run killed while it wrote
+        for folder in (out, last.parent):
+            remove_leftovers(folder)
     resume = last if cli.config["resume"] and last.is_file() else None
     if resume is not None:
         _check_resumable(cli, resume)
@@ -259,9 +266,6 @@ def train(argv: Sequence[str]) -> Path | None:
         return None
     weights = out / "weights.safetensors"
     if cli.trainer.is_global_zero:
-        for leftover in out.glob(f".{weights.name}.*.tmp"):
-            # of a run killed while it wrote
-            leftover.unlink()
         export(cli, last, weights)
         rank_zero_info(f"wrote {weights}")
     cli.trainer.strategy.barrier()
@@ -273,7 +277,7 @@ def train(argv: Sequence[str]) -> Path | None:
 def _evaluate(cli: TrainCLI, weights: Path, split: str) -> None:
     """Scores of the exported weights, as `liteseg evaluate` gives them."""
     model = lk.fuse(create_model(weights=weights).eval().to(cli.trainer.strategy.root_device))
-    data = dataset(cli.datamodule.name, cli.datamodule.root, split)
+    data = dataset(cli.datamodule.name, cli.datamodule.root, split, **cli.datamodule.reading)
     flip = cli.config["model"]["val_flip"]
     result = evaluate(model, data, flip=flip, progress=cli.trainer.progress_bar_callback is not None)
     if cli.trainer.is_global_zero:
@@ -292,6 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     if debug:
         arguments.remove("--debug")
+    arguments = [_long(argument) for argument in arguments]
     if "--deterministic" in arguments:
         position = arguments.index("--deterministic")
         arguments[position : position + 1] = ["--trainer.deterministic", "true"]
@@ -318,6 +323,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"liteseg train{who}: {reason}", file=sys.stderr)
         return code
     return 0
+
+
+def _long(argument: str) -> str:
+    """An option of the whole command line in the trainer's own words."""
+    name, equals, value = argument.partition("=")
+    return _LONG.get(name, name) + equals + value
 
 
 def _leave() -> None:

@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
+from pytorch_lightning.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Sampler, default_collate
 
 from liteseg.data import Augmentation, Preparation, SegmentationDataset, dataset
+from liteseg.data import check as check_labels
 
 _DEFAULT_AUGMENTATION = Augmentation()
 
@@ -60,8 +62,11 @@ class SegmentationData(pl.LightningDataModule):
     """Training and validation images of one data set.
 
     Args:
-        name: data set, "camvid" or "cityscapes".
+        name: data set, "camvid", "cityscapes", "folder" (your own, described by dataset.yaml) or a class such as
+            mine.Lawn.
         root: its folder.
+        classes: names of the classes 0, 1, ... of a folder without dataset.yaml.
+        check: read all label files before training, print what is in them, and stop where one is wrong.
         train_split: split to train on, "trainval" for train and val together.
         val_split: split to validate on.
         mode: Cityscapes only, "fine" or "coarse" training labels; validation labels are always fine.
@@ -73,6 +78,10 @@ class SegmentationData(pl.LightningDataModule):
             to `augment`, such as {crop: [768, 1536]}. None is one pass without changes.
         val_input_scale: factor by which validation images are resized before the network; labels keep their size.
         seed: of order and augmentation.
+        value_range: of images with more than 8 bits a sample: the one that is white, or [black, white]; read off each
+            image by default.
+        labels_on: what labels are drawn on: images as viewers show them, turned by their EXIF orientation ("upright"),
+            or as their files hold them ("stored").
         on_error: about an image or label that cannot be read: "fail" stops and names it; "skip" warns, trains on the
             next readable image in its place, and leaves it out of validation.
     """
@@ -83,6 +92,8 @@ class SegmentationData(pl.LightningDataModule):
         name: str = "camvid",
         train_split: str = "train",
         val_split: str = "val",
+        classes: list[str] | None = None,
+        check: bool = False,
         mode: str | None = None,
         batch_size: int = 8,
         val_batch_size: int = 1,
@@ -91,6 +102,8 @@ class SegmentationData(pl.LightningDataModule):
         passes: list[dict[str, Any]] | None = None,
         val_input_scale: float = 1.0,
         seed: int = 0,
+        value_range: float | tuple[float, float] | None = None,
+        labels_on: Literal["upright", "stored"] = "upright",
         on_error: Literal["fail", "skip"] = "fail",
     ) -> None:
         super().__init__()
@@ -100,18 +113,35 @@ class SegmentationData(pl.LightningDataModule):
             raise ValueError(f"data: num_workers: expected at least 0, got {num_workers}")
         self.name, self.root, self.seed = name, root, seed
         self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
-        options = {} if mode is None else {"mode": mode}
+        # of every split
+        self.reading: dict[str, Any] = {"value_range": value_range, "labels_on": labels_on}
+        if classes is not None:
+            self.reading["classes"] = classes
+        options: dict[str, Any] = self.reading if mode is None else {**self.reading, "mode": mode}
         transforms = [_changed(augment, changes) for changes in (passes or [{}])]
         self.train_set: SegmentationDataset = dataset(
             name, root, train_split, transform=transforms, seed=seed, **options
         )
-        self.val_set: SegmentationDataset = dataset(name, root, val_split, transform=Preparation(val_input_scale))
+        self.val_set: SegmentationDataset = dataset(
+            name, root, val_split, transform=Preparation(val_input_scale), **self.reading
+        )
         if on_error == "skip":
             self.train_set.on_error, self.val_set.on_error = "replace", "drop"
         self.class_names = self.train_set.class_names
         self.train_split = train_split
+        self.check = check
         self.passes = len(transforms)
         self._first_epoch = self._first_batch = 0
+
+    def setup(self, stage: str) -> None:
+        if stage != "fit" or not self.check or (self.trainer is not None and not self.trainer.is_global_zero):
+            return
+        reports = [check_labels(data) for data in (self.train_set, self.val_set)]
+        rank_zero_info("\n".join(map(str, reports)))
+        problems = [problem for report in reports for problem in report.problems]
+        if problems and self.train_set.on_error == "fail":
+            more = f" (and {len(problems) - 1} more; liteseg dataset check lists all)" if len(problems) > 1 else ""
+            raise ValueError(f"{problems[0]}{more}")
 
     # lightning starts the loader before it restores its own progress and tells the sampler the epoch, so without this
     # a resumed run would repeat the pictures of epoch 0

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 import liteseg_kernels as lk
 from liteseg.data import VOID
 from liteseg.distributed import mean_over_processes, sum_counts, world_size
+from liteseg.imports import imported
 from liteseg.metrics import ConfusionMatrix
 from liteseg.models import LiteSeg, Network, create_model
 
@@ -54,8 +55,12 @@ class SegmentationModule(pl.LightningModule):
         switches: further arguments of `liteseg.create_model`, such as output_stride.
         input_scale: factor by which images are resized before this network; stored with the weights.
         backbone_weights: ImageNet weights of the backbone.
-        weights: weights file to start from (all of the network); excludes backbone_weights.
+        weights: weights file or bundled weights to start from; excludes backbone_weights.
+        weights_mode: what is taken from them: "all"; "all-but-classifier", everything but the last layer, for other
+            classes; "backbone", the backbone alone, for another head too.
         class_weights: "log" weighs classes by their share of the training pixels (see `log_class_weights`); "none".
+        criterion: path of a function of your own, such as mine.dice, in the place of cross-entropy and its options:
+            (logits [N, K, h, w] before the last upsampling, label uint8 [N, H, W] with 255 for void) -> scalar.
         reduction: "mean" over labelled pixels, or "sum_per_image" (summed, divided by the batch size).
         label_smoothing: share of the target spread over all classes.
         ohem_threshold: above 0: online hard example mining, learning only from pixels whose (weighted) loss is above
@@ -84,7 +89,9 @@ class SegmentationModule(pl.LightningModule):
         input_scale: float = 1.0,
         backbone_weights: str | None = None,
         weights: str | None = None,
+        weights_mode: Literal["all", "all-but-classifier", "backbone"] = "all",
         class_weights: Literal["log", "none"] = "none",
+        criterion: str | None = None,
         reduction: Literal["mean", "sum_per_image"] = "mean",
         label_smoothing: float = 0.0,
         ohem_threshold: float = 0.0,
@@ -107,24 +114,35 @@ class SegmentationModule(pl.LightningModule):
                 raise ValueError(f"model: {option}: expected a number from 0 to below 1, got {value}")
         if reset_momentum and hold_epochs == 0:
             raise ValueError("model: reset_momentum: expected hold_epochs above 0, got a rate that moves every step")
+        self.criterion = None if criterion is None else imported(criterion, "model: criterion")
+        if self.criterion is not None:
+            if not callable(self.criterion):
+                raise ValueError(f"model: criterion: expected a function, got {criterion}: {self.criterion!r}")
+            if class_weights != "none" or label_smoothing or ohem_threshold or reduction != "mean":
+                raise ValueError(
+                    "model: criterion: expected class_weights none, reduction mean, and neither label_smoothing nor "
+                    f"ohem_threshold, which are cross-entropy's; got them with {criterion}"
+                )
         if weights is not None and backbone_weights is not None:
             raise ValueError("model: expected one of weights and backbone_weights, got both")
         if num_classes is None:
             num_classes = 19 if class_names is None else len(class_names)
-        if weights is None and backbone_weights is None:
-            rank_zero_warn(
-                "TRAINING FROM SCRATCH: no --model.backbone_weights. The backbone starts from random numbers; expect a "
-                "far lower mIoU than with ImageNet weights, and give it many more epochs."
-            )
         model: Any = create_model(
             name,
             num_classes=num_classes,
             weights=weights,
+            weights_mode=weights_mode,
             backbone_weights=backbone_weights,
             class_names=class_names,
             input_scale=input_scale,
             **(switches or {}),
         )
+        # the peers have no backbone that could be given
+        if weights is None and backbone_weights is None and isinstance(model, LiteSeg):
+            rank_zero_warn(
+                "TRAINING FROM SCRATCH: no --model.backbone_weights. The backbone starts from random numbers; expect a "
+                "far lower mIoU than with ImageNet weights, and give it many more epochs."
+            )
         self.model: Network = model.to(memory_format=torch.channels_last)
         # counted anew from the training labels at every start, so checkpoints do not hold it
         self.loss_weight: Tensor | None
@@ -156,8 +174,13 @@ class SegmentationModule(pl.LightningModule):
     def loss(self, logits: Tensor, label: Tensor) -> Tensor:
         """Cross-entropy of logits [N, K, h, w] against labels uint8 [N, H, W]; full-size logits are never made.
 
+        Or the criterion that was given.
+
         With several processes a mean is over the labelled pixels of all of them, once gradients are averaged.
         """
+
+        if self.criterion is not None:
+            return self.criterion(logits, label)
 
         def cross_entropy(reduction: str) -> Tensor:
             return lk.functional.upsample_cross_entropy(

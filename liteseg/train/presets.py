@@ -11,16 +11,30 @@ from typing import Any
 
 import yaml
 
-_DATA = ("camvid", "cityscapes")
-_BACKBONES = ("mobilenetv2", "shufflenet", "darknet19")
+from liteseg.models.peers import PEERS
+
+_DATA = ("camvid", "cityscapes", "folder")
+# LiteSeg by its backbone, the peers by their names
+_NETWORKS = ("mobilenetv2", "shufflenet", "darknet19", *PEERS)
 _RECIPES = ("modern", "official")
+
+
+def _words(name: str) -> set[str]:
+    """The words of a name. A network's name is one word, though some have a `_` in them."""
+    words: set[str] = set()
+    rest = f"_{name}_"
+    for network in _NETWORKS:
+        if "_" in network and f"_{network}_" in rest:
+            words.add(network)
+            rest = rest.replace(f"_{network}_", "_")
+    return words | set(rest[1:-1].split("_")) if rest != "_" else words
 
 
 def _parts() -> dict[frozenset[str], Any]:
     """Files of the folder by the words of their names."""
     files = (resources.files("liteseg") / "configs").iterdir()
     found = {file.name.removesuffix(".yaml"): file for file in files if file.name.endswith(".yaml")}
-    return {frozenset(name.split("_")): found[name] for name in sorted(found)}
+    return {frozenset(_words(name)): found[name] for name in sorted(found)}
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -35,14 +49,14 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def preset(name: str) -> dict[str, Any]:
     """The configuration of a preset, whose name is words joined by `_` in any order.
 
-    One data set, one backbone, a recipe ("modern" unless named) and the words of changes. Every file all of whose words
-    are in the name is read, those of changes last, else those of fewer words first. ValueError for unknown words and
-    for words that do not go together.
+    One data set, one network (LiteSeg's backbone, or a peer), a recipe ("modern" unless named) and the words of
+    changes. Every file all of whose words are in the name is read, those of changes last, else those of fewer words
+    first. ValueError for unknown words and for words that do not go together.
     """
-    words = set(name.split("_"))
+    words = _words(name)
     parts = _parts()
     known = frozenset().union(*parts)
-    base = frozenset((*_DATA, *_BACKBONES, *_RECIPES))
+    base = frozenset((*_DATA, *_NETWORKS, *_RECIPES))
 
     def expected(what: str) -> ValueError:
         return ValueError(f"config: expected {what}, got {name!r}")
@@ -51,11 +65,11 @@ def preset(name: str) -> dict[str, Any]:
         changes = ", ".join(sorted(known - base))
         raise expected(
             "a file or a preset such as camvid_mobilenetv2: words joined by _, one of "
-            f"{', '.join(_DATA)}; one of {', '.join(_BACKBONES)}; one of {', '.join(_RECIPES)}; any of {changes}"
+            f"{', '.join(_DATA)}; one of {', '.join(_NETWORKS)}; one of {', '.join(_RECIPES)}; any of {changes}"
         )
     if not words.intersection(_RECIPES):
         words.add("modern")
-    for group in (_DATA, _BACKBONES, _RECIPES):
+    for group in (_DATA, _NETWORKS, _RECIPES):
         if len(words.intersection(group)) != 1:
             raise expected(f"a preset with one of {', '.join(group)}")
     used = sorted((part for part in parts if part <= words), key=lambda part: (len(part - base), len(part)))

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .. import _dispatch, _loader
+from .. import _dispatch, _loader, intact
+from ..block import FusedModule
 from ..graphs import GraphCache, GraphReport
 from .compiled import Plan
 from .packing import WRITERS, Unplannable
@@ -31,8 +32,8 @@ class PlannedModule(nn.Module):
 
     The plan is made from the folded weights when it is first needed, is no part of the `state_dict`, and is made again
     after anything that may change them: loading a `state_dict`, `.to()`, copying and unpickling. Going back to training
-    drops it for good. CUDA graphs (`graphs.GraphCache`), where `fuse` was asked for them, follow the same rules;
-    subclasses hand what they want replayed to `replayed`.
+    drops it for good. It is used only while nothing inside is altered (`intact`). CUDA graphs (`graphs.GraphCache`),
+    where `fuse` was asked for them, follow the same rules; subclasses hand what they want replayed to `replayed`.
     """
 
     in_channels = 3
@@ -44,6 +45,7 @@ class PlannedModule(nn.Module):
         self._plans: dict[torch.dtype, Plan | str] = {}
         self._graphs: GraphCache | None = None
         self._graph_refusals: set[str] = set()
+        self._watch: intact.Watch | None = None
         self.register_load_state_dict_post_hook(_forget)
 
     def lower(self, program: Program, x: int) -> int:
@@ -84,26 +86,67 @@ class PlannedModule(nn.Module):
             self._plans[dtype] = made
         return made
 
-    def plan_for(self, x: Tensor) -> Plan | None:
-        """The plan that takes x, or None: then the modules run one by one."""
-        if not self._planned or self.training or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    def altered(self) -> str | None:
+        """Why the modules inside must be called: what a plan or a graph passes by is not what it was made from."""
+        watch = self._watch
+        if watch is not None and watch.holds(self):
             return None
+        return self._look()
+
+    def _look(self) -> str | None:
+        """`altered` anew; a plan made from what has changed since is forgotten."""
+        watch = self._watch
+        reason = intact.environment() or intact.outdated_description(type(self)) or _altered_part(self, "")
+        if watch is not None and watch.same(self) and reason is not None:
+            # hooks alone leave no trace in the weights
+            return reason
+        if watch is not None:
+            self._plans = {}
+            self._forget_graphs()
+        self._watch = None if reason is not None else intact.Watch(self, FusedModule)
+        return reason
+
+    def plan_refusal(self) -> str | None:
+        """Why the modules run one by one for any input."""
+        if not self._planned or self.training:
+            return "the network is in training mode" if self.training else "the network was not fused"
+        return self.altered()
+
+    def refusal(self, x: Tensor) -> str | None:
+        """Why the modules run one by one for x, and not a plan."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return "it is traced or compiled"
+        reason = self.plan_refusal()
+        if reason is not None:
+            return reason
         if type(x) is not Tensor or x.device.type != "cpu" or x.dtype not in WRITERS:
-            return None
+            return (
+                f"x is a {type(x).__name__} of {x.dtype} on {x.device.type}, and plans run float32 or bfloat16 on cpu"
+            )
         autocasts = torch.is_autocast_enabled("cpu")
         if autocasts and not _autocasts():
-            return None
+            return "autocast is on, but not to bfloat16"
         if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters())):
-            return None
-        if _dispatch.selection().name not in ("auto", "cpu"):
-            return None
+            return "gradients are recorded (use torch.inference_mode())"
+        backend = _dispatch.selection().name
+        if backend not in ("auto", "cpu"):
+            return f"the backend {backend!r} was asked for"
         # what a plan was made from stays, so only a new one looks at the weights
-        dtype: torch.dtype | str = torch.bfloat16 if autocasts else x.dtype
+        dtype = torch.bfloat16 if autocasts else x.dtype
         if dtype not in self._plans:
-            dtype = self._dtype()
-            if isinstance(dtype, str) or not (autocasts or dtype == x.dtype):
-                return None
+            found = self._dtype()
+            if isinstance(found, str):
+                return found
+            if not autocasts and found != x.dtype:
+                return f"x is of {x.dtype}, and the weights of {found}"
         made = self._made(dtype)
+        return made if isinstance(made, str) else None
+
+    def plan_for(self, x: Tensor) -> Plan | None:
+        """The plan that takes x, or None: then the modules run one by one, and `refusal` says why."""
+        if self.refusal(x) is not None:
+            return None
+        made = self._plans.get(torch.bfloat16 if torch.is_autocast_enabled("cpu") else x.dtype)
         return made if isinstance(made, Plan) else None
 
     def plan(self, size: tuple[int, int] = (360, 640), *, profile: bool = False) -> PlanReport:
@@ -112,7 +155,9 @@ class PlannedModule(nn.Module):
         The plan is that of the weights' dtype, or bfloat16's inside `torch.autocast("cpu", torch.bfloat16)`.
         `profile=True` runs it and adds the time of each layer. Raises ValueError for a network without a plan.
         """
-        dtype = self._dtype() if self._planned else "it was not fused"
+        dtype: torch.dtype | str = "it was not fused"
+        if self._planned:
+            dtype = self.altered() or self._dtype()
         made = dtype if isinstance(dtype, str) else self._made(dtype)
         if isinstance(made, str):
             raise ValueError(f"plan: expected a network that runs from a plan, got one that does not: {made}")
@@ -135,7 +180,7 @@ class PlannedModule(nn.Module):
             return "the network was not fused with cuda_graph=True"
         if self.training:
             return "the network is in training mode"
-        reason = self._graphs.refusal(x)
+        reason = self._graphs.refusal(x) or self.altered()
         if reason is None and torch.is_grad_enabled() and any(t.requires_grad for t in (x, *self.parameters())):
             reason = "gradients are recorded (use torch.inference_mode())"
         return reason
@@ -174,16 +219,43 @@ class PlannedModule(nn.Module):
         return self
 
     def _apply(self: Self, *args: Any, **kwargs: Any) -> Self:
-        self._plans = {}
+        self._plans, self._watch = {}, None
         self._forget_graphs()
         return super()._apply(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         # packed for this machine's instruction set
-        return self.__dict__ | {"_plans": {}}
+        return self.__dict__ | {"_plans": {}, "_watch": None}
 
 
 def _forget(module: nn.Module, incompatible_keys: object) -> None:
     assert isinstance(module, PlannedModule)
-    module._plans = {}
+    module._plans, module._watch = {}, None
     module._forget_graphs()
+
+
+# what runs its children one after another, or nothing
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def _altered_part(module: nn.Module, around: str) -> str | None:
+    """Which module inside is not what `lower` describes, and why."""
+    for child, part in module.named_children():
+        name = f"{around}{child}"
+        kind = type(part)
+        reason = intact.altered(part, name, kind)
+        if reason is None and intact.outdated_description(kind) is not None:
+            reason = f"{name}: {intact.outdated_description(kind)}"
+        if reason is None and isinstance(part, FusedModule) and part.folds:
+            if not part.is_intact():
+                return intact.inside(name, part.one_by_one())
+            if not part.is_current():
+                return f"{name}: expected the parameters that were folded, got others (call fuse again)"
+            continue
+        if reason is None and not hasattr(part, "lower") and kind not in _CONTAINERS:
+            if any(isinstance(inner, FusedModule) for inner in part.modules()):
+                reason = f"{name}: expected a module with lower(), got {kind.__name__}"
+        reason = reason or _altered_part(part, f"{name}.")
+        if reason is not None:
+            return reason
+    return None

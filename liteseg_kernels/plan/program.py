@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from .. import intact
 from .layers import (
     MOST_TAPS,
     Convolution,
@@ -35,8 +37,13 @@ class Program:
         return self._channels[value]
 
     def run(self, module: nn.Module, name: str, *inputs: int) -> int:
-        """The value that `module.lower` gives for `inputs`; `name` is what reports call it."""
+        """The value that `module.lower` gives for `inputs`; `name` is what reports call it. Of torch.nn's modules
+        Identity, Conv2d and MaxPool2d are known."""
+        if type(module) is nn.Identity:
+            return inputs[0]
         lower = getattr(module, "lower", None)
+        if type(module) in _PLAIN:
+            lower = functools.partial(_PLAIN[type(module)], module)
         if lower is None:
             raise Unplannable(f"{name}: {type(module).__name__} has no lower()")
         self._scope.append(name)
@@ -250,7 +257,27 @@ class Program:
         return layers, values
 
 
-def _one(pair: Sequence[int]) -> int:
+def _convolution(conv: Any, program: Program, x: int) -> int:
+    reason = intact.convolution(conv, "convolution")
+    if reason is not None:
+        raise Unplannable(reason)
+    geometry = {name: getattr(conv, name) for name in ("stride", "padding", "dilation", "groups")}
+    return program.convolution(x, conv.weight, conv.bias, **geometry)
+
+
+def _max_pool(pool: Any, program: Program, x: int) -> int:
+    if pool.dilation not in (1, (1, 1)) or pool.ceil_mode or pool.return_indices:
+        raise Unplannable(f"expected a max-pool without dilation, ceil_mode and indices, got {pool}")
+    sizes = {"kernel": pool.kernel_size, "stride": pool.stride, "padding": pool.padding}
+    return program.max_pool(x, **{key: _one(size) for key, size in sizes.items()})
+
+
+_PLAIN: dict[type[nn.Module], Any] = {nn.Conv2d: _convolution, nn.MaxPool2d: _max_pool}
+
+
+def _one(pair: int | Sequence[int]) -> int:
+    if isinstance(pair, int):
+        return pair
     if len(set(pair)) != 1:
         raise Unplannable(f"different values for height and width: {tuple(pair)}")
     return int(pair[0])

@@ -153,6 +153,12 @@ def test_fps(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     assert "onnxruntime" in out
 
 
+def test_what_unpools_may_differ_more() -> None:
+    assert networks.limit("ccc2", "logits", "float32") == 1e-3
+    assert networks.limit("segnet", "logits", "float32") == 1e-2 == networks.limit("segnet", "labels", "float32")
+    assert networks.limit("dsnet", "logits", "bfloat16") == 0.5
+
+
 def test_what_cannot_run_is_a_row_with_its_reason(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     code, _, err = run(
@@ -175,6 +181,8 @@ def test_what_cannot_run_is_a_row_with_its_reason(run: Callable[..., tuple[int, 
         (("kernels", "--ops", "conv"), "--ops: expected of separable_conv2d,"),
         (("kernels", "--device", "cuda:99"), "--device: expected a device of this machine"),
         (("tables", "--table", "6"), "--table: expected of 1, 2, 3, 4, 5, got 6"),
+        (("tables", "--networks", "pspnet"), "--networks: expected of liteseg_mobilenetv2,"),
+        (("tables", "--providers", "tensorrt"), "--providers: expected of eager, compiled,"),
         (("tables", "--weights", "espnet"), "expected NETWORK=FILE, got 'espnet'"),
         (("tables", "--table", "2", "--weights", "pspnet=a.pth"), "--weights: expected one of liteseg_mobilenetv2;"),
         (("figures",), "expected --image FILE ... or --data DIR with --dataset NAME"),
@@ -193,7 +201,9 @@ def test_table_2_and_the_parameters_of_table_3(
     run: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the times of Table III are those of `fps`, tested above
-    monkeypatch.setattr(networks, "measure", lambda *args, **settings: [])
+    monkeypatch.setattr(
+        networks, "measure", lambda case, providers, **_: [{"provider": name, "images/s": 2.0} for name in providers]
+    )
     code, out, err = run("tables", "--table", 2, 3, 4)
     assert code == 0, err
     lines = read(tmp_path / "results" / "tables.csv")
@@ -210,12 +220,41 @@ def test_table_2_and_the_parameters_of_table_3(
         },
         abs=0.006,
     )
-    for network, published in (("liteseg_darknet19", 20.55), ("liteseg_mobilenetv2", 4.38), ("erfnet", 2.07)):
+    for network, published in (
+        ("liteseg_darknet19", 20.55),
+        ("liteseg_mobilenetv2", 4.38),
+        ("erfnet", 2.07),
+        ("dsnet", 0.91),
+    ):
         line = found["3", network, "parameters, M"]
         assert float(line["published"]) == published and float(line["measured"]) == pytest.approx(published, abs=0.005)
-    segnet = found["4", "SegNet", "class mIoU, test"]
-    assert segnet["measured"] == "" and segnet["detail"].startswith("published only")
-    assert "needs --data DIR (Cityscapes)" in found["4", "espnet", "class mIoU, test"]["detail"]
+    assert all({x["row"] for x in lines if x["table"] == number} == set(networks.NETWORKS) for number in "34")
+    times = [key[1:] for key, line in found.items() if key[2].startswith("images/s") and line["measured"] == "2"]
+    engines = ("PyTorch eager", "PyTorch compiled", "ONNX Runtime", "OpenVINO", "ours")
+    assert sorted(times) == sorted(
+        (network, f"images/s at {size}, {engine}")
+        for network in networks.NETWORKS
+        for size in ("360x640", "1024x2048")
+        for engine in engines
+    )
+    assert found["3", "dsnet", "images/s at 360x640, ours"]["published"] == "100.5"
+    for network, size, published in (
+        ("segnet", "360x640", 286.03),
+        ("skipnet_mobilenet", "512x1024", 13.8),
+        ("skipnet_shufflenet", "512x1024", 4.63),
+        ("ccc2", "512x1024", 6.29),
+        ("espnet", "512x1024", 9.67),
+    ):
+        line = found["4", network, f"GFLOPs, 2 x GMACs at {size}"]
+        assert float(line["published"]) == published
+        assert float(line["measured"]) == pytest.approx(published, rel=0.035)
+    assert (
+        float(found["4", "liteseg_darknet19", "GFLOPs, count of the authors' tool at 512x1024"]["published"]) == 103.09
+    )
+    # nothing but the scores on Cityscapes is missing
+    empty = [x for x in lines if x["table"] == "4" and not x["measured"]]
+    assert empty and all("mIoU, test" in x["quantity"] for x in empty)
+    assert all("needs --data DIR (Cityscapes)" in x["detail"] for x in empty)
     page = (tmp_path / "results" / "tables.md").read_text()
     assert all(tables.TITLES[number] in page for number in (2, 3, 4)) and "swapped digits" in page
 
@@ -224,7 +263,8 @@ def test_tables_with_cityscapes(run: Callable[..., tuple[int, str, str]], tmp_pa
     data = folders.cityscapes(tmp_path / "cityscapes", "zips", "fine", ("val",), per_city=1)
     path = tmp_path / "w.safetensors"
     liteseg.save_weights(create_model("liteseg_shufflenet"), path)
-    code, _, err = run("tables", "--table", 1, 4, 5, "--data", data, "--weights", f"liteseg_shufflenet={path}")
+    chosen = ("--networks", "liteseg_shufflenet", "--weights", f"liteseg_shufflenet={path}")
+    code, _, err = run("tables", "--table", 1, 4, 5, "--data", data, *chosen)
     assert code == 0, err
     found = {(x["table"], x["row"], x["quantity"]): x for x in read(tmp_path / "results" / "tables.csv")}
     val = found["4", "liteseg_shufflenet", "class mIoU, val"]
@@ -236,7 +276,7 @@ def test_tables_with_cityscapes(run: Callable[..., tuple[int, str, str]], tmp_pa
 
 
 def test_a_missing_folder_leaves_the_counts(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
-    code, out, err = run("tables", "--table", 4, "--data", tmp_path / "nowhere")
+    code, out, err = run("tables", "--table", 4, "--networks", "enet", "--data", tmp_path / "nowhere")
     assert code == 0, err
     details = {x["detail"] for x in read(tmp_path / "results" / "tables.csv") if x["row"] == "enet"}
     assert any("folder not found" in detail for detail in details)

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,11 +18,13 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu_day, report, rows, speed
+from benchmarks import archive, gpu_day, launches, parity, plans, race, report, rows, speed
 from benchmarks.day import Day
 from benchmarks.rows import CHECK, CHECK_KEY, SECTION, SPEED, Outcome, Row, Sheet, Skip
 from liteseg.bench import registry, shapes
 from liteseg_kernels import _dispatch
+from tests.kernels import suite
+from tests.worlds import HALF_TOO, World
 
 HERE = {
     "device": "Test Device 1",
@@ -79,16 +82,21 @@ def test_dry_run_resumes_and_publishes(
     assert gpu_day.main(call) == 0
     assert rows.read(file) == lines
     assert "2 ok, 0 failed, 0 skipped, 0 left" in capfd.readouterr().out
-    (page,) = (tmp_path / "out/results").glob("*-summary.md")
-    assert "| copy, 4 GiB | bytes |" in page.read_text()
-    assert (tmp_path / "out/logs/ceilings.txt").is_file()
+    # one archive and its summary come back
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["gpu-day.tar.gz", "summary.md"]
+    assert "| copy, 4 GiB | bytes |" in (tmp_path / "out/summary.md").read_text()
+    names = archive.unpack(tmp_path / "out/gpu-day.tar.gz", tmp_path / "back")
+    assert "logs/ceilings.txt" in names and f"results/{file.name}" in names
+    assert (tmp_path / f"back/results/{file.name}").read_bytes() == file.read_bytes()
 
 
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        (["parity", "speed"], "SECTION: expected one of build, info, ceilings,"),
+        (["parity", "speed"], "SECTION: expected one of ready, ceilings, parity,"),
         (["--budget", "0"], "--budget: expected a number above 0, got 0"),
+        (["--plan", "short", "--call", "3"], "--call: expected one of 1, 2, got 3"),
+        (["--call", "1"], "--call: expected one of none, got 1"),
     ],
 )
 def test_wrong_arguments_are_named(given: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,9 +108,7 @@ def test_wrong_arguments_are_named(given: list[str], text: str, capsys: pytest.C
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        gpu_day.main(["info", "--logs", str(tmp_path)])
-    assert stopped.value.code == 2
+    assert gpu_day.main(["ready", "--logs", str(tmp_path)]) == 2
     assert capsys.readouterr().err == "gpu-day: torch sees no CUDA device (--dry-run needs none, and shows no times)\n"
 
 
@@ -263,15 +269,219 @@ def test_a_section_is_stopped_at_its_limit_with_what_it_has(tmp_path: Path) -> N
 SMALL = list(shapes.one_of_each(size=(32, 48), geometry=False))
 
 
-@pytest.mark.parametrize("section", gpu_day.SECTIONS)
-def test_rows_have_names_of_their_own(section: str, tmp_path: Path) -> None:
+SECTIONS = [(plan, section) for plan, held in plans.PLANS.items() for section in held.sections]
+
+
+@pytest.mark.parametrize(("plan", "section"), SECTIONS, ids=lambda x: getattr(x, "name", x))
+def test_rows_have_names_of_their_own(plan: str, section: plans.Section, tmp_path: Path) -> None:
     # rows with equal keys would count as run once the first of them is
-    day = dataclasses.replace(Day.make(False, tmp_path, tmp_path), sizes=((360, 640),))
-    module = importlib.import_module(f"benchmarks.{gpu_day.SECTIONS[section][0]}")
-    key = gpu_day.sheet(section, tmp_path, tmp_path).key
-    found = list(getattr(module, section)(day))
+    day = dataclasses.replace(Day.make(plan, False, tmp_path, tmp_path), sizes=((360, 640),))
+    module, _, function = section.place.partition(".")
+    key = rows.sheet(section.sheet, section.name, tmp_path, tmp_path).key
+    found = list(getattr(importlib.import_module(f"benchmarks.{module}"), function)(day))
     assert len({tuple(row.key.get(name, "") for name in key) for row in found}) == len(found) > 0
-    assert all(set(row.key) <= set(key) and row.cost < min(row.limit, gpu_day.BUDGET - 10) for row in found)
+    budget = plans.PLANS[plan].budget(section.call)
+    assert all(set(row.key) <= set(key) and row.cost < min(row.limit, budget - 10) for row in found)
+
+
+def test_a_call_of_the_short_plan_fits_into_what_can_be_had() -> None:
+    short = plans.PLANS["short"]
+    assert short.calls() == (1, 2)
+    # 900 s with the machine's start, 600 s a command, and gpu_call's own end
+    assert sum(short.budget(call) + 15 for call in short.calls()) + 120 <= 900
+    assert sum(plans.PLANS["train"].budget(call) + 15 for call in (1, 2)) + 120 <= 900
+    assert all(plan.budget(call) + 15 < 600 for plan in plans.PLANS.values() for call in (1, 2))
+    # what one wants to know first comes first
+    names = [section.name for section in short.sections]
+    assert names[:2] == ["ready", "parity"] and names[-1] == "sanitizer"
+
+
+def test_a_row_may_write_lines_of_its_own(tmp_path: Path) -> None:
+    lines = [{"case": "first", "detail": "one"}, {"case": "second", "status": "failed"}]
+    outcome, _ = run([row("a", lambda: {"lines": list(lines), "detail": "both"})], tmp_path)
+    found = rows.read(tmp_path / "checks.csv")
+    assert [(x["check"], x["case"], x["status"]) for x in found] == [
+        ("a", "first", ""),
+        ("a", "second", "failed"),
+        ("a", "c", "ok"),
+    ]
+    assert outcome.ok == 1
+
+
+def test_contestants_take_turns_and_one_that_faults_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = Day.make("short", True, tmp_path, tmp_path)
+    order: list[str] = []
+    monkeypatch.setattr(speed, "expected", lambda *_: torch.zeros(1))
+    monkeypatch.setattr(speed, "inputs", lambda *_: [torch.zeros(1)])
+
+    def make(day: Day, key: dict[str, str], *_: Any) -> Any:
+        name = key["provider"]
+        if name == "bad":
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        if name == "none":
+            raise ValueError("cannot be had")
+        return race._Runner(key, lambda: order.append(name), torch.zeros(1), {"status": "ok"})
+
+    monkeypatch.setattr(race, "_make", make)
+    monkeypatch.setattr(race, "PEERS", ("a", "bad", "none", "b"))
+    monkeypatch.setattr(race, "ours", lambda day: ())
+    place = rows.sheet("networks", "networks", tmp_path, tmp_path)
+    given = [x for x in race.networks(day) if x.key["dtype"] == "fp16"]
+    with pytest.raises(rows.DeviceFault):
+        rows.run_rows(given, place, time.time() + 60, "", lambda outcome: None)
+    assert [(x["provider"], x["status"]) for x in rows.read(place.path)] == [("bad", "failed")]
+    assert not place.marker.exists()
+    rows.run_rows(given, place, time.time() + 60, "", lambda outcome: None)
+    found = {x["provider"]: x for x in rows.read(place.path)[1:]}
+    assert order == ["a", "b"] * 4
+    assert {name: x["status"] for name, x in found.items()} == {
+        "a": "ok",
+        "b": "ok",
+        "none": "failed",
+        "liteseg in turns": "failed",
+    }
+    assert float(found["a"]["p50"]) >= 0 and found["liteseg in turns"]["detail"].endswith("not ok: bad, none")
+
+
+def test_kernels_belong_to_the_op_that_ran_then() -> None:
+    ops = [
+        launches.Span("stem conv2d", 0, 10),
+        launches.Span("stem.activation relu", 10, 20),
+        launches.Span("x", 30, 40),
+    ]
+    kernels = [
+        launches.Span("k3", 31, 35),
+        launches.Span("k1", 2, 6),
+        launches.Span("k2", 12, 13),
+        launches.Span("k4", 22, 24),
+    ]
+    found = launches.attribute(ops, kernels)
+    assert found == [("stem conv2d", "k1", 4), ("stem.activation relu", "k2", 1), ("", "k4", 2), ("x", "k3", 4)]
+    slower = [(layer, kernel, 3 * us) for layer, kernel, us in found]
+    predicted = {("stem", 0): (2.0, "s"), ("stem", 2): (0.5, "s"), ("x", 0): (8.0, "s"), ("network", 0): (44.0, "s")}
+    lines = launches.table([slower, found[:2], found, found], predicted)
+    assert [(x["launch"], x["layer"], x["us"], x.get("predicted us")) for x in lines] == [
+        ("1", "stem conv2d", 4, None),
+        ("2", "stem.activation relu", 1, 0.5),
+        ("3", "", 2, None),
+        ("4", "x", 4, 8.0),
+        ("sum", "stem", 5, 2.0),
+        ("sum", "network", 11, 44.0),
+    ]
+    assert lines[4]["measured/predicted"] == 2.5
+
+
+def test_predictions_are_of_layers_that_there_are() -> None:
+    network = "liteseg_mobilenetv2"
+    places = {layer.layer for layer in shapes.inference(network, (360, 640))}
+    found = launches.predictions(network, (360, 640), "liteseg cuda")
+    # torch's own ops of a layer, and repeated calls, are not in the list of ops
+    others = {layer for layer, _ in found} - places
+    assert others == {"network", "backbone.stem", "backbone.last"} | {f"backbone.blocks.{i}" for i in (5, 8, 9, 12, 15)}
+    assert places <= {layer for layer, _ in found}
+    sums = sum(us for (layer, step), (us, _) in found.items() if step == 0 and layer != "network")
+    assert sums == pytest.approx(found["network", 0][0], abs=1)
+
+
+def test_outcomes_of_parity_by_file_and_backend(tmp_path: Path) -> None:
+    record = tmp_path / "parity.jsonl"
+    outcomes = [
+        ("tests/kernels/test_daspp.py::test_forward[gpu-cuda-a]", "passed", ""),
+        ("tests/kernels/test_daspp.py::test_forward[gpu-cuda-b]", "failed", "off by 3"),
+        ("tests/kernels/test_daspp.py::test_forward[gpu-cuda-b]", "passed", ""),
+        ("tests/kernels/test_daspp.py::test_forward[gpu-triton-a]", "passed", ""),
+        ("tests/kernels/test_tf32.py::test_tf32[gpu-triton]", "skipped", "no"),
+    ]
+    text = "".join(
+        json.dumps({"test": test, "outcome": outcome, "reason": reason, "seconds": 1}) + "\n"
+        for test, outcome, reason in outcomes
+    )
+    record.write_text(text + '{"test": "cut o')
+    found = parity.summarise(parity.read(record))
+    assert [(x["case"], x["backend"], x["status"], x["detail"]) for x in found] == [
+        ("daspp", "cuda", "failed", "1 passed, 1 failed, 0 skipped; test_forward[gpu-cuda-b]: off by 3"),
+        ("daspp", "triton", "ok", "1 passed, 0 failed, 0 skipped"),
+        ("tf32", "triton", "skipped", "0 passed, 0 failed, 1 skipped; no"),
+    ]
+
+
+def test_a_short_day_keeps_every_dtype_and_layout_of_parity(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = suite.Case("any", lambda generator: {})
+    for name in ("gpu-cuda", "gpu-triton"):
+        here = World(name, name[4:], "cuda", HALF_TOO)
+        monkeypatch.delenv("LITESEG_PARITY", raising=False)
+        whole = suite.combinations(here, case, HALF_TOO, suite.LAYOUTS)
+        monkeypatch.setenv("LITESEG_PARITY", "each")
+        each = suite.combinations(here, case, HALF_TOO, suite.LAYOUTS)
+        assert len(whole) == 15 and len(each) == 5 and set(each) <= set(whole)
+        assert {dtype for dtype, _ in each} == set(HALF_TOO) and {layout for _, layout in each} == set(suite.LAYOUTS)
+    # what "auto" chooses is one of these
+    assert {"gpu-cuda", "gpu-triton"} < set(suite.worlds_of("daspp")) and "gpu" not in suite.worlds_of("daspp")
+
+
+PARITY_TESTS = """
+import time, pytest
+@pytest.mark.parametrize("name", ["emulator-hangs", "emulator-faults", "interpreter-a", "interpreter-b", "emulator-c"])
+def test_it(name):
+    if name == "emulator-hangs":
+        time.sleep(100)
+    if name == "emulator-faults":
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+"""
+
+
+def test_a_fault_or_a_hang_of_one_parity_test_leaves_the_others_alone(tmp_path: Path) -> None:
+    (tmp_path / "test_some.py").write_text(PARITY_TESTS)
+    record = tmp_path / "parity.jsonl"
+    command = [sys.executable, "-m", "pytest", str(tmp_path), "-p", "benchmarks.parity_plugin", "-n", "1", "-q"]
+    command += ["--dist", "worksteal", "--max-worker-restart", "9", "-c", os.devnull, "-p", "no:cacheprovider"]
+    variables = {**os.environ, "LITESEG_PARITY_RECORD": str(record), "LITESEG_PARITY_LIMIT": "2"}
+    variables["PYTHONPATH"] = str(rows.ROOT)
+    done = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    found = {x["test"].split("[")[1]: x for x in parity.read(record)}
+    assert {name: x["outcome"] for name, x in found.items()} == {
+        "emulator-hangs]": "failed",
+        "emulator-faults]": "failed",
+        "emulator-c]": "passed",
+        "interpreter-a]": "passed",
+        "interpreter-b]": "passed",
+    }, done.stdout
+    assert "crashed" in found["emulator-hangs]"]["reason"]
+
+
+def test_an_archive_is_cut_into_parts_and_put_together_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "PART", 4000)
+    source, out = tmp_path / "source", tmp_path / "out"
+    (source / "deep/deeper").mkdir(parents=True)
+    noise = os.urandom(9000)
+    (source / "deep/deeper/noise").write_bytes(noise)
+    (source / "huge.ckpt").write_bytes(os.urandom(20000))
+    page = tmp_path / "page.md"
+    page.write_text("# page")
+    out.mkdir()
+    (out / "gpu-day.tar.gz").write_text("of an earlier call")
+    written = archive.publish(out, {"results": source}, page, large=(".ckpt",))
+    names = [path.name for path in written]
+    assert names == ["gpu-day.tar.gz.00", "gpu-day.tar.gz.01", "gpu-day.tar.gz.02", "summary.md"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert "files ending in .ckpt stayed behind" in (out / "summary.md").read_text()
+    whole = tmp_path / "whole.tar.xz"
+    whole.write_bytes(b"".join(path.read_bytes() for path in written[:3]))
+    assert archive.unpack(whole, tmp_path / "back") == ["results/deep/deeper/noise"]
+    assert (tmp_path / "back/results/deep/deeper/noise").read_bytes() == noise
+    with pytest.raises(OSError, match="publish: folders: expected at most"):
+        archive.publish(out, {"results": source}, page)
+
+
+def test_an_archive_puts_nothing_outside_of_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    with tarfile.open(tmp_path / "bad.tar.xz", "w:xz") as held:
+        held.add(tmp_path / "a", "../escaped")
+    with pytest.raises(ValueError, match="unpack: archive: expected files below its folder"):
+        archive.unpack(tmp_path / "bad.tar.xz", tmp_path / "in")
+    assert not (tmp_path / "escaped").exists()
 
 
 def test_a_network_is_measured_without_what_small_grids_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,7 +489,7 @@ def test_a_network_is_measured_without_what_small_grids_do(monkeypatch: pytest.M
     monkeypatch.delenv("LITESEG_CLUSTERS", raising=False)
     seen = []
     for provider in ("liteseg cuda graph", *speed.WITHOUT):
-        with speed._switched_off(provider):
+        with speed.switched_off(provider):
             seen.append(_dispatch.small_grids())
     off = [{name for name, on in switches.items() if not on} for switches in seen]
     assert off == [set(), {"early launches"}, {"clusters"}]

@@ -227,7 +227,7 @@ def test_refused_evaluations(refused, weights, cityscapes_weights, camvid, citys
         *("evaluate", "--weights", cityscapes_weights, "--data", cityscapes, "--dataset", "cityscapes"),
         *("--split", "test", "--quiet"),
     )
-    assert "expected one of camvid, cityscapes, got 'voc'" in refused(*test[:6], "voc", "--quiet")
+    assert "expected one of camvid, cityscapes, folder, " in refused(*test[:6], "voc", "--quiet")
     (tmp_path / "empty").mkdir()
     assert "empty" in refused("evaluate", "--weights", weights, "--data", tmp_path / "empty", "--dataset", "camvid")
 

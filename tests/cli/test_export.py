@@ -277,6 +277,8 @@ def test_an_onnx_file_that_differs_is_not_left(onnxruntime, tmp_path):
         (Check((1, 3, 64, 64), 1.0, 2e-4, 1e-4), False),
         (Check((1, 3, 64, 64), 1.0, float("nan"), 1e-4), False),
         (Check((1, 3, 64, 64), 0.9999), True),
+        (Check((1, 3, 64, 64), 0.9902, 1e-5, 1e-4, share=0.99), True),
+        (Check((1, 3, 64, 64), 0.9897, 1e-5, 1e-4, share=0.99), False),
         (Check((1, 3, 64, 64), 0.9998), False),
     ],
 )

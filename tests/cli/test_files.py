@@ -11,7 +11,8 @@ from PIL import Image
 import liteseg
 from liteseg.data import CAMVID_PALETTE
 from liteseg.files import find_inputs
-from liteseg.image_io import overlay, read_image
+from liteseg.image_io import overlay
+from liteseg.reading import read_image
 
 from .conftest import SIZE
 

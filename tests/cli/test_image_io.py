@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from liteseg.atomic import atomic_path
 from liteseg.data import CAMVID_CLASSES, CAMVID_PALETTE, CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
-from liteseg.image_io import add_legend, atomic_path, overlay, read_image, write_image
-from liteseg.palette import colorize, default_palette, palette_for
+from liteseg.data.tables import default_palette
+from liteseg.image_io import add_legend, overlay, write_image
+from liteseg.palette import colorize, palette_for
+from liteseg.reading import read_image
 
 from .conftest import picture
 

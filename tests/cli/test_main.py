@@ -13,7 +13,7 @@ from PIL import Image
 
 import liteseg
 from liteseg import cli
-from liteseg.image_io import read_image
+from liteseg.reading import read_image
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -108,9 +108,15 @@ def test_cityscapes_tables() -> None:
 @pytest.mark.parametrize(
     ("label", "expected"),
     [
-        (np.full(folders.SIZE, 12, np.uint8), r"train_000\.png: label ids: expected 0\.\.10 and 11 \(void\), got 12"),
+        (
+            np.full(folders.SIZE, 12, np.uint8),
+            r"train_000\.png: label ids: expected 0\.\.10, 11 and 255 .*got 12",
+        ),
         (np.resize(np.array([0, 200, 77], np.uint8), folders.SIZE), r"got 77, 200"),
-        (np.zeros((*folders.SIZE, 3), np.uint8), r"train_000\.png: label: expected an 8-bit single.*got mode RGB"),
+        (
+            np.full((*folders.SIZE, 3), 9, np.uint8),
+            r"train_000\.png: label colours: .*got \(9, 9, 9\), in three",
+        ),
         (np.zeros((8, 8), np.uint8), r"train_000\.png: label size: expected 64x48 .* got 8x8"),
     ],
     ids=["void + 1", "two ids", "colours", "size"],
@@ -135,14 +141,14 @@ def test_corrupt_file_is_named(tmp_path: Path, folder: str, content: bytes | Non
     root = folders.camvid(tmp_path)
     path = root / folder / "train_000.png"
     path.write_bytes(path.read_bytes()[:60] if content is None else content)
-    with pytest.raises(ValueError, match=rf"{folder}/train_000\.png: not a readable"):
+    with pytest.raises(ValueError, match=rf"{folder}/train_000\.png: (not a|damaged) picture"):
         CamVid(root, "train").load(0)
 
 
 def test_file_that_vanished_is_named(tmp_path: Path) -> None:
     data = CamVid(folders.camvid(tmp_path), "train")
     data.items[1][0].unlink()
-    with pytest.raises(ValueError, match=r"train_001\.png: image not found"):
+    with pytest.raises(ValueError, match=r"train_001\.png: no such file"):
         data.load(1)
 
 
@@ -150,7 +156,8 @@ def test_file_that_vanished_is_named(tmp_path: Path) -> None:
 def test_missing_label_is_named(tmp_path: Path, lists: bool) -> None:
     root = folders.camvid(tmp_path, lists=lists)
     (root / "valannot" / "val_001.png").unlink()
-    with pytest.raises(ValueError, match=r"valannot/val_001\.png: label"):
+    expected = r"val\.txt:2: label not found: .*valannot/val_001\.png" if lists else r"valannot/val_001\.png: label of"
+    with pytest.raises(ValueError, match=expected):
         CamVid(root, "val")
 
 
@@ -170,7 +177,7 @@ def test_missing_and_empty_folders_say_what_was_expected(tmp_path: Path) -> None
         CamVid(tmp_path, "train")
     (tmp_path / "train").mkdir()
     (tmp_path / "trainannot").mkdir()
-    with pytest.raises(ValueError, match=r"train: no images; expected files ending in \.png"):
+    with pytest.raises(ValueError, match=r"train: no images; expected files ending in \.bmp"):
         CamVid(tmp_path, "train")
     (tmp_path / "val.txt").write_text("\n")
     with pytest.raises(ValueError, match=r"val\.txt: empty"):
@@ -188,7 +195,10 @@ def test_missing_and_empty_folders_say_what_was_expected(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("kitti", "train"), "dataset: name: expected one of camvid, cityscapes, got 'kitti'"),
+        (
+            ("kitti", "train"),
+            "dataset: name: expected one of camvid, cityscapes, folder, .* got 'kitti'",
+        ),
         (("camvid", "extra"), "camvid: split: expected one of train, val, test, trainval, got 'extra'"),
         (("cityscapes", "extra"), "cityscapes: split: expected one of train, val, test, trainval for mode fine"),
     ],

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+import liteseg
 from liteseg.cli import main
 from tests.data import folders
 
@@ -26,7 +27,7 @@ TINY = ["--size", "64x96", "--runs", "2"]
 # options that make a command short, by the words it starts with
 SHORT = {
     "train": [
-        *("--data.root", "DIR", "--data.batch_size", "2", "--data.augment.crop", "[32,64]", "--data.num_workers", "0"),
+        *("--data.batch_size", "2", "--data.augment.crop", "[32,64]", "--data.num_workers", "0"),
         *("--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false", "--trainer.logger", "false"),
         *("--trainer.precision", "32-true"),
     ],
@@ -54,10 +55,10 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def commands() -> Iterator[tuple[str, str]]:
-    """(page:line, command) of every line of the blocks that are not Python."""
+    """(page:line, command) of every line of the blocks without a language."""
     for page in PAGES:
         for block in blocks(page):
-            if block.language != "python":
+            if not block.language:
                 for offset, line in enumerate(block.text.replace("\\\n", " ").splitlines()):
                     if line.strip():
                         yield f"{page.relative_to(ROOT)}:{block.line + offset}", line.strip()
@@ -70,6 +71,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(ROOT / "tests" / "data" / "street.jpg", tmp_path)
     (tmp_path / "folder").mkdir()
     shutil.copy(ROOT / "tests" / "data" / "street.jpg", tmp_path / "folder")
+    folders.own(tmp_path / "MINE", size=(64, 80))
+    (described,) = (block.text for block in blocks(ROOT / "docs" / "own-data.md") if block.language == "yaml")
+    (tmp_path / "MINE" / "dataset.yaml").write_text(described)
     folders.camvid(tmp_path / "DIR", {"train": 4, "val": 2, "test": 1}, size=(64, 80))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -112,6 +116,11 @@ def test_commands_run(place: str, line: str, workplace: Path, capsys: pytest.Cap
     arguments = words[1:]
     if "clip.mp4" in arguments:
         write_clip(workplace / "clip.mp4")
+    if "runs/mine/weights.safetensors" in arguments:
+        (workplace / "runs" / "mine").mkdir(parents=True)
+        names = ("grass", "path", "flower bed")
+        model = liteseg.create_model("liteseg_mobilenetv2", 3, class_names=names)
+        liteseg.save_weights(model, "runs/mine/weights.safetensors")
     if arguments[0] == "train":
         pytest.importorskip("pytorch_lightning")
     if "onnx" in arguments:

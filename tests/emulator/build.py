@@ -35,8 +35,10 @@ SANITIZE = ("-fsanitize=address", "-fno-omit-frame-pointer", "-DLITESEG_EMULATOR
 def _flags(csrc: Path) -> list[str]:
     import pybind11
 
-    include = [f"-I{HEADERS}", f"-I{csrc}", f"-I{csrc / 'cuda'}", "-isystem", str(TORCH / "include")]
-    include += ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")]
+    include = [f"-I{HEADERS}", f"-I{csrc}", f"-I{csrc / 'cuda'}"]
+    # torch carries a pybind11 too, at times an older one that refuses to compile
+    include += ["-isystem", pybind11.get_include(), "-isystem", str(TORCH / "include")]
+    include += ["-isystem", sysconfig.get_path("include")]
     defines = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
     # nothing built here leaves this machine
     warnings = ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]

@@ -6,6 +6,7 @@ file. Inputs are rounded to the dtype under test first, so only the kernel's own
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,9 +48,10 @@ def _has_kernel(op: str, backend: str) -> bool:
 
 
 def worlds_of(op: str) -> list[str]:
-    """Worlds in which some backend has a kernel for `op`."""
+    """Worlds in which some backend has a kernel for `op`. What "auto" chooses on a GPU is one of those, where there is
+    one."""
     backends = [backend for backend in _dispatch.BACKENDS if _has_kernel(op, backend)]
-    return [*(WORLD_OF[b] for b in backends), "gpu", *(f"gpu-{b}" for b in backends if b in ("triton", "cuda"))]
+    return [*(WORLD_OF[b] for b in backends), *([f"gpu-{b}" for b in backends if b in ("triton", "cuda")] or ["gpu"])]
 
 
 def parametrise(op: str, cases: Sequence[Case], *, also: str | None = None) -> Callable[[Any], Any]:
@@ -75,10 +77,14 @@ def enter(name: str) -> Any:
 def combinations(
     here: World, case: Case, dtypes: Sequence[torch.dtype], layouts: Sequence[str]
 ) -> list[tuple[torch.dtype, str]]:
-    """Dtypes and layouts to run: all of them where runs are cheap, else each dtype and each layout once."""
+    """Dtypes and layouts to run: all of them where runs are cheap, else each dtype and each layout once.
+
+    On a GPU a combination takes several compilations: LITESEG_PARITY=each takes each dtype and layout once there too.
+    """
     if case.wide and here.name in ("interpreter", "emulator"):
         return [(dtypes[0], "sliced"), (dtypes[1], "channels_last")]
-    if not (case.slow or here.name in ("interpreter", "emulator")):
+    each = here.name.startswith("gpu") and os.environ.get("LITESEG_PARITY") == "each"
+    if not (case.slow or each or here.name in ("interpreter", "emulator")):
         return [(dtype, layout) for dtype in dtypes for layout in layouts]
     return [(dtypes[i % len(dtypes)], layouts[i % len(layouts)]) for i in range(max(len(dtypes), len(layouts)))]
 

@@ -35,8 +35,20 @@ class BaseModelTester:
     few_classes = 2
     learning_rate = 0.02
     learning_steps = 10
+    # largest error of test_half_types, relative to the logits' spread, in float16 and in bfloat16
+    half_limits = (0.02, 0.15)
+    # share of the logits that must agree: a maximum that rounding finds at a neighbour's place is unpooled there, and
+    # changes what is around
+    compared = 1.0
+    # how many times the others' rounding errors are allowed
+    rounding = 1.0
     # what the names of modules start with that forward does not call
     uncalled: tuple[str, ...] = ()
+
+    def difference(self, a: torch.Tensor, b: torch.Tensor) -> float:
+        """Largest absolute difference of the share `compared`, relative to the largest magnitude of `b`."""
+        errors = (a.double() - b.double()).abs().flatten()
+        return (errors.kthvalue(int(self.compared * errors.numel())).values / b.double().abs().max()).item()
 
     @classmethod
     def make(cls) -> Network:
@@ -66,7 +78,7 @@ class BaseModelTester:
     @torch.no_grad()
     def test_images_of_a_batch_do_not_mix(self, model: Network) -> None:
         x = torch.randn(2, 3, 40, 56)
-        assert largest_difference(model(x), torch.cat([model(x[:1]), model(x[1:])])) < 1e-5
+        assert self.difference(model(x), torch.cat([model(x[:1]), model(x[1:])])) < 1e-5 * self.rounding
 
     @torch.no_grad()
     def test_empty_batch(self, model: Network) -> None:
@@ -122,7 +134,7 @@ class BaseModelTester:
         x = torch.randn(1, 3, 50, 70)
         expected = model(x)
         assert torch.equal(fresh(x), expected)
-        assert largest_difference(reference(x), expected) < 1e-4
+        assert self.difference(reference(x), expected) < 1e-4 * self.rounding
         assert torch.equal(reference_fresh(x), reference(x))
 
     @torch.no_grad()
@@ -143,7 +155,7 @@ class BaseModelTester:
     def test_fused_float64(self, model: Network) -> None:
         double = copy.deepcopy(model).double()
         x = torch.randn(1, 3, 50, 70, dtype=torch.float64)
-        assert largest_difference(liteseg.fuse(double)(x), double.to_reference()(x)) < 1e-10
+        assert self.difference(liteseg.fuse(double)(x), double.to_reference()(x)) < 1e-10
 
     @torch.no_grad()
     def test_fused_float32(self, model: Network) -> None:
@@ -152,7 +164,7 @@ class BaseModelTester:
             x = torch.randn(2, 3, *size)
             logits = fused(x)
             assert logits.shape == (2, CLASSES, *size)
-            assert largest_difference(logits, model(x)) < 1e-4
+            assert self.difference(logits, model(x)) < 1e-4 * self.rounding
 
     def test_fuse_leaves_the_model_alone(self, model: Network) -> None:
         before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -184,7 +196,7 @@ class BaseModelTester:
         expected = model(x)
         # some tens of layers of rounding: the error is that of a random walk, relative to the spread of the logits
         error = (logits.float() - expected).std() / expected.std()
-        assert error < (0.02 if dtype == torch.float16 else 0.15)
+        assert error < self.half_limits[dtype == torch.bfloat16]
 
     @torch.no_grad()
     def test_channels_last(self, model: Network) -> None:
@@ -192,7 +204,7 @@ class BaseModelTester:
         last = copy.deepcopy(model).to(memory_format=torch.channels_last)
         logits = last(x.contiguous(memory_format=torch.channels_last))
         assert logits.is_contiguous(memory_format=torch.channels_last)
-        assert largest_difference(logits, model(x)) < 1e-4
+        assert self.difference(logits, model(x)) < 1e-4 * self.rounding
 
     @torch.no_grad()
     def test_meta(self) -> None:

@@ -152,14 +152,14 @@ def test_other_backbone_is_named(backbone: str, state: StateDict) -> None:
 def test_class_count(backbone: str, state: StateDict, file: Path) -> None:
     model = liteseg.create_model(f"liteseg_{backbone}", num_classes=11)
     before = model.classifier.weight.detach().clone()
-    with pytest.raises(ValueError, match="expected 11 classes, got 19.*skip_classifier=True"):
+    with pytest.raises(ValueError, match='expected 11 classes, got 19.*weights_mode="all-but-classifier"'):
         liteseg.load_weights(model, state)
     with pytest.raises(ValueError, match="num_classes: expected 19"):
         liteseg.create_model(f"liteseg_{backbone}", num_classes=11, weights=file)
-    liteseg.load_weights(model, state, skip_classifier=True)
+    liteseg.load_weights(model, state, weights_mode="all-but-classifier")
     assert torch.equal(model.classifier.weight, before)
     assert torch.equal(model.daspp.project.norm.weight, state["bn1.weight"])
-    other = liteseg.create_model(num_classes=11, weights=file, skip_classifier=True)
+    other = liteseg.create_model(num_classes=11, weights=file, weights_mode="all-but-classifier")
     assert other.config.num_classes == 11
     assert torch.equal(other.daspp.project.norm.weight, state["bn1.weight"])
 

@@ -85,6 +85,7 @@ class TestERFNet(RegistryPeerTester):
 
 class TestENet(RegistryPeerTester):
     name = "enet"
+    compared = 0.9
 
 
 def count(model: nn.Module) -> int:
@@ -201,7 +202,7 @@ def test_published_accuracy(shared: Path, tmp_path: Path) -> None:
 
 def test_other_classes_from_published_weights(shared: Path) -> None:
     path = shared / "weights" / "espnet_p2_q3_cityscapes.safetensors"
-    model = liteseg.create_model("espnet", 7, weights=path, skip_classifier=True)
+    model = liteseg.create_model("espnet", 7, weights=path, weights_mode="all-but-classifier")
     assert model.config == ESPNetConfig(
         "espnet", num_classes=7, p=2, q=3, variant="cityscapes", normalisation="cityscapes"
     )
@@ -215,7 +216,7 @@ def test_other_classes_from_published_weights(shared: Path) -> None:
 def test_other_classes(name: str, tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     liteseg.save_weights(liteseg.create_model(name, 4), path)
-    model = liteseg.create_model(weights=path, num_classes=6, skip_classifier=True)
+    model = liteseg.create_model(weights=path, num_classes=6, weights_mode="all-but-classifier")
     assert model.config == PeerConfig(name, num_classes=6)
     saved, state = load_file(path), model.state_dict()
     different = {key for key in saved if not torch.equal(saved[key], state[key])}

@@ -2,18 +2,26 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
 import liteseg
+import liteseg_kernels as lk
 from liteseg.models import ModelConfig
+from liteseg.models.imagenet import adapt_stem
+from liteseg_kernels import _loader
+from liteseg_kernels.testing import trained_like
 
 
 def test_names() -> None:
     names = liteseg.list_models()
     assert names == [
         *(f"{kind}_{b}" for kind in ("liteseg", "deeplabv3plus") for b in ("mobilenetv2", "shufflenet", "darknet19")),
-        *("espnet", "erfnet", "enet"),
+        *("espnet", "erfnet", "enet", "segnet", "skipnet_mobilenet", "skipnet_shufflenet", "ccc2", "dsnet"),
     ]
     names.clear()
     assert liteseg.list_models()
@@ -87,3 +95,57 @@ def test_import_is_quiet_and_light() -> None:
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("backbone", ["mobilenetv2", "shufflenet", "darknet19"])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_input_channels(backbone: str, channels: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, channels, 33, 47)
+    model = trained_like(liteseg.create_model(f"liteseg_{backbone}", num_classes=3, in_channels=channels), x)
+    with torch.inference_mode():
+        expected = lk.to_reference(model)(x)
+        fused = lk.fuse(model)
+        for one in (model, fused):
+            assert (one(x) - expected).norm() <= 1e-4 * expected.norm()
+        if _loader.missing("cpu") is None:
+            assert lk.explain(fused, x).plan == ("",)
+        assert (liteseg.predict(fused, x) == expected.argmax(1)).float().mean() > 0.999
+    path = tmp_path / "weights.safetensors"
+    liteseg.save_weights(model, path)
+    again = liteseg.create_model(weights=path)
+    assert again.config.in_channels == channels and list(again.state_dict()) == list(model.state_dict())
+    assert liteseg.profile(model, (64, 64)).params == sum(p.numel() for p in model.parameters())
+    with pytest.raises(ValueError, match=f"in_channels: expected {channels} for the weights in .*, got 3"):
+        liteseg.create_model(weights=path, in_channels=3)
+    with pytest.raises(ValueError, match=rf"expected a normalised tensor \[N, {channels}, H, W\] .*, got an RGB"):
+        liteseg.predict(model, np.zeros((64, 64, 3), np.uint8))
+    with pytest.raises(ValueError, match=rf"LiteSeg: x: expected a tensor of shape \[N, {channels}, H, W\]"):
+        model(torch.zeros(1, 3, 64, 64))
+
+
+def test_wrong_input_channels_are_named() -> None:
+    with pytest.raises(ValueError, match="in_channels: expected an integer of at least 1, got 0"):
+        liteseg.create_model("liteseg_shufflenet", in_channels=0)
+    with pytest.raises(ValueError, match="in_channels: expected none, enet takes"):
+        liteseg.create_model("enet", in_channels=4)
+    with pytest.raises(ValueError, match="in_channels: expected 3 for the weights in .*camvid.*, got 4"):
+        liteseg.create_model(weights="camvid", in_channels=4)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_imagenet_stems_are_adapted(channels: int) -> None:
+    weight = torch.randn(8, 3, 3, 3)
+    adapted = adapt_stem(weight, channels)
+    assert adapted.shape == (8, channels, 3, 3)
+    grey = torch.randn(1, 1, 5, 5)
+    if channels != 4:
+        # the same grey in all colours
+        torch.testing.assert_close(
+            nn.functional.conv2d(grey.expand(-1, channels, -1, -1), adapted),
+            nn.functional.conv2d(grey.expand(-1, 3, -1, -1), weight),
+            rtol=1e-4,
+            atol=1e-4,
+        )
+    else:
+        torch.testing.assert_close(adapted[:, 3], weight[:, 0] * 0.75)

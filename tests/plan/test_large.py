@@ -6,10 +6,15 @@ was added once for every slice went unseen by every test on small pictures.
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+import liteseg
 import liteseg_kernels as lk
 from liteseg_kernels import _loader
 from liteseg_kernels.plan import PlannedModule, Program
@@ -17,7 +22,7 @@ from liteseg_kernels.testing import trained_like
 from tests.kernels.tolerance import RELATIVE
 
 from .test_bf16 import needs_avx512bf16
-from .test_plan import error, inference, network, picture, uncalibrated, with_modules  # noqa: F401
+from .test_plan import STREET, error, inference, network, picture, uncalibrated, with_modules  # noqa: F401
 
 pytestmark = pytest.mark.skipif(_loader.missing("cpu") is not None, reason="the compiled CPU kernels are not loaded")
 
@@ -76,6 +81,38 @@ def test_bfloat16(models: dict[str, nn.Module], size: tuple[int, int]) -> None:
     fused = lk.fuse(model).bfloat16()
     assert fused.plan_for(x) is not None
     assert error(fused.low_resolution_logits(x), exact) <= 1.5 * own
+
+
+def street(height: int, width: int) -> torch.Tensor:
+    pixels = np.array(Image.open(STREET).convert("RGB").resize((width, height)))
+    return lk.functional.preprocess(torch.from_numpy(pixels)[None])
+
+
+def assert_logits_are_torchs(model: nn.Module) -> None:
+    """On a picture of a street at the size of Cityscapes' own."""
+    fused, x = lk.fuse(model), street(1024, 2048)
+    assert fused.plan_for(x) is not None
+    expected = lk.to_reference(model).low_resolution_logits(x)
+    # what two orders of summing differ by in tens of layers
+    assert error(fused.low_resolution_logits(x), expected.double()) < 1e-4
+
+
+@each_network
+def test_street(models: dict[str, nn.Module], name: str) -> None:
+    assert_logits_are_torchs(models[name])
+
+
+def test_street_with_the_bundled_weights() -> None:
+    assert_logits_are_torchs(liteseg.create_model(weights="camvid").eval())
+
+
+def test_street_with_the_shared_weights(shared: Path) -> None:
+    torch.manual_seed(0)
+    weights = shared / "weights/mobilenet_v2_imagenet_int8dq.safetensors"
+    model = liteseg.create_model("liteseg_mobilenetv2", backbone_weights=weights).eval()
+    for part in (model.daspp, model.decoder, model.classifier):
+        trained_like(part)
+    assert_logits_are_torchs(model)
 
 
 class Head(PlannedModule):

@@ -14,6 +14,7 @@ from PIL import Image
 pytest.importorskip("pytorch_lightning", reason="needs liteseg[train]")
 
 from liteseg.models import create_model
+from liteseg.models.peers import PEERS
 from liteseg.train import cli
 from liteseg.train.presets import find_config, merge, preset, with_config
 from tests.data import folders
@@ -35,6 +36,9 @@ RUNS = (
     "camvid_mobilenetv2_official",
     "camvid_mobilenetv2_ms_ohem",
     *(f"camvid_{backbone}" for backbone in BACKBONES),
+    # two of the peers, one with this library's modules in it
+    "camvid_skipnet_shufflenet",
+    "cityscapes_dsnet_official",
 )
 
 
@@ -77,7 +81,7 @@ def test_preset_trains_and_evaluates(name: str, roots: dict[str, Path], tmp_path
     config = merge(_small(name), {"data": {"root": str(roots[name.split("_")[0]])}, "out": str(tmp_path)})
     assert cli.main(["--config", json.dumps(config), "--trainer.logger", "false"]) == 0
     model = create_model(weights=tmp_path / "weights.safetensors")
-    assert model.config.name == f"liteseg_{next(b for b in BACKBONES if b in name)}"
+    assert model.config.name == preset(name)["model"]["name"]
     assert model.config.num_classes == (19 if name.startswith("cityscapes") else 11)
     assert json.loads((tmp_path / "val.json").read_text())["images"] == (4 if name.startswith("cityscapes") else 2)
     passes = 4 if "_ms" in name else 1
@@ -85,6 +89,14 @@ def test_preset_trains_and_evaluates(name: str, roots: dict[str, Path], tmp_path
     checkpoint = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == images // 2 * passes
     assert (tmp_path / "before" / "weights.safetensors").is_file() == ("_ft" in name)
+
+
+@pytest.mark.parametrize(
+    ("word", "network"), [*((word, f"liteseg_{word}") for word in BACKBONES), *((word, word) for word in PEERS)]
+)
+def test_every_network_has_presets(word: str, network: str) -> None:
+    for name in (f"camvid_{word}", f"{word}_cityscapes_official", f"ms_{word}_ohem_camvid"):
+        assert preset(name)["model"]["name"] == network
 
 
 @pytest.mark.parametrize("row", TABLE_1)
@@ -138,8 +150,12 @@ def test_find_config(tmp_path: Path, monkeypatch: Any) -> None:
     ("name", "expected"),
     [
         ("other/camvid_mobilenetv2.yaml", "expected an existing file or the name of a preset"),
-        ("camvid_mobilenet", "words joined by _, one of camvid, cityscapes; one of mobilenetv2, shufflenet, darknet19"),
+        (
+            "camvid_mobilenet",
+            "words joined by _, one of camvid, cityscapes, folder; one of mobilenetv2, shufflenet, darknet19",
+        ),
         ("camvid_official", "expected a preset with one of mobilenetv2, shufflenet, darknet19"),
+        ("camvid_segnet_skipnet_shufflenet", "expected a preset with one of mobilenetv2, shufflenet, darknet19"),
         ("camvid_mobilenetv2_shufflenet", "expected a preset with one of mobilenetv2, shufflenet, darknet19"),
         ("camvid_mobilenetv2_ft", "expected no ft with camvid, mobilenetv2, modern"),
     ],

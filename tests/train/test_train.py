@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
@@ -27,6 +28,7 @@ from liteseg.models import create_model
 from liteseg.train import cli
 from liteseg.train.callbacks import EMA
 from liteseg.train.checkpoint import AtomicCheckpointIO, model_state, read_checkpoint
+from liteseg.train.datamodule import SegmentationData
 from liteseg.train.module import NotFiniteError, SegmentationModule, log_class_weights
 from tests.data import folders
 
@@ -169,6 +171,9 @@ def test_two_epochs_then_weights_that_load(data: Path, tmp_path: Path) -> None:
     for key, value in model.state_dict().items():
         stored = averaged[key].half().float() if value.is_floating_point() else averaged[key]
         assert torch.equal(value, stored), key
+    # the checkpoint itself gives the same model
+    again = create_model(weights=out / "checkpoints" / "last.ckpt")
+    assert again.config == model.config and _same(again.state_dict(), averaged)
     # the averaged weights, not those of the last step
     current = checkpoint["current_model_state"]["model.classifier.weight"]
     assert not torch.equal(current, averaged["classifier.weight"])
@@ -198,8 +203,6 @@ def test_class_weights_come_from_the_training_labels(data: Path, tmp_path: Path,
 
 
 def folders_shares(data: Path) -> np.ndarray:
-    from PIL import Image
-
     ids = np.concatenate([np.asarray(Image.open(path)).ravel() for path in (data / "trainannot").iterdir()])
     counts = np.bincount(ids, minlength=12)[:11]
     return counts / counts.sum()
@@ -354,14 +357,14 @@ def test_corrupt_picture_is_named(data: Path, tmp_path: Path, workers: str, caps
     (data / "train" / "train_002.png").write_bytes(b"nothing")
     assert cli.main(_arguments(data, tmp_path / "run", "--data.num_workers", workers)) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("liteseg train: ") and "train_002.png: not a readable image" in last
+    assert last.startswith("liteseg train: ") and "train_002.png: not a picture" in last
 
 
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
         (("--data.root", "/no/such/folder"), "/no/such/folder: folder not found; expected a CamVid folder"),
-        (("--data.name", "kitti"), "dataset: name: expected one of camvid, cityscapes, got 'kitti'"),
+        (("--data.name", "kitti"), "dataset: name: expected one of camvid, cityscapes, folder"),
         (("--model.name", "liteseg"), "create_model: name: expected one of liteseg_mobilenetv2"),
         (("--model.backbone_weights", "/no/such/file"), "/no/such/file"),
         (("--model.learning_rate", "1"), "model.learning_rate"),
@@ -397,6 +400,84 @@ def test_start_from_weights(finished: list[str]) -> None:
     assert _same(module.model.state_dict(), load_file(weights))
     with pytest.raises(ValueError, match="expected one of weights and backbone_weights, got both"):
         SegmentationModule(num_classes=11, weights=weights, backbone_weights=weights)
+
+
+def test_start_from_weights_of_other_classes(finished: list[str], tmp_path: Path, capsys: Any) -> None:
+    root = folders.cityscapes(tmp_path, "zips", "fine", ("train", "val"))
+    arguments = [*_arguments(root, tmp_path / "run"), "--data.name", "cityscapes", "--weights", str(_weights(finished))]
+    assert cli.main(arguments) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "num_classes: expected 11 for the weights" in last and "got 19; " in last
+    assert 'weights_mode="all-but-classifier"' in last and "liteseg train: --weights-mode" in last
+    for mode in (("--weights-mode", "all-but-classifier"), ("--weights-mode=backbone",)):
+        assert cli.main([*arguments, *mode, "--trainer.fast_dev_run", "true"]) == 0
+    assert cli.main([*arguments, "--weights-mode", "head"]) == 2
+
+
+def test_labels_on_stored_pixels_and_value_range(data: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for path in [*(data / "train").iterdir(), *(data / "val").iterdir()]:
+        Image.open(path).save(path, exif=exif)
+    more = ("--data.labels_on", "stored", "--data.value_range", "[0,4095]", "--data.augment.crop", "[32,32]")
+    assert cli.main(_arguments(data, tmp_path / "run", *more, epochs=1)) == 0
+    # the scores at the end are of pictures read in the same way
+    settings = json.loads((tmp_path / "run" / "val.json").read_text())["settings"]
+    assert settings["first_image"] == "80x64"
+    found = SegmentationData(str(data), value_range=4095.0, labels_on="stored")
+    for split in (found.train_set, found.val_set):
+        assert (split.value_range, split.labels_on) == (4095.0, "stored")
+
+
+def test_a_loss_of_ones_own(data: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    (tmp_path / "losses_for_a_test.py").write_text(
+        "import torch\n"
+        "from torch.nn import functional as F\n"
+        "seen = []\n"
+        "name = 'no function'\n"
+        "def dice(logits, label):\n"
+        "    seen.append((tuple(logits.shape), tuple(label.shape), label.dtype))\n"
+        "    small = F.interpolate(label[:, None].float(), logits.shape[-2:]).long()[:, 0]\n"
+        "    known = (small != 255).unsqueeze(1)\n"
+        "    truth = F.one_hot(small.clamp(max=logits.shape[1] - 1), logits.shape[1]).permute(0, 3, 1, 2) * known\n"
+        "    shares = logits.softmax(1) * known\n"
+        "    both = 2 * (shares * truth).sum((0, 2, 3))\n"
+        "    return 1 - (both / ((shares + truth).sum((0, 2, 3)) + 1e-6)).mean()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    none = ("--model.class_weights", "none")
+    try:
+        arguments = [*_arguments(data, tmp_path / "run"), "--trainer.fast_dev_run", "true", "--model.criterion"]
+        assert cli.main([*arguments, "losses_for_a_test.dice", *none]) == 0
+        # the small logits, and whole labels
+        assert sys.modules["losses_for_a_test"].seen == [((2, 11, 8, 16), (2, 32, 64), torch.uint8)]
+        for wrong, expected in (
+            (("losses_for_a_test.dice",), "expected class_weights none"),
+            (("losses_for_a_test.name", *none), "criterion: expected a function, got losses_for_a_test.name"),
+            (("losses_for_a_test.lovasz", *none), "criterion: expected a name in losses_for_a_test, got lovasz"),
+            (("dice", *none), "criterion: expected the path of something in a module, such as"),
+        ):
+            assert cli.main([*arguments, *wrong]) == 2
+            assert expected in capsys.readouterr().err.splitlines()[-1]
+    finally:
+        sys.modules.pop("losses_for_a_test", None)
+
+
+def test_data_of_ones_own(tmp_path: Path, capsys: Any, caplog: Any) -> None:
+    caplog.set_level("INFO")
+    root = folders.own(tmp_path / "own", size=(64, 80))
+    arguments = _arguments(root, tmp_path / "run", epochs=1, preset="folder_mobilenetv2")
+    weights = ("--weights", "camvid", "--weights-mode", "all-but-classifier")
+    folders.write_label(root / "masks/val/val_001_mask.png", np.full((64, 80), 3, np.uint8))
+    assert cli.main([*arguments, *weights]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "val_001_mask.png: label ids: expected 0, 7, 200, 201 and 9, 255 (void), got 3" in last
+    folders.write_label(root / "masks/val/val_001_mask.png", np.full((64, 80), 7, np.uint8))
+    assert cli.main([*arguments, *weights]) == 0
+    assert "train: 4 images, 4 label files" in caplog.text and "flower bed" in caplog.text
+    assert json.loads((tmp_path / "run" / "val.json").read_text())["images"] == 2
+    model = create_model(weights=tmp_path / "run" / "weights.safetensors")
+    assert model.config.class_names == ("grass", "path", "flower bed")
 
 
 def test_print_config_reads_back(data: Path, tmp_path: Path, capsys: Any) -> None:

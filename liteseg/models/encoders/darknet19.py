@@ -50,7 +50,7 @@ _LAST_POOL = 18
 
 
 class Darknet19(nn.Module):
-    """Darknet19 encoder: float [N, 3, H, W] -> (low level [N, 128, H/4, W/4], encoded [N, 1024, H/s, W/s]).
+    """Darknet19 encoder: float [N, in_channels, H, W] -> (low level [N, 128, H/4, W/4], encoded [N, 1024, H/s, W/s]).
 
     Sizes round down, one pool after the other. ``output_stride`` s is 16 (the published network: no fifth pool, layers
     19 to 23 dilated by 2, with the authors' paddings) or 32 (five pools, no dilation, padding that keeps the size).
@@ -62,7 +62,7 @@ class Darknet19(nn.Module):
     out_channels = 1024
     output_strides = (16, 32)
 
-    def __init__(self, output_stride: int = 16) -> None:
+    def __init__(self, output_stride: int = 16, in_channels: int = 3) -> None:
         super().__init__()
         if output_stride not in self.output_strides:
             raise ValueError(f"Darknet19: output_stride: expected one of {self.output_strides}, got {output_stride!r}")
@@ -70,7 +70,7 @@ class Darknet19(nn.Module):
         official = output_stride == 16
         self.low = nn.Sequential()
         self.high = nn.Sequential()
-        channels = 3
+        channels = in_channels
         for layer in _LAYERS:
             module: nn.Module
             if layer.out_channels:
@@ -98,10 +98,7 @@ class Darknet19(nn.Module):
         parts = []
         for part in (self.low, self.high):
             for name, module in part.named_children():
-                if isinstance(module, nn.MaxPool2d):
-                    x = program.max_pool(x, kernel=2, stride=2, padding=0)
-                elif not isinstance(module, nn.Identity):
-                    x = program.run(module, name, x)
+                x = program.run(module, name, x)
             parts.append(x)
         return parts[0], parts[1]
 

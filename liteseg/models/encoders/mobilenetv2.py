@@ -25,7 +25,7 @@ _LOW_LEVEL_BLOCK = 2
 
 
 class MobileNetV2(nn.Module):
-    """MobileNetV2 encoder: float [N, 3, H, W] -> (low level [N, 24, H/4, W/4], encoded [N, 1280, H/s, W/s]).
+    """MobileNetV2 encoder: float [N, in_channels, H, W] -> (low level [N, 24, H/4, W/4], encoded [N, 1280, H/s, W/s]).
 
     Sizes round up. ``output_stride`` s is 32 (the published network), 16 or 8: at 16 and 8 the strides that would go
     beyond it become dilations, the block that lost its stride keeping the dilation of the block before it, so that
@@ -37,14 +37,14 @@ class MobileNetV2(nn.Module):
     out_channels = 1280
     output_strides = (32, 16, 8)
 
-    def __init__(self, output_stride: int = 32) -> None:
+    def __init__(self, output_stride: int = 32, in_channels: int = 3) -> None:
         super().__init__()
         if output_stride not in self.output_strides:
             raise ValueError(
                 f"MobileNetV2: output_stride: expected one of {self.output_strides}, got {output_stride!r}"
             )
         self.output_stride = output_stride
-        self.stem = ConvNormAct(3, 32, 3, stride=2, activation="relu6")
+        self.stem = ConvNormAct(in_channels, 32, 3, stride=2, activation="relu6")
         blocks: list[nn.Module] = []
         channels, reached, dilation = 32, 2, 1
         for expansion, out_channels, count, stride in _STAGES:

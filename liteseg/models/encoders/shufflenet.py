@@ -12,7 +12,7 @@ _GROUPS = 8
 
 
 class ShuffleNet(nn.Module):
-    """ShuffleNet encoder: float [N, 3, H, W] -> (low level [N, 384, H/8, W/8], encoded [N, 1536, H/s, W/s]).
+    """ShuffleNet encoder: float [N, in_channels, H, W] -> (low level [N, 384, H/8, W/8], encoded [N, 1536, H/s, W/s]).
 
     Sizes round up. ``output_stride`` s is 32 (the published network) or 16, where stage 4 keeps its input's size and
     its later units are dilated by 2. Every convolution has a bias, the stem has neither normalisation nor activation.
@@ -23,13 +23,13 @@ class ShuffleNet(nn.Module):
     out_channels = 1536
     output_strides = (32, 16)
 
-    def __init__(self, output_stride: int = 32) -> None:
+    def __init__(self, output_stride: int = 32, in_channels: int = 3) -> None:
         super().__init__()
         if output_stride not in self.output_strides:
             raise ValueError(f"ShuffleNet: output_stride: expected one of {self.output_strides}, got {output_stride!r}")
         self.output_stride = output_stride
         dense = output_stride == 16
-        self.stem = ConvNormAct(3, 24, 3, stride=2, bias=True, norm=False)
+        self.stem = ConvNormAct(in_channels, 24, 3, stride=2, bias=True, norm=False)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         # the 24 input channels of stage 2 are too few for 8 groups, so its first compression is ungrouped
         self.stage2 = self._stage(24, 384, 4, first_groups=1)
@@ -55,7 +55,7 @@ class ShuffleNet(nn.Module):
     def lower(self, program: Program, x: int) -> tuple[int, int]:
         """Add the encoder to a plan; the values of the low-level and the encoded feature."""
         x = program.run(self.stem, "stem", x)
-        x = low_level = program.max_pool(x, kernel=3, stride=2, padding=1)
+        x = low_level = program.run(self.pool, "pool", x)
         for name in ("stage2", "stage3", "stage4"):
             for index, unit in enumerate(getattr(self, name)):
                 x = program.run(unit, f"{name}.{index}", x)

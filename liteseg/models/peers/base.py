@@ -13,7 +13,6 @@ import liteseg_kernels as lk
 from liteseg.models.fields import check_counts, check_use
 
 MIN_SIZE = 32
-_MULTIPLE = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +47,16 @@ class PeerBlock(nn.Module):
 class Peer(nn.Module):
     """A network to compare with: float [N, 3, H, W], RGB normalised as for our models -> logits [N, num_classes, H, W].
 
-    Plain torch.nn modules, any H and W of at least 32. The networks themselves halve three times and double three
-    times, so the input is padded with zeros (the mean colour) below and on the right to multiples of 8, and the logits
-    are cut back; at multiples of 8 the result is the original's.
+    Any H and W of at least 32. Where a network halves and doubles, the input is padded with zeros (the mean colour)
+    below and on the right to multiples of `multiple`, and the logits are cut back; at such multiples the result is the
+    original's. The modules are torch.nn's, and those of liteseg_kernels where they are the same.
     """
 
     config_class: ClassVar[type[PeerConfig]] = PeerConfig
     # keys of everything whose shape depends on the number of classes
     class_prefixes: ClassVar[tuple[str, ...]] = ()
+    # of the height and width that `logits` takes; 1: any
+    multiple: ClassVar[int] = 8
 
     def __init__(self, config: PeerConfig) -> None:
         super().__init__()
@@ -73,14 +74,14 @@ class Peer(nn.Module):
             )
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits of input whose height and width are multiples of 8, [N, num_classes, H, W]."""
+        """Logits of input whose height and width are multiples of `multiple`, [N, num_classes, H, W]."""
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self._check_input(x)
         height, width = x.shape[-2:]
-        if height % _MULTIPLE or width % _MULTIPLE:
-            padding = (0, -width % _MULTIPLE, 0, -height % _MULTIPLE)
+        if height % self.multiple or width % self.multiple:
+            padding = (0, -width % self.multiple, 0, -height % self.multiple)
             return self.logits(F.pad(x, padding))[..., :height, :width]
         return self.logits(x)
 

@@ -17,7 +17,7 @@ from liteseg.data.tables import CAMVID_CLASSES, CITYSCAPES_CLASSES, MEAN, STD
 from liteseg.models.fields import check_choice, check_counts, check_flags, reject
 from liteseg.models.peers.base import Peer, PeerBlock, PeerConfig
 
-_EPS = 1e-3
+EPS = 1e-3
 _LEVEL1_CHANNELS = 16
 # level 1 and the halved picture
 _HALF_CHANNELS = _LEVEL1_CHANNELS + 3
@@ -109,7 +109,7 @@ class NormAct(PeerBlock):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.bn = nn.BatchNorm2d(channels, eps=_EPS)
+        self.bn = nn.BatchNorm2d(channels, eps=EPS)
         self.act = nn.PReLU(channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -122,7 +122,7 @@ class ConvNormAct(PeerBlock):
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
-        self.bn = nn.BatchNorm2d(out_channels, eps=_EPS)
+        self.bn = nn.BatchNorm2d(out_channels, eps=EPS)
         self.act = nn.PReLU(out_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -168,7 +168,7 @@ class StridedPyramid(_Branches):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3, 2)
-        self.bn = nn.BatchNorm2d(out_channels, eps=_EPS)
+        self.bn = nn.BatchNorm2d(out_channels, eps=EPS)
         self.act = nn.PReLU(out_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -212,7 +212,7 @@ class Encoder(nn.Module):
         return level1, half, quarter, self.classifier(self.b3(torch.cat((first, y), 1)))
 
 
-def _double(channels: int) -> nn.ConvTranspose2d:
+def double_size(channels: int) -> nn.ConvTranspose2d:
     return nn.ConvTranspose2d(channels, channels, 2, stride=2, bias=False)
 
 
@@ -248,12 +248,12 @@ class ESPNet(Peer):
         self.renormalise = nn.Identity() if statistics is None else Renormalise(*statistics)
         self.encoder = Encoder(outputs, config.p, config.q)
         self.level3_C = Conv(_QUARTER_CHANNELS, outputs, 1)
-        self.br = nn.BatchNorm2d(outputs, eps=_EPS)
-        self.up_l3 = nn.Sequential(_double(outputs))
+        self.br = nn.BatchNorm2d(outputs, eps=EPS)
+        self.up_l3 = nn.Sequential(double_size(outputs))
         self.combine_l2_l3 = nn.Sequential(NormAct(2 * outputs), Pyramid(2 * outputs, outputs, residual=False))
-        self.up_l2 = nn.Sequential(_double(outputs), NormAct(outputs))
+        self.up_l2 = nn.Sequential(double_size(outputs), NormAct(outputs))
         self.conv = ConvNormAct(_LAST_CHANNELS[config.variant] + outputs, outputs)
-        self.classifier = _double(outputs)
+        self.classifier = double_size(outputs)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         level1, half, quarter, eighth = self.encoder(self.renormalise(x))
