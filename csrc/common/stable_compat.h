@@ -31,6 +31,8 @@ inline void check_cuda(cudaError_t status, const char* file, const char* functio
   if (status == cudaSuccess) {
     return;
   }
+  // cudart keeps the error of a refused launch, and would report it again at the next one
+  cudaGetLastError();
   if (&torch_c10_cuda_check_msg == nullptr || &torch_c10_cuda_free_error_msg == nullptr) {
     throw std::runtime_error(std::string("liteseg_cuda: ") + function + ": " + cudaGetErrorString(status));
   }

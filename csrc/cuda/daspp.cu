@@ -7,7 +7,7 @@
 //              multiplied with its slice of the projection at once; then x times `direct`; the pooled branch is a bias
 //              of the image
 //           On sm_90 clusters share a tile where multiprocessors would be idle: the channels in 1., branches and
-//           the channels of `direct` in 2.; at LiteSeg's 12 x 20 96 blocks instead of 24, and 48 instead of 6
+//           the channels of `direct` in 2., where the last block, which has the fewest branches, adds up the pooled one
 // Traffic:  x once a branch (from L2), the branch maps once each way, the output: 3*N*F*H*W*sizeof(T) each way
 // Bound:    at stride 32 and batch 1 the length of a block's sums, 10 chunks of 40 where it is shared. Not timed yet.
 // Numerics: float32 accumulation; branch maps are rounded to T, the pooled branch is not. Sums in a fixed order, which
@@ -55,7 +55,8 @@ template <typename T>
 struct Memory {
   int64_t *wide, *narrow;  // [slots]
   float* pooled;           // [F]
-  float* bias;             // [columns]
+  float* bias;             // [columns], of the projection
+  float* middle_bias;      // [columns], of a branch
   T* middle;               // [chunks of a block of columns][64 pixels][chunk]
   float* sums;             // where there are several blocks
   Buffers<T> buffers;
@@ -72,6 +73,7 @@ __host__ __device__ Memory<T> carve(Carver& carver, const Window& wide, const Wi
   memory.narrow = carver.template take<int64_t>(narrow.slots());
   memory.pooled = carver.template take<float>(filters);
   memory.bias = carver.template take<float>(kColumns);
+  memory.middle_bias = carver.template take<float>(kColumns);
   memory.middle = carver.template take<T>(int64_t{kColumns / S::kChunk} * kTilePixels * S::kPitch);
   const int slots = wide.slots() > kTilePixels ? wide.slots() : kTilePixels;
   memory.buffers = carve_buffers<T>(carver, slots, wide.taps(), kColumns, stages);
@@ -107,16 +109,19 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Memory<T> memory = carve<T>(carver, g.wide, g.narrow, g.filters, g.stages, g.splits);
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int first_column = static_cast<int>(blockIdx.y) * kColumns;
-  const Place place = place_of(blockIdx.x, g.out.height, g.out.width, g.narrow.y.tile, g.narrow.x.tile);
+  const Place place = place_of(blockIdx.x, g.out.height, g.out.width, g.narrow);
   const Middle<T> nothing{nullptr, Activation{0, 0.0f}};
   const Activation relu{1, 0.0f};
 
   wait_for_predecessor();
   release_successor();
-  // the pooled branch, then its product with the projection: one bias an image, of the cluster's first block
+  // the pooled branch, then its product with the projection: one bias an image, of the cluster's last block, which has
+  // the fewest maps
   const int maps = g.count + (g.point.data == nullptr ? 0 : 1);
-  for (int f = thread; f < g.filters && blockIdx.z == 0; f += kThreads) {
+  const bool pools = blockIdx.z + 1 == gridDim.z;
+  for (int f = thread; f < g.filters && pools; f += kThreads) {
     float sum = 0.0f;
+#pragma unroll 8
     for (int chunk = 0; chunk < g.pool_chunks; ++chunk) {
       sum += g.parts[(static_cast<int64_t>(place.image) * g.pool_chunks + chunk) * g.filters + f];
     }
@@ -128,12 +133,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int column = thread; column < kColumns; column += kThreads) {
     const int row = first_column + column;
     float sum = 0.0f;
-    if (row < g.out.channels && blockIdx.z == 0) {
-      const T* weight = g.project.data + row * g.project.row_stride;
-      for (int f = 0; f < g.filters; ++f) {
-        sum += static_cast<float>(weight[(maps * g.filters + f) * g.project.column_stride]) * memory.pooled[f];
-      }
-      sum += static_cast<float>(g.project_bias[row]);
+    if (row < g.out.channels && pools) {
+      const Matrix<T> weight = columns_of(g.project, maps * g.filters, g.filters);
+      sum = static_cast<float>(g.project_bias[row]) + row_times(weight, row, memory.pooled, g.filters);
     }
     memory.bias[column] = sum;
   }
@@ -155,31 +157,29 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     for (int first = 0; first < g.filters; first += kColumns) {
       float second[kTiles][4];
-      clear(second);
       __syncthreads();
-      const T* bias;
+      fill_floats<kThreads>(memory.middle_bias, branch < 0 ? g.point_bias : g.branches[branch].bias, first, kColumns,
+                            g.filters, thread);
       if (branch < 0) {
-        bias = g.point_bias;
         locate_slots<kThreads>(memory.narrow, g.x, g.narrow, place, thread);
         __syncthreads();
+        start(second, memory.middle_bias, lane);
         accumulate<M, kTiles, kThreads>(second, memory.buffers, x, g.narrow, static_cast<const T*>(nullptr), nothing,
                                         g.point, first, thread);
       } else {
         const BranchArguments<T>& b = g.branches[branch];
-        bias = b.bias;
         locate_slots<kThreads>(memory.wide, b.map, g.wide, place, thread);
         __syncthreads();
+        start(second, memory.middle_bias, lane);
         const MapSource<T, kThreads> source{b.map, b.map.data + place.image * b.map.stride_n, memory.wide,
                                             g.wide.slots()};
         accumulate<M, kTiles, kThreads>(second, memory.buffers, source, g.wide, b.depthwise, nothing, b.pointwise,
                                         first, thread);
       }
-      for_each(second, lane, [&](int row, int column, float value) {
-        const int f = first + column;
-        // filters beyond the last are zeros of the weight too, but a NaN times zero is none
-        value = f < g.filters ? relu(value + static_cast<float>(bias[f])) : 0.0f;
-        memory.middle[(column / S::kChunk * kTilePixels + warp * 16 + row) * S::kPitch + column % S::kChunk] = T(value);
-      });
+      // filters beyond the last are zeros of the weight too, but a NaN times zero is none
+      const bool there[2] = {true, true};
+      store_hidden(memory.middle + warp * 16 * S::kPitch, kTilePixels * S::kPitch, second, relu, there,
+                   g.filters - first, lane);
       __syncthreads();
       accumulate<M, kTiles, kThreads>(
           acc, memory.buffers, ReadySource<T>{memory.middle}, g.narrow, static_cast<const T*>(nullptr), nothing,
@@ -193,18 +193,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     accumulate<M, kTiles, kThreads>(acc, memory.buffers, x, g.narrow, static_cast<const T*>(nullptr), nothing, g.direct,
                                     first_column, thread, part_of<T>(g.x.channels, g.splits));
   }
-#pragma unroll
-  for (int t = 0; t < kTiles; ++t) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      acc[t][e] += memory.bias[t * 8 + lane % 4 * 2 + e % 2];
-    }
-  }
-  const T* no_bias = nullptr;
   if (g.splits == 1) {
-    store_tile(acc, g.out, g.narrow, place, no_bias, Map<const T>{}, relu, warp * 16, first_column, lane);
+    store_tile(acc, g.out, g.narrow, place, StagedBias{memory.bias}, Map<const T>{}, relu, warp * 16, first_column,
+               lane);
   } else {
-    store_sums<kColumns, kThreads>(acc, memory.sums, g.splits, g.out, g.narrow, place, no_bias, Map<const T>{}, relu,
+    // the projection's bias and the pooled branch are in one block's sums
+    add(acc, memory.bias, lane);
+    const auto none = [](int) { return Pair<float>{}; };
+    store_sums<kColumns, kThreads>(acc, memory.sums, g.splits, g.out, g.narrow, place, none, Map<const T>{}, relu,
                                    warp * 16, 0, first_column, thread);
   }
 }
@@ -317,16 +313,21 @@ Tensor daspp(const Tensor& x, const std::optional<Tensor>& direct_weight, const 
     g.filters = static_cast<int>(filters);
     g.pool_chunks = static_cast<int>(pool_chunks);
     const int64_t columns = (co + kColumns - 1) / kColumns;
-    const Fit fit = fit_shared(kOp, scope.max_shared(), [&](int pixels, int stages) {
+    const auto kernel = daspp_project_kernel<M>;
+    const auto attempt = [&](int pixels, int splits, int stages) {
       g.wide = make_window(out, pixels, {3, 3}, {1, 1}, {1, 1}, {1, 1});
       g.narrow = make_window(out, pixels, {1, 1}, {1, 1}, {0, 0}, {1, 1});
-      g.splits = splits_of(scope, tiles_of(out, g.narrow) * columns, pool_chunks);
+      g.splits = splits;
+      g.stages = stages;
       SharedMeter meter;
       carve<T>(meter, g.wide, g.narrow, g.filters, stages, g.splits);
-      return meter.bytes();
-    });
-    g.stages = fit.stages;
-    launch_early(daspp_project_kernel<M>,
+      return separable_attempt(meter.bytes(), tiles_of(out, g.narrow) * columns, pixels, g.wide.slots(), kTiles);
+    };
+    // each map's filters twice, for its second layer and for the projection
+    const int64_t filter_chunks = (filters + chunk - 1) / chunk;
+    const int64_t chunks = 2 * maps * filter_chunks + (direct_weight.has_value() ? pool_chunks : 0);
+    const Fit fit = fit_launch(kOp, scope, kernel, kThreads, 1, chunks, most_splits(scope), kMaxStages, attempt);
+    launch_early(kernel,
                  dim3(static_cast<unsigned>(tiles_of(out, g.narrow)), static_cast<unsigned>(columns),
                       static_cast<unsigned>(g.splits)),
                  dim3(kThreads), fit.bytes, g.splits, scope, g);

@@ -4,14 +4,14 @@
 //           -> out [N, CO, HO, WO], in x's memory format; any strides in
 // Traffic:  minimum (N*C*H*W + N*CO*HO*WO + weights) * sizeof(T); eager moves 4*N*E*H*W*sizeof(T) more. The
 //           expansion is computed for a tile's slots: 1.6 times at stride 1 and dilation 1, 1.1 times at stride 2
-// Bound:    tensor cores at the later blocks, memory at the first ones. At batch 1 and stride 16 or 32 the
-//           weights, which every block reads: see Launch. Not timed yet.
+// Bound:    instructions; at batch 1 from stride 16 on the length of a block's chain of them. Not timed yet; what the
+//           code costs is in benchmarks/results/nvcc.csv
 // Launch:   grid (tiles of up to 64 pixels over all images, blocks of 64 or 160 output channels, splits), 256 threads.
-//           x's slots stay in shared memory; for each chunk of 64 bytes of hidden channels the weights are copied while
-//           the chunk before is worked on. On sm_90 up to 8 blocks of a cluster share the hidden channels of a tile
-//           where multiprocessors would be idle: 160 -> 960 -> 160 at 12 x 20 in float16 is 48 blocks of 3 or 4
-//           chunks that read 77 KB of weights on average, instead of 6 blocks of 30 chunks and 614 KB. Without an
-//           expansion the block is a separable convolution with an activation in between
+//           x's slots stay in shared memory; the weights and biases of up to two more chunks of 64 bytes of hidden
+//           channels are on their way while one is worked on. Tile, splits and stages are those that the costs of the
+//           code (Attempt) make fastest: small tiles and, on sm_90, clusters of up to 8 blocks that share the hidden
+//           channels where multiprocessors would be idle. Without an expansion the block is a separable convolution
+//           with an activation in between
 // Numerics: float32 accumulation; both hidden values are rounded to T, as eager stores them. A hidden value outside the
 //           image is zero, the expansion's bias does not leak into the padding. float32 products are exact unless tf32
 //           is allowed. One block owns a tile, or a cluster does and adds up in its blocks' order: deterministic; how
@@ -47,14 +47,15 @@ struct Arguments {
 
 template <typename T>
 struct Memory {
-  int64_t* offsets;    // [slots]
-  T* x;                // [chunks of C][slots, rounded up to 16][chunk]
-  T* hidden;           // [slots, rounded up to 16][chunk]
-  T* operand;          // [64 pixels][chunk]
-  Staged<T> expand;    // [chunks of C][chunk of E][chunk]
-  Staged<T> project;   // [columns][chunk]
-  Staged<float> taps;  // [taps][chunk]
-  float* sums;         // [64 pixels][columns, padded] of this block's hidden channels, where there are several blocks
+  int64_t* offsets;   // [slots]
+  T* x;               // [chunks of C][slots, rounded up to 16][chunk]
+  T* hidden;          // [slots, rounded up to 16][chunk]
+  T* operand;         // [64 pixels][chunk]
+  Staged<T> expand;   // [chunks of C][chunk of E][chunk]
+  Staged<T> project;  // [columns][chunk]
+  Taps<T> taps;       // with the biases of the depthwise convolution and of the expansion
+  float* bias;        // [columns]
+  float* sums;        // [64 pixels][columns, padded] of this block's hidden channels, where there are several blocks
 };
 
 template <int kTiles>
@@ -69,11 +70,13 @@ __host__ __device__ Memory<T> carve(Carver& carver, const Window& window, int ch
   memory.x = carver.template take<T>(chunks * rows * S::kPitch);
   memory.hidden = carver.template take<T>(rows * S::kPitch);
   memory.operand = carver.template take<T>(int64_t{kTilePixels} * S::kPitch);
-  for (int i = 0; i < stages; ++i) {
+  memory.taps.ready = carver.template take<float>(values_of_taps<T>(window.taps(), 2));
+  for_stages(stages, [&](int i) {
     memory.expand.place(i, carver.template take<T>(chunks * S::kChunk * S::kPitch));
     memory.project.place(i, carver.template take<T>(int64_t{kColumns<kTiles>} * S::kPitch));
-    memory.taps.place(i, carver.template take<float>(int64_t{window.taps()} * S::kChunk));
-  }
+    memory.taps.raw.place(i, carver.template take<T>(values_of_taps<T>(window.taps(), 2)));
+  });
+  memory.bias = carver.template take<float>(kColumns<kTiles>);
   memory.sums = Sums<kColumns<kTiles>>::carve(carver, splits);
   return memory;
 }
@@ -86,17 +89,18 @@ __global__ void __launch_bounds__(kThreads, 1)
   SharedCarver carver;
   const Memory<T> memory = carve<T, kTiles>(carver, g.window, g.x.channels, g.stages, g.splits);
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
-  const int slots = g.window.slots(), rows = (slots + 15) / 16 * 16;
+  const int slots = g.window.slots(), taps = g.window.taps(), rows = (slots + 15) / 16 * 16;
   const int chunks = (g.x.channels + S::kChunk - 1) / S::kChunk, hidden_channels = g.expand.rows;
   const int first_column = static_cast<int>(blockIdx.y) * kColumns<kTiles>;
   const Part part = part_of<T>(hidden_channels, g.splits);
-  const Place place = place_of(blockIdx.x, g.out.height, g.out.width, g.window.y.tile, g.window.x.tile);
+  const Place place = place_of(blockIdx.x, g.out.height, g.out.width, g.window);
 
   prefetch_matrix<kThreads>(g.expand, thread);
   prefetch_matrix<kThreads>(g.project, thread);
   wait_for_predecessor();
   release_successor();
   locate_slots<kThreads>(memory.offsets, g.x, g.window, place, thread);
+  fill_floats<kThreads>(memory.bias, g.project_bias, first_column, kColumns<kTiles>, g.project.rows, thread);
   __syncthreads();
   const MapSource<T, kThreads> source{g.x, g.x.data + place.image * g.x.stride_n, memory.offsets, slots};
   for (int chunk = 0; chunk < chunks; ++chunk) {
@@ -108,60 +112,43 @@ __global__ void __launch_bounds__(kThreads, 1)
                             chunk * S::kChunk, thread);
     }
     fill_matrix<kThreads>(memory.project[stage], g.project, first_column, kColumns<kTiles>, first, thread);
-    fill_taps<kThreads>(memory.taps[stage], g.depthwise, g.window.taps(), hidden_channels, first, thread);
-    cp_async_commit();
+    fill_taps<kThreads>(memory.taps.raw[stage], g.depthwise, taps, hidden_channels, first, thread, g.depthwise_bias,
+                        g.expand_bias);
   };
-  if (g.stages > 1) {
-    fill(0, part.begin);
-  }
+  const auto land = [&](int stage) { land_taps<kThreads>(memory.taps.ready, memory.taps.raw[stage], taps, 2, thread); };
   float acc[kTiles][4];
   clear(acc);
-  int stage = 0;
-  for (int first = part.begin; first < part.end; first += S::kChunk) {
-    if (g.stages > 1) {
-      cp_async_wait<0>();
-      // the chunk is there, and nobody works on the one before it any more
-      __syncthreads();
-      if (first + S::kChunk < part.end) {
-        fill(stage ^ 1, first + S::kChunk);
-      }
-    } else {
-      __syncthreads();
-      fill(0, first);
-      cp_async_wait<0>();
-      __syncthreads();
-    }
+  for_chunks<S::kChunk>(part.begin, part.end, g.stages, fill, land, [&](int stage, int first) {
     for (int row = warp * 16; row < rows; row += kWarps * 16) {
       float expanded[S::kChunk / 8][4];
-      clear(expanded);
-      for (int chunk = 0; chunk < chunks; ++chunk) {
+      start(expanded, memory.taps.ready + (taps + 1) * S::kChunk, lane);
+      int chunk = 0;
+#pragma unroll 1
+      do {
         multiply<M>(expanded, memory.x + (chunk * rows + row) * S::kPitch,
                     memory.expand[stage] + chunk * S::kChunk * S::kPitch, lane);
-      }
-      for_each(expanded, lane, [&](int r, int column, float value) {
-        const int slot = row + r, c = first + column;
-        // the depthwise convolution pads the hidden map, not x
-        const bool inside = slot < slots && c < hidden_channels && memory.offsets[slot] >= 0;
-        if (inside) {
-          value = g.activation(value + (g.expand_bias == nullptr ? 0.0f : static_cast<float>(g.expand_bias[c])));
-        }
-        memory.hidden[slot * S::kPitch + column] = T(inside ? value : 0.0f);
-      });
+      } while (++chunk < chunks);
+      const int slot = row + lane / 4;
+      // the depthwise convolution pads the hidden map, not x
+      const bool inside[2] = {slot < slots && memory.offsets[slot] >= 0,
+                              slot + 8 < slots && memory.offsets[slot + 8] >= 0};
+      store_hidden(memory.hidden + row * S::kPitch, 0, expanded, g.activation, inside, hidden_channels - first, lane);
     }
     __syncthreads();
-    depthwise<kThreads>(memory.operand, memory.hidden, memory.taps[stage], g.window,
-                        Middle<T>{g.depthwise_bias, g.activation}, hidden_channels, first, thread);
+    depthwise<kThreads>(memory.operand, memory.hidden, memory.taps.ready, g.window, g.activation, thread);
     __syncthreads();
-    multiply<M>(acc, memory.operand + warp % 4 * 16 * S::kPitch,
-                memory.project[stage] + warp / 4 * kTiles * 8 * S::kPitch, lane);
-    stage ^= g.stages - 1;
-  }
+    if (warp % 4 * 16 < g.window.pixels()) {
+      multiply<M>(acc, memory.operand + warp % 4 * 16 * S::kPitch,
+                  memory.project[stage] + warp / 4 * kTiles * 8 * S::kPitch, lane);
+    }
+  });
   const int row = warp % 4 * 16, column = warp / 4 * kTiles * 8;
   const Activation none{0, 0.0f};
   if (g.splits == 1) {
-    store_tile(acc, g.out, g.window, place, g.project_bias, g.residual, none, row, first_column + column, lane);
+    store_tile(acc, g.out, g.window, place, StagedBias{memory.bias + column}, g.residual, none, row,
+               first_column + column, lane);
   } else {
-    store_sums<kColumns<kTiles>, kThreads>(acc, memory.sums, g.splits, g.out, g.window, place, g.project_bias,
+    store_sums<kColumns<kTiles>, kThreads>(acc, memory.sums, g.splits, g.out, g.window, place, StagedBias{memory.bias},
                                            g.residual, none, row, column, first_column, thread);
   }
 }
@@ -173,15 +160,26 @@ void launch_inverted_residual(Arguments<typename M::Element> g, const Tensor& ou
   using T = typename M::Element;
   constexpr int kChunk = Shape<T>::kChunk;
   const int64_t columns = (g.project.rows + kColumns<kTiles> - 1) / kColumns<kTiles>;
-  const Fit fit = fit_shared(kOp, scope.max_shared(), [&](int pixels, int stages) {
+  const auto kernel_of_tiles = inverted_residual_kernel<M, kTiles>;
+  const double depth = (g.x.channels + kChunk - 1) / kChunk;
+  const auto attempt = [&](int pixels, int splits, int stages) {
     g.window = make_window(out, pixels, kernel, stride, padding, dilation);
-    g.splits = splits_of(scope, tiles_of(out, g.window) * columns, (g.expand.rows + kChunk - 1) / kChunk);
+    g.splits = splits;
+    g.stages = stages;
     SharedMeter meter;
     carve<T, kTiles>(meter, g.window, g.x.channels, stages, g.splits);
-    return meter.bytes();
-  });
-  g.stages = fit.stages;
-  launch_early(inverted_residual_kernel<M, kTiles>,
+    // strips of 16 slots are expanded by a warp each, then 8 pixels convolved and 16 projected
+    const int strips = (g.window.slots() + 15) / 16, rounds = (strips + kWarps - 1) / kWarps;
+    return Attempt{meter.bytes(),
+                   tiles_of(out, g.window) * columns,
+                   rounds * (320.0 + 90.0 * depth) + 900.0 + 20.0 * kTiles,
+                   strips * (40.0 + 10.0 * depth) + pixels * (10.0 + kTiles) + 300.0,
+                   1500.0 + 10.0 * depth * strips,
+                   800.0 + 5.0 * pixels * kTiles};
+  };
+  const Fit fit = fit_launch(kOp, scope, kernel_of_tiles, kThreads, 1, (g.expand.rows + kChunk - 1) / kChunk,
+                             most_splits(scope), kMaxStages, attempt);
+  launch_early(kernel_of_tiles,
                dim3(static_cast<unsigned>(tiles_of(out, g.window)), static_cast<unsigned>(columns),
                     static_cast<unsigned>(g.splits)),
                dim3(kThreads), fit.bytes, g.splits, scope, g);

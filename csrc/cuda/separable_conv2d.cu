@@ -5,9 +5,10 @@
 // Traffic:  minimum (N*C*H*W + N*CO*HO*WO [+ residual] + C*KH*KW + C*CO) * sizeof(T); a tile of 8 x 8 reads 1.6 pixels
 //           an output at 3 x 3 and dilation 1, and nine (through L2) from dilation 8 on
 // Bound:    memory, in float16, up to C = CO = 96. Not timed yet.
-// Launch:   grid (tiles of 64 pixels over all images, blocks of 32 or 96 output channels, splits), 128 threads; two
-//           stages of cp.async where shared memory has room for them. On sm_90 up to 8 blocks of a cluster share the
-//           channels of a tile with more than 32 outputs where multiprocessors would be idle
+// Launch:   grid (tiles of up to 64 pixels over all images, blocks of 32 or 96 output channels, splits), 128 threads;
+// up
+//           to three stages of cp.async. On sm_90 up to 8 blocks of a cluster share the channels of a tile with more
+//           than 32 outputs where multiprocessors would be idle. Tile, stages and splits are the fastest by Attempt
 // Numerics: float32 taps and accumulation; the depthwise value is rounded to T for the product, as eager stores it.
 //           float32 products are exact unless tf32 is allowed. One block, or one cluster in a fixed order, owns a
 //           tile: deterministic.

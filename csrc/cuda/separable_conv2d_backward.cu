@@ -86,7 +86,8 @@ struct UpstreamInput {
   __device__ Source<kThreadsOfBlock> source(int64_t* table, const Window& window, const Place& place,
                                             int thread) const {
     for (int slot = thread; slot < window.slots(); slot += kThreadsOfBlock) {
-      const int y = place.y + slot / window.x.slots, x = place.x + slot % window.x.slots;
+      const Window::Position at = window.slot(slot);
+      const int y = place.y + at.y, x = place.x + at.x;
       const bool inside = y < upstream.grad.height && x < upstream.grad.width;
       table[2 * slot] = inside ? offset_of(upstream.grad, place.image, y, x) : -1;
       table[2 * slot + 1] = offset_of(upstream.output, place.image, y, x);

@@ -39,6 +39,8 @@ struct Memory {
   int64_t* offsets;  // [slots]
   T* hidden;         // [chunks of E][64 pixels][chunk]
   T* classifier;     // [chunks of E][classes][chunk]
+  // [E] and [K], rounded up to whole passes
+  float *bias, *classifier_bias;
   Buffers<T> buffers;
   // E and K, rounded up to whole passes
   int chunks, classes;
@@ -54,6 +56,8 @@ __host__ __device__ Memory<T> carve(Carver& carver, const Window& window, const 
   memory.offsets = carver.template take<int64_t>(window.slots());
   memory.hidden = carver.template take<T>(int64_t{memory.chunks} * kTilePixels * S::kPitch);
   memory.classifier = carver.template take<T>(int64_t{memory.chunks} * memory.classes * S::kPitch);
+  memory.bias = carver.template take<float>(int64_t{memory.chunks} * S::kChunk);
+  memory.classifier_bias = carver.template take<float>(memory.classes);
   memory.buffers = carve_buffers<T>(carver, window.slots(), window.taps(), kColumns, stages);
   return memory;
 }
@@ -68,7 +72,7 @@ __global__ void __launch_bounds__(kThreads, kTiles > 4 ? 2 : 3)
   const Memory<T> memory = carve<T, kTiles>(carver, g.window, g.classifier, g.stages);
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int hidden_channels = g.classifier.columns;
-  const Place place = place_of(blockIdx.x, g.out.height, g.out.width, g.window.y.tile, g.window.x.tile);
+  const Place place = place_of(blockIdx.x, g.out.height, g.out.width, g.window);
 
   prefetch_matrix<kThreads>(g.pointwise, thread);
   prefetch_matrix<kThreads>(g.classifier, thread);
@@ -79,22 +83,21 @@ __global__ void __launch_bounds__(kThreads, kTiles > 4 ? 2 : 3)
                           chunk * S::kChunk, thread);
   }
   locate_slots<kThreads>(memory.offsets, g.x, g.window, place, thread);
+  fill_floats<kThreads>(memory.bias, g.bias, 0, memory.chunks * S::kChunk, hidden_channels, thread);
+  fill_floats<kThreads>(memory.classifier_bias, g.classifier_bias, 0, memory.classes, g.classifier.rows, thread);
   const MapSource<T, kThreads> source{g.x, g.x.data + place.image * g.x.stride_n, memory.offsets, g.window.slots()};
   for (int first = 0; first < hidden_channels; first += kColumns) {
     // the offsets are there, and nobody works on the columns before these any more
     __syncthreads();
     float acc[kTiles][4];
-    clear(acc);
+    start(acc, memory.bias + first, lane);
     // the first wait for copies is for the classifier's too
     accumulate<M, kTiles, kThreads>(acc, memory.buffers, source, g.window, g.depthwise,
                                     Middle<T>{nullptr, Activation{0, 0.0f}}, g.pointwise, first, thread);
-    for_each(acc, lane, [&](int row, int column, float value) {
-      const int c = first + column;
-      // channels beyond the last meet zeros of the classifier, but a NaN times zero is none
-      value =
-          c < hidden_channels ? g.activation(value + (g.bias == nullptr ? 0.0f : static_cast<float>(g.bias[c]))) : 0.0f;
-      memory.hidden[(c / S::kChunk * kTilePixels + warp * 16 + row) * S::kPitch + c % S::kChunk] = T(value);
-    });
+    // channels beyond the last meet zeros of the classifier, but a NaN times zero is none
+    const bool there[2] = {true, true};
+    store_hidden(memory.hidden + (first / S::kChunk * kTilePixels + warp * 16) * S::kPitch, kTilePixels * S::kPitch,
+                 acc, g.activation, there, hidden_channels - first, lane);
   }
   // a warp multiplies the rows that it has written
   __syncwarp();
@@ -105,8 +108,8 @@ __global__ void __launch_bounds__(kThreads, kTiles > 4 ? 2 : 3)
       multiply<M>(acc, memory.hidden + (chunk * kTilePixels + warp * 16) * S::kPitch,
                   memory.classifier + (chunk * memory.classes + first) * S::kPitch, lane);
     }
-    store_tile(acc, g.out, g.window, place, g.classifier_bias, Map<const T>{}, Activation{0, 0.0f}, warp * 16, first,
-               lane);
+    store_tile(acc, g.out, g.window, place, StagedBias{memory.classifier_bias + first}, Map<const T>{},
+               Activation{0, 0.0f}, warp * 16, first, lane);
   }
 }
 
@@ -115,15 +118,20 @@ void launch_classifier(Arguments<typename M::Element> g, const Tensor& out, cons
                        const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                        const std::vector<int64_t>& dilation, const DeviceScope& scope) {
   using T = typename M::Element;
-  const Fit fit = fit_shared(kOp, scope.max_shared(), [&](int pixels, int stages) {
+  const auto kernel_of_tiles = separable_conv2d_classifier_kernel<M, kTiles>;
+  const int64_t passes = (g.classifier.columns + kTiles * 8 - 1) / (kTiles * 8);
+  const auto attempt = [&](int pixels, int, int stages) {
     g.window = make_window(out, pixels, kernel, stride, padding, dilation);
+    g.stages = stages;
     SharedMeter meter;
     carve<T, kTiles>(meter, g.window, g.classifier, stages);
-    return meter.bytes();
-  });
-  g.stages = fit.stages;
-  launch_early(separable_conv2d_classifier_kernel<M, kTiles>, dim3(static_cast<unsigned>(tiles_of(out, g.window))),
-               dim3(kThreads), fit.bytes, 1, scope, g);
+    return separable_attempt(meter.bytes(), tiles_of(out, g.window), pixels, g.window.slots(), kTiles);
+  };
+  const Fit fit =
+      fit_launch(kOp, scope, kernel_of_tiles, kThreads, kTiles > 4 ? 2 : 3,
+                 passes * ((g.x.channels + Shape<T>::kChunk - 1) / Shape<T>::kChunk), 1, kMaxStages, attempt);
+  launch_early(kernel_of_tiles, dim3(static_cast<unsigned>(tiles_of(out, g.window))), dim3(kThreads), fit.bytes, 1,
+               scope, g);
 }
 
 void check_weight(const char* argument, const Tensor& weight, const Tensor& x, const std::vector<int64_t>& shape) {

@@ -70,8 +70,8 @@ struct Memory {
   int64_t* offsets;  // [slots]
   int* shuffled;     // [B], place of a compressed channel in slot 0 of `hidden`
   int* column;       // [B], place of a shuffled channel in `operand`
-  float* taps;       // [chunks][taps][chunk]
-  T* hidden;         // [chunks][slots][chunk], shuffled
+  float* taps;       // [chunks][taps and a bias][chunk]
+  T* hidden;         // [chunks][slots][chunk], shuffled; before that the taps as they are in memory
   T* operand;        // [rows][pitch]
 };
 
@@ -82,7 +82,7 @@ __host__ __device__ Memory<T> carve(Carver& carver, const Layout<T>& layout) {
   memory.offsets = carver.template take<int64_t>(layout.slots);
   memory.shuffled = carver.template take<int>(layout.bottleneck);
   memory.column = carver.template take<int>(layout.bottleneck);
-  memory.taps = carver.template take<float>(int64_t{layout.chunks()} * kTaps * S::kChunk);
+  memory.taps = carver.template take<float>(int64_t{layout.chunks()} * (kTaps + 1) * S::kChunk);
   memory.hidden = carver.template take<T>(int64_t{layout.chunks()} * layout.slots * S::kPitch);
   memory.operand = carver.template take<T>(int64_t{layout.rows} * layout.pitch);
   return memory;
@@ -125,7 +125,8 @@ __device__ void pool(const Arguments<T>& g, const Place& place, const Activation
   const int vectors = (g.x.channels + kVector - 1) / kVector;
   for (int unit = thread; unit < g.window.pixels() * vectors; unit += kThreads) {
     const int pixel = unit / vectors, c = unit % vectors * kVector;
-    const int y = place.y + pixel / g.window.x.tile, x = place.x + pixel % g.window.x.tile;
+    const Window::Position at = g.window.pixel(pixel);
+    const int y = place.y + at.y, x = place.x + at.x;
     if (y >= g.out.height || x >= g.out.width) {
       continue;
     }
@@ -172,7 +173,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const Layout<T> layout(g.window, g.compress.rows, g.groups);
   const Memory<T> memory = carve<T>(carver, layout);
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
-  const Place place = place_of(blockIdx.x, g.out.height, g.out.width, g.window.y.tile, g.window.x.tile);
+  const Place place = place_of(blockIdx.x, g.out.height, g.out.width, g.window);
   const Activation relu{1, 0.0f};
 
   prefetch_matrix<kThreads>(g.compress, thread);
@@ -185,14 +186,22 @@ __global__ void __launch_bounds__(kThreads, 2)
     memory.shuffled[c] = to / S::kChunk * layout.slots * S::kPitch + to % S::kChunk;
     memory.column[c] = c / layout.width * layout.padded + c % layout.width;
   }
+  constexpr int kTapsOfChunk = (kTaps + 1) * S::kChunk;
+  // a tile has at least 9 slots, so the hidden map is the larger
+  static_assert(kTapsOfChunk <= 9 * S::kPitch);
   for (int chunk = 0; chunk < layout.chunks(); ++chunk) {
-    fill_taps<kThreads>(memory.taps + chunk * kTaps * S::kChunk, g.depthwise, kTaps, layout.bottleneck,
-                        chunk * S::kChunk, thread);
+    fill_taps<kThreads>(memory.hidden + chunk * kTapsOfChunk, g.depthwise, kTaps, layout.bottleneck, chunk * S::kChunk,
+                        thread, g.depthwise_bias);
   }
+  cp_async_commit();
   if (layout.padded != layout.width) {
     for (int i = thread * S::kVector; i < layout.rows * layout.pitch; i += kThreads * S::kVector) {
       *reinterpret_cast<Vector<T>*>(memory.operand + i) = Vector<T>{};
     }
+  }
+  cp_async_wait<0>();
+  for (int chunk = 0; chunk < layout.chunks(); ++chunk) {
+    land_taps<kThreads>(memory.taps + chunk * kTapsOfChunk, memory.hidden + chunk * kTapsOfChunk, kTaps, 1, thread);
   }
   __syncthreads();
 
@@ -253,8 +262,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
     };
     depthwise_sized<kThreads, 3>(store, memory.hidden + chunk * layout.slots * S::kPitch,
-                                 memory.taps + chunk * kTaps * S::kChunk, g.window,
-                                 Middle<T>{g.depthwise_bias, Activation{0, 0.0f}}, layout.bottleneck, first, thread);
+                                 memory.taps + chunk * kTapsOfChunk, g.window, Activation{0, 0.0f}, thread);
   }
   __syncthreads();
 
@@ -270,9 +278,10 @@ __global__ void __launch_bounds__(kThreads, 2)
     multiply_direct<M>(acc, pixels, weight, lane);
     const Map<T> out = channels_of(g.out, before + first, weight.rows);
     const Map<const T> residual = g.concat ? Map<const T>{} : channels_of(g.x, first, weight.rows);
+    const auto bias = [&](int c) { return pair_at(g.expand_bias + first, 1, c, weight.rows, false); };
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      store_tile(acc[r], out, g.window, place, g.expand_bias + first, residual, relu, row + 16 * r, 0, lane);
+      store_tile(acc[r], out, g.window, place, bias, residual, relu, row + 16 * r, 0, lane);
     }
   });
   if (g.concat) {
@@ -332,14 +341,18 @@ Tensor shuffle_unit(const Tensor& x, const Tensor& compress_weight, const Tensor
     g.out = map_of<T>(out);
     g.groups = static_cast<int>(groups);
     g.concat = concat;
-    const Fit fit = fit_shared(kOp, scope.max_shared(), [&](int pixels, int) {
+    const auto kernel = shuffle_unit_kernel<M>;
+    const auto attempt = [&](int pixels, int, int) {
       g.window = make_window(out, pixels, {3, 3}, stride, dilation, dilation);
       SharedMeter meter;
       carve<T>(meter, Layout<T>(g.window, g.compress.rows, g.groups));
-      return meter.bytes();
-    });
-    launch_early(shuffle_unit_kernel<M>, dim3(static_cast<unsigned>(tiles_of(out, g.window))), dim3(kThreads),
-                 fit.bytes, 1, scope, g);
+      // pieces of 32 rows, and their products' depth, against what a block does once
+      const double rows = (g.window.slots() + kWarpRows - 1) / kWarpRows * kWarpRows;
+      const double work = rows * g.compress.rows * g.compress.columns + pixels * g.expand.rows * g.expand.columns;
+      return Attempt{meter.bytes(), tiles_of(out, g.window), work / 100.0, work / 200.0, 3000.0, 1000.0};
+    };
+    const Fit fit = fit_launch(kOp, scope, kernel, kThreads, 2, 1, 1, 1, attempt);
+    launch_early(kernel, dim3(static_cast<unsigned>(tiles_of(out, g.window))), dim3(kThreads), fit.bytes, 1, scope, g);
   });
   return out;
 }

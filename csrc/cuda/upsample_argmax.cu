@@ -2,10 +2,11 @@
 // Replaces: F.interpolate(logits, size, mode="bilinear") + argmax(1) (writes and reads the full-size scores once each)
 // Shapes:   logits [N, K, h, w], any strides, 1 <= K <= 256 -> labels [N, H, W] uint8, contiguous
 // Traffic:  minimum N*K*h*w*sizeof(T) + N*H*W bytes; eager moves 2*N*K*H*W*sizeof(T) + 7*N*H*W more
-// Bound:    L1 bandwidth: each output pixel reads 4*K scores, of which device memory sees each once. Not timed yet.
-// Launch:   one thread an output pixel, 32x8 tiles, a grid of at most 2^16 blocks that walks over the tiles of all
-// images;
-//           40 registers with 32-bit offsets, up to 48 with 64-bit ones (sm_90, nvcc 13.0), no shared memory, no spills
+// Bound:    instructions: an output pixel takes K weighted sums of two values. Not timed yet.
+// Launch:   one thread an output pixel, 32 x 8 tiles, a grid of at most 2^16 blocks that walks over the tiles of all
+//           images. The source rows of a tile are first resized along x, once for its 8 rows, into 4 * 32 * K bytes of
+//           shared memory a row (10 KB at K = 19 and 4 times the size): 12 loads of 2 bytes a pixel instead of 76.
+//           Where they do not fit into 48 KB (many classes, or a smaller output) each thread reads its four neighbours
 // Numerics: coordinates, weights and interpolation in float32 by PyTorch's rules for both align_corners; the scores are
 //           not rounded to T after the interpolation. Equal scores: the lowest class. A NaN beats every number, and the
 //           first NaN wins, as in torch.argmax. One thread owns a pixel: deterministic.
@@ -45,10 +46,32 @@ struct Geometry {
   float scale_h, scale_w;
 };
 
-template <typename T, typename Index>
-__global__ void upsample_argmax_kernel(const T* __restrict__ logits,  // [N, K, h, w], strides in geometry
-                                       uint8_t* __restrict__ labels,  // [N, H, W]
-                                       Geometry<Index> g, bool align_corners) {
+// the best class so far
+struct Best {
+  float score = 0.0f;
+  int label = -1;
+
+  __device__ void meet(float other, int k) {
+    // true for a larger score and for the first NaN; nothing replaces a NaN
+    if (label < 0 || (!(other <= score) && score == score)) {
+      score = other;
+      label = k;
+    }
+  }
+};
+
+// kStaged: `rows` source rows of a tile, resized along x, fit into shared memory. No pointer is __restrict__: a load
+// through the read-only cache may see what was there before the kernel in front of an early launch has ended.
+template <typename T, typename Index, bool kStaged>
+__global__ void __launch_bounds__(Traits::kTileWidth* Traits::kTileHeight)
+    upsample_argmax_kernel(const T* logits,  // [N, K, h, w], strides in geometry
+                           uint8_t* labels,  // [N, H, W]
+                           const __grid_constant__ Geometry<Index> g, bool align_corners, int rows) {
+  SharedCarver carver;
+  // [rows][K][tile width]
+  float* resized = kStaged ? carver.take<float>(int64_t{rows} * g.classes * Traits::kTileWidth) : nullptr;
+  const int thread_x = static_cast<int>(threadIdx.x), thread_y = static_cast<int>(threadIdx.y);
+  const int classes = static_cast<int>(g.classes);
   wait_for_predecessor();
   release_successor();
   const Index tiles_x = (g.out_width + Traits::kTileWidth - 1) / Traits::kTileWidth;
@@ -58,36 +81,54 @@ __global__ void upsample_argmax_kernel(const T* __restrict__ logits,  // [N, K, 
     const Index tile_x = static_cast<Index>(tile % tiles_x);
     const Index tile_y = static_cast<Index>(tile / tiles_x % tiles_y);
     const Index n = static_cast<Index>(tile / tiles_x / tiles_y);
-    const Index x = tile_x * Traits::kTileWidth + static_cast<Index>(threadIdx.x);
-    const Index y = tile_y * Traits::kTileHeight + static_cast<Index>(threadIdx.y);
-    if (x >= g.out_width || y >= g.out_height) {
-      continue;
-    }
-    const Neighbours row = neighbours(y, g.in_height, g.scale_h, align_corners);
-    const Neighbours column = neighbours(x, g.in_width, g.scale_w, align_corners);
-    const Index top = n * g.stride_n + static_cast<Index>(row.first) * g.stride_h;
-    const Index bottom = n * g.stride_n + static_cast<Index>(row.second) * g.stride_h;
+    const Index top = tile_y * Traits::kTileHeight, x = tile_x * Traits::kTileWidth + static_cast<Index>(thread_x);
+    const Index y = top + static_cast<Index>(thread_y);
+    const bool inside = x < g.out_width && y < g.out_height;
+    // threads beyond the image help with its last column and row
+    const Neighbours column = neighbours(min(x, g.out_width - 1), g.in_width, g.scale_w, align_corners);
+    const Neighbours row = neighbours(min(y, g.out_height - 1), g.in_height, g.scale_h, align_corners);
+    const T* image = logits + n * g.stride_n;
     const Index left = static_cast<Index>(column.first) * g.stride_w;
     const Index right = static_cast<Index>(column.second) * g.stride_w;
     const float below = row.weight, above = 1.0f - below;
     const float after = column.weight, before = 1.0f - after;
-
-    float best = 0.0f;
-    int label = -1;
-    for (Index k = 0; k < g.classes; ++k) {
-      const T* plane = logits + k * g.stride_c;
-      const float upper =
-          before * static_cast<float>(plane[top + left]) + after * static_cast<float>(plane[top + right]);
-      const float lower =
-          before * static_cast<float>(plane[bottom + left]) + after * static_cast<float>(plane[bottom + right]);
-      const float score = above * upper + below * lower;
-      // true for a larger score and for the first NaN; nothing replaces a NaN
-      if (label < 0 || (!(score <= best) && best == best)) {
-        best = score;
-        label = static_cast<int>(k);
+    const auto along_x = [&](const T* line) {
+      return before * static_cast<float>(line[left]) + after * static_cast<float>(line[right]);
+    };
+    Best best;
+    if constexpr (kStaged) {
+      const Index first = static_cast<Index>(neighbours(top, g.in_height, g.scale_h, align_corners).first);
+      const Index last = static_cast<Index>(
+          neighbours(min(top + Traits::kTileHeight, g.out_height) - 1, g.in_height, g.scale_h, align_corners).second);
+      for (Index line = first; line <= last; ++line) {
+        float* to = resized + static_cast<int>(line - first) * classes * Traits::kTileWidth + thread_x;
+        const T* from = image + line * g.stride_h;
+#pragma unroll 4
+        for (int k = thread_y; k < classes; k += Traits::kTileHeight) {
+          to[k * Traits::kTileWidth] = along_x(from + static_cast<Index>(k) * g.stride_c);
+        }
+      }
+      __syncthreads();
+      const float* upper =
+          resized + (static_cast<int>(row.first) - static_cast<int>(first)) * classes * Traits::kTileWidth + thread_x;
+      const float* lower =
+          resized + (static_cast<int>(row.second) - static_cast<int>(first)) * classes * Traits::kTileWidth + thread_x;
+#pragma unroll 4
+      for (int c = 0; c < classes; ++c) {
+        best.meet(above * upper[c * Traits::kTileWidth] + below * lower[c * Traits::kTileWidth], c);
+      }
+      // the next tile writes where this one has just read
+      __syncthreads();
+    } else {
+      const T *upper = image + static_cast<Index>(row.first) * g.stride_h,
+              *lower = image + static_cast<Index>(row.second) * g.stride_h;
+      for (int c = 0; c < classes; ++c, upper += g.stride_c, lower += g.stride_c) {
+        best.meet(above * along_x(upper) + below * along_x(lower), c);
       }
     }
-    labels[(static_cast<int64_t>(n) * g.out_height + y) * g.out_width + x] = static_cast<uint8_t>(label);
+    if (inside) {
+      labels[(static_cast<int64_t>(n) * g.out_height + y) * g.out_width + x] = static_cast<uint8_t>(best.label);
+    }
   }
 }
 
@@ -109,9 +150,22 @@ void launch_upsample_argmax(const Tensor& logits, const Tensor& labels, bool ali
   const int64_t tiles_x = (labels.size(2) + Traits::kTileWidth - 1) / Traits::kTileWidth;
   const int64_t tiles_y = (labels.size(1) + Traits::kTileHeight - 1) / Traits::kTileHeight;
   const int64_t blocks = std::min(tiles_x * tiles_y * labels.size(0), Traits::kMaxBlocks);
-  launch_early(upsample_argmax_kernel<T, Index>, dim3(static_cast<unsigned>(blocks)),
-               dim3(Traits::kTileWidth, Traits::kTileHeight), 0, 1, scope, logits.const_data_ptr<T>(),
-               labels.mutable_data_ptr<uint8_t>(), g, align_corners);
+  constexpr int64_t kLine = Traits::kTileWidth * sizeof(float);
+  const auto run = [&](auto staged, int64_t rows) {
+    constexpr bool kStaged = decltype(staged)::value;
+    launch_early(upsample_argmax_kernel<T, Index, kStaged>, dim3(static_cast<unsigned>(blocks)),
+                 dim3(Traits::kTileWidth, Traits::kTileHeight), rows * logits.size(1) * kLine, 1, scope,
+                 logits.const_data_ptr<T>(), labels.mutable_data_ptr<uint8_t>(), g, align_corners,
+                 static_cast<int>(rows));
+  };
+  // the span of a tile's rows in the source, and a row of rounding at either end
+  const int64_t rows = std::min<int64_t>(
+      static_cast<int64_t>(g.scale_h * static_cast<float>(Traits::kTileHeight - 1)) + 4, logits.size(2));
+  if (rows * logits.size(1) * kLine <= kFreeShared) {
+    run(std::true_type{}, rows);
+  } else {
+    run(std::false_type{}, 0);
+  }
 }
 
 // the largest element offset that the kernel forms in a tensor, or its largest position where that is more

@@ -106,7 +106,8 @@ struct UpsampledInput {
   __device__ Source<kThreads> source(int* table, const Window& window, const Place& place, int thread) const {
     const int top = place.y * window.y.stride - window.y.padding, left = place.x * window.x.stride - window.x.padding;
     for (int slot = thread; slot < window.slots(); slot += kThreads) {
-      const int y = top + window.y.position(slot / window.x.slots), z = left + window.x.position(slot % window.x.slots);
+      const Window::Position at = window.slot(slot);
+      const int y = top + window.y.position(at.y), z = left + window.x.position(at.x);
       const bool inside = y >= 0 && y < skip.height && z >= 0 && z < skip.width;
       table[2 * slot] = inside ? y : -1;
       table[2 * slot + 1] = z;

@@ -1,8 +1,9 @@
 """python -m tests.aot.nvcc [--output FILE]: resources of every CUDA kernel in the library that was built.
 
 Reads the machine code of liteseg_kernels/_C_cuda.abi3.so, writes one row for each kernel instance and target as CSV,
-and names what is over the limits: a spill, a lost matrix instruction, lost 16-byte copies. Exit code 1 when something
-is.
+and names what is over the limits: a spill, a lost matrix instruction, lost 16-byte copies. For half precision on sm_90
+it also writes what the code costs (the columns of `sass.Measures`), which has limits too: they are what was reached, so
+that a branch in an epilogue or a load of two bytes in a loop is seen without a GPU. Exit code 1 when something is over.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, fields
+import tempfile
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+
+from . import sass
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LIBRARY = ROOT / "liteseg_kernels/_C_cuda.abi3.so"
@@ -35,6 +39,37 @@ PRODUCTS = (
 COPIES = PRODUCTS[:4]
 # ... or load them 16 bytes at a time
 LOADS = ("shuffle_unit_kernel",)
+# kernels that may begin before what they read has been written
+EARLY = (*COPIES, *LOADS, "upsample_argmax_kernel")
+# the instances whose code is measured
+MEASURED = re.compile(r"Fp16|Half")
+
+# The most that the code of a measured kernel may cost, near what it costs today: a change that lowers a figure lowers
+# its limit too.
+LIMITS: dict[str, dict[str, int]] = {
+    "inverted_residual_kernel": {
+        "narrow": 0, "branches": 17, "barriers": 4, "strip_instructions": 120, "strip_cycles": 310, "hidden": 750,
+        "hidden_branches": 2, "product_instructions": 32, "depthwise_instructions": 72, "copy_instructions": 12,
+        "loop_instructions": 460, "membars": 1,
+    },
+    "separable_conv2d_kernel": {
+        "narrow": 0, "branches": 18, "barriers": 3, "depthwise_instructions": 130, "copy_instructions": 20,
+        "loop_instructions": 600, "membars": 1,
+    },
+    "separable_conv2d_classifier_kernel": {
+        "narrow": 0, "branches": 17, "barriers": 3, "depthwise_instructions": 135, "copy_instructions": 16,
+        "loop_instructions": 630, "membars": 0,
+    },
+    "daspp_project_kernel": {"narrow": 0, "branches": 5, "barriers": 2, "copy_instructions": 12, "membars": 1},
+    "upsample_argmax_kernel": {"narrow": 16, "branches": 4, "barriers": 2, "loop_instructions": 400, "membars": 0},
+    "shuffle_unit_kernel": {"membars": 0},
+}  # fmt: skip
+
+# separable_conv2d_kernel where its input is made on the way: with a path for each element beside that for 16 bytes
+LIMITS_OF_INPUT: dict[str, dict[str, int]] = {
+    "UpsampledInput": {"narrow": 46, "copy_instructions": 310},
+    "UpstreamInput": {"narrow": 16, "branches": 24},
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +88,7 @@ class Resources:
     loads_16: int
     loads: int
     nvcc: str
+    measures: sass.Measures | None = None
 
     def faults(self) -> list[str]:
         found = []
@@ -64,10 +100,28 @@ class Resources:
             found.append("no 16-byte copy to shared memory")
         if self.kernel in LOADS and not self.loads_16:
             found.append("no 16-byte load")
+        if self.measures is not None:
+            if self.kernel in EARLY and self.measures.constant_loads:
+                found.append(f"{self.measures.constant_loads} loads through the read-only cache in an early launch")
+            for column, most in self.limits().items():
+                if getattr(self.measures, column) > most:
+                    found.append(f"{column}: {getattr(self.measures, column)}, more than {most}")
         return found
 
+    def limits(self) -> dict[str, int]:
+        """The limits of its code, by column."""
+        looser = next((limits for name, limits in LIMITS_OF_INPUT.items() if name in self.instance), {})
+        return LIMITS.get(self.kernel, {}) | looser
 
-COLUMNS = [field.name for field in fields(Resources)]
+    def row(self) -> list[object]:
+        """As the table has it; what was not measured is empty."""
+        own = [getattr(self, column) for column in OWN]
+        return own + (list(astuple(self.measures)) if self.measures else [""] * len(MEASURES))
+
+
+OWN = [field.name for field in fields(Resources) if field.name != "measures"]
+MEASURES = [field.name for field in fields(sass.Measures)]
+COLUMNS = OWN + MEASURES
 
 
 def tool(name: str) -> str | None:
@@ -84,7 +138,7 @@ def missing() -> str | None:
     """Why there is nothing to read."""
     if not LIBRARY.is_file():
         return "built without CUDA: python setup.py build_ext --inplace"
-    for name in ("cuobjdump", "c++filt"):
+    for name in ("cuobjdump", "nvdisasm", "c++filt"):
         if tool(name) is None:
             return f"no {name}"
     return None
@@ -107,12 +161,28 @@ def _names(mangled: list[str]) -> dict[str, tuple[str, str]]:
     return names
 
 
+def measured(library: Path = LIBRARY) -> dict[str, sass.Measures]:
+    """What the code of the half-precision kernels for sm_90 costs, by their mangled names."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(
+            [str(tool("cuobjdump")), "-xelf", "sm_90", str(library.resolve())],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+        )
+        found: dict[str, sass.Measures] = {}
+        for cubin in sorted(Path(folder).glob("*.cubin")):
+            found.update(sass.measures(str(tool("nvdisasm")), cubin, MEASURED))
+    return found
+
+
 def read(library: Path = LIBRARY) -> list[Resources]:
     """The resources of all kernels in the library's machine code."""
     cuobjdump = str(tool("cuobjdump"))
     from liteseg_kernels._build_info import CUDA_ARCHS, NVCC
 
     rows = []
+    costs = measured(library) if "90" in CUDA_ARCHS else {}
     for arch in CUDA_ARCHS:
         usage = _run(cuobjdump, "--dump-resource-usage", "-arch", f"sm_{arch}", str(library))
         found = re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage)
@@ -134,6 +204,7 @@ def read(library: Path = LIBRARY) -> list[Resources]:
                     loads_16=count(r"\bLDG\.E\.128\b"),
                     loads=count(r"\bLDG\b"),
                     nvcc=str(NVCC),
+                    measures=costs.get(symbol) if arch == "90" else None,
                 )
             )
     return sorted(rows, key=lambda row: (row.kernel, row.instance, row.target))
@@ -145,7 +216,7 @@ def write(rows: list[Resources], path: Path) -> None:
     with temporary.open("w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(COLUMNS)
-        table.writerows([getattr(row, column) for column in COLUMNS] for row in rows)
+        table.writerows(row.row() for row in rows)
     os.replace(temporary, path)
 
 

@@ -27,6 +27,7 @@ namespace liteseg::emulator {
 
 dim3 thread_index, block_index, block_size, grid_size;
 Counters counters{};
+std::vector<Planned> planned;
 Controls controls;
 
 namespace {
@@ -417,6 +418,10 @@ void run(dim3 grid, dim3 size, int64_t shared_bytes, int blocks, bool early, con
   }
   if ((early || blocks > 1) && !controls.sm_90) {
     fail("launch: clusters and early launches need sm_90");
+  }
+  if (controls.plan) {
+    planned.push_back({grid.x, grid.y, grid.z, size.x * size.y * size.z, shared_bytes, blocks, early});
+    return;
   }
   prepare(size, blocks);
   ++counters.launches;

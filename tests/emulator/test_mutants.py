@@ -41,7 +41,8 @@ MUTANTS = {
         *("tile.cuh", "thread);\n      __syncthreads();\n      operand =", "thread);\n      operand ="),
     ),
     "no barrier behind the wait": ("tile.cuh", "any more\n      __syncthreads();", "any more"),
-    "no wait for the copies": ("tile.cuh", "cp_async_wait<0>();\n      // the chunk is there", "// the chunk is there"),
+    "no wait for the copies": ("tile.cuh", "cp_async_wait<1>();", ""),
+    "taps in place of others' taps": ("tile.cuh", "tap * S::kChunk + c", "c * count + tap"),
     "a tap of the wrong row": ("tile.cuh", "ky * window.y.tap", "(ky + 1) * window.y.tap"),
     "no wait for the kernel in front": ("separable.cuh", "wait_for_predecessor();", ""),
 }

@@ -9,12 +9,19 @@
 
 #include <liteseg/small_grids.cuh>
 
+#include <map>
+#include <mutex>
+#include <tuple>
+
 #include "common/stable_compat.h"
 
 // the dispatch key that this folder registers its kernels for
 #define LITESEG_DEVICE_KEY CUDA
 
 namespace liteseg {
+
+// bytes of dynamic shared memory that every kernel may have without asking
+constexpr int64_t kFreeShared = 48 * 1024;
 
 inline bool on_device(const torch::stable::Tensor& tensor) {
   return tensor.is_cuda();
@@ -48,7 +55,55 @@ class DeviceScope {
     return attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
   }
 
+  // Lets a kernel have as much dynamic shared memory as there is. The limit belongs to the function on this device, not
+  // to a launch: were it set to what each launch needs, another thread's smaller one could lower it in between.
+  template <typename Kernel>
+  void allow_shared(Kernel* kernel, int64_t bytes) const {
+    if (bytes > kFreeShared) {
+      once(std::make_tuple(reinterpret_cast<const void*>(kernel), index_, 0, int64_t{0}, 0), [&] {
+        const int most = static_cast<int>(max_shared());
+        LITESEG_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
+        return most;
+      });
+    }
+  }
+
+  // How many clusters of so many blocks run at the same time: those that find the multiprocessors of one GPC free,
+  // fewer on a part of a device than their number suggests.
+  template <typename Kernel>
+  int active_clusters(Kernel* kernel, int threads, int64_t bytes, int blocks) const {
+    allow_shared(kernel, bytes);
+    return once(std::make_tuple(reinterpret_cast<const void*>(kernel), index_, threads, bytes, blocks), [&] {
+      cudaLaunchAttribute together;
+      together.id = cudaLaunchAttributeClusterDimension;
+      together.val.clusterDim.x = together.val.clusterDim.y = 1;
+      together.val.clusterDim.z = static_cast<unsigned>(blocks);
+      const cudaLaunchConfig_t config{dim3(1, 1, static_cast<unsigned>(blocks)),
+                                      dim3(static_cast<unsigned>(threads)),
+                                      static_cast<size_t>(bytes),
+                                      stream_,
+                                      &together,
+                                      1};
+      int count = 0;
+      LITESEG_CUDA_CHECK(cudaOccupancyMaxActiveClusters(&count, kernel, &config));
+      return count;
+    });
+  }
+
  private:
+  // kernel, device, threads, bytes, blocks of a cluster
+  using Question = std::tuple<const void*, int32_t, int, int64_t, int>;
+
+  // the answer to a question about a kernel that the driver needs to be asked only once
+  template <typename F>
+  static int once(const Question& question, const F& ask) {
+    static std::mutex mutex;
+    static std::map<Question, int> answers;
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto found = answers.find(question);
+    return found != answers.end() ? found->second : answers.emplace(question, ask()).first->second;
+  }
+
   int attribute(cudaDeviceAttr which) const {
     int value = 0;
     LITESEG_CUDA_CHECK(cudaDeviceGetAttribute(&value, which, index_));
@@ -60,23 +115,11 @@ class DeviceScope {
   cudaStream_t stream_;
 };
 
-// what every kernel may have without asking
-constexpr int64_t kFreeShared = 48 * 1024;
-
-template <typename... Parameters>
-void allow_shared(void (*kernel)(Parameters...), int64_t bytes) {
-  if (bytes > kFreeShared) {
-    LITESEG_CUDA_CHECK(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
-  }
-}
-
 // Launches on a stream and reports a launch that was refused. Each argument is converted to the kernel's parameter
-// type.
+// type. For at most kFreeShared bytes of shared memory.
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, int64_t shared_bytes, cudaStream_t stream,
             const Arguments&... arguments) {
-  allow_shared(kernel, shared_bytes);
   kernel<<<grid, block, static_cast<size_t>(shared_bytes), stream>>>(static_cast<Parameters>(arguments)...);
   LITESEG_CUDA_CHECK(cudaGetLastError());
 }
@@ -86,7 +129,7 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, int64_t shared
 template <typename... Parameters, typename... Arguments>
 void launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, int64_t shared_bytes, int cluster,
                   const DeviceScope& scope, const Arguments&... arguments) {
-  allow_shared(kernel, shared_bytes);
+  scope.allow_shared(kernel, shared_bytes);
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config{grid, block, static_cast<size_t>(shared_bytes), scope.stream(), attributes, 0};
   if (begins_early(scope, grid)) {

@@ -56,6 +56,14 @@ __device__ inline void sync_cluster() {
 #endif
 }
 
+// Nobody leaves before all threads of the cluster are here. Unlike sync_cluster it publishes nothing: what was read
+// before has arrived, for it has been used.
+__device__ inline void leave_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.relaxed;\nbarrier.cluster.wait;\n" ::: "memory");
+#endif
+}
+
 // the same array in the shared memory of another block of the cluster
 template <typename T>
 __device__ inline T* shared_of(int rank, T* address) {
@@ -81,6 +89,27 @@ __device__ inline void cp_async16(void* to, const void* from, bool read) {
 
 __device__ inline void cp_async_commit() {
   asm volatile("cp.async.commit_group;\n" ::: "memory");
+}
+
+// z within [low, high]; a NaN stays one
+__device__ inline float clamp(float z, float low, float high) {
+  float above, between;
+  asm("max.NaN.f32 %0, %1, %2;\n" : "=f"(above) : "f"(z), "f"(low));
+  asm("min.NaN.f32 %0, %1, %2;\n" : "=f"(between) : "f"(above), "f"(high));
+  return between;
+}
+
+// two values rounded to the type of the last argument, the first at the lower address
+__device__ inline uint32_t round_pair(float first, float second, c10::Half) {
+  uint32_t pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;\n" : "=r"(pair) : "f"(second), "f"(first));
+  return pair;
+}
+
+__device__ inline uint32_t round_pair(float first, float second, c10::BFloat16) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;\n" : "=r"(pair) : "f"(second), "f"(first));
+  return pair;
 }
 
 // waits for this thread's copies, but for those of the last groups

@@ -64,55 +64,72 @@ struct SeparableArguments {
   int splits;
 };
 
-// + bias + residual, activation, rounding: one warp's part of a tile's product into the map `out`
-template <int kTiles, typename T>
+// the biases of a block's columns as floats in shared memory
+struct StagedBias {
+  const float* first;
+
+  __device__ Pair<float> operator()(int column) const {
+    return *reinterpret_cast<const Pair<float>*>(first + column);
+  }
+};
+
+// the values of a map at two adjacent channels as floats, zeros from its last on
+template <typename T>
+__device__ Pair<float> pair_at(const T* pixel, int64_t stride, int channel, int channels, bool pairs) {
+  if (pairs) {
+    const Pair<T> pair = *reinterpret_cast<const Pair<T>*>(pixel + channel);
+    return {static_cast<float>(pair.values[0]), static_cast<float>(pair.values[1])};
+  }
+  return {channel < channels ? static_cast<float>(pixel[channel * stride]) : 0.0f,
+          channel + 1 < channels ? static_cast<float>(pixel[(channel + 1) * stride]) : 0.0f};
+}
+
+// + bias + residual, activation, rounding: one warp's part of a tile's product into the map `out`. `bias(column)`: of
+// two of the product's columns, the first of which is channel `first_column`.
+template <int kTiles, typename T, typename Bias>
 __device__ void store_tile(const float (&acc)[kTiles][4], const Map<T>& out, const Window& window, const Place& place,
-                           const T* bias, const Map<const T>& residual, const Activation& activation, int first_row,
+                           const Bias& bias, const Map<const T>& residual, const Activation& activation, int first_row,
                            int first_column, int lane) {
+  const float low = activation.low(), high = activation.high();
+  const bool adds = residual.data != nullptr, leaks = activation.leaks();
+  // both the same for all threads
+  const bool pairs = out.vector && out.channels % 2 == 0, added_pairs = residual.vector && pairs;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int pixel = first_row + lane / 4 + 8 * half;
-    const int y = place.y + pixel / window.x.tile, x = place.x + pixel % window.x.tile;
+    const Window::Position at = window.pixel(pixel);
+    const int y = place.y + at.y, x = place.x + at.x;
     if (pixel >= window.pixels() || y >= out.height || x >= out.width) {
       continue;
     }
+    const int lead = lane % 4 * 2;
     T* to = out.data + place.image * out.stride_n + y * out.stride_h + x * out.stride_w;
-    const T* add = residual.data == nullptr ? nullptr
-                                            : residual.data + place.image * residual.stride_n + y * residual.stride_h +
-                                                  x * residual.stride_w;
+    const T* add =
+        residual.data + (adds ? place.image * residual.stride_n + y * residual.stride_h + x * residual.stride_w : 0);
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
-      const int column = first_column + t * 8 + lane % 4 * 2;
-      struct alignas(2 * sizeof(T)) Pair {
-        T values[2];
-      } pair;
-      const bool both = column + 1 < out.channels;
-      Pair added{};
-      if (add != nullptr && residual.vector && both) {
-        added = *reinterpret_cast<const Pair*>(add + column);
-      } else if (add != nullptr) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          added.values[e] = column + e < out.channels ? add[(column + e) * residual.stride_c] : T(0.0f);
-        }
+      const int c = first_column + t * 8 + lead;
+      if (c >= out.channels) {
+        continue;
+      }
+      Pair<float> value = bias(t * 8 + lead);
+      value.values[0] += acc[t][2 * half];
+      value.values[1] += acc[t][2 * half + 1];
+      if (adds) {
+        const Pair<float> more = pair_at(add, residual.stride_c, c, out.channels, added_pairs);
+        value.values[0] += more.values[0];
+        value.values[1] += more.values[1];
       }
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const int c = column + e;
-        float value = acc[t][2 * half + e];
-        if (c < out.channels) {
-          value += bias == nullptr ? 0.0f : static_cast<float>(bias[c]);
-        }
-        pair.values[e] = T(activation(value + static_cast<float>(added.values[e])));
+        value.values[e] = clamp(leaks ? activation.leak(value.values[e]) : value.values[e], low, high);
       }
-      if (out.vector && both) {
-        *reinterpret_cast<Pair*>(to + column) = pair;
+      if (pairs) {
+        store_pair(to + c, value.values[0], value.values[1]);
       } else {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          if (column + e < out.channels) {
-            to[(column + e) * out.stride_c] = pair.values[e];
-          }
+        to[c * out.stride_c] = T(value.values[0]);
+        if (c + 1 < out.channels) {
+          to[(c + 1) * out.stride_c] = T(value.values[1]);
         }
       }
     }
@@ -133,35 +150,80 @@ struct Sums {
 
 // Adds them up in the blocks' order, + bias + residual, activation, rounding; each block stores a part of the pixels.
 // `acc` is a warp's part of this block's sums, `first_row` and `column` where it lies in the tile.
-template <int kColumns, int kThreads, int kTiles, typename T>
+template <int kColumns, int kThreads, int kTiles, typename T, typename Bias>
 __device__ void store_sums(const float (&acc)[kTiles][4], float* sums, int splits, const Map<T>& out,
-                           const Window& window, const Place& place, const T* bias, const Map<const T>& residual,
+                           const Window& window, const Place& place, const Bias& bias, const Map<const T>& residual,
                            const Activation& activation, int first_row, int column, int first_column, int thread) {
   constexpr int kPitch = Sums<kColumns>::kPitch;
-  for_each(acc, thread % 32,
-           [&](int row, int c, float value) { sums[(first_row + row) * kPitch + column + c] = value; });
+  const int lane = thread % 32;
+  if (first_row < window.pixels()) {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float* to = sums + (first_row + lane / 4 + 8 * half) * kPitch + column + t * 8 + lane % 4 * 2;
+        *reinterpret_cast<Pair<float>*>(to) = {acc[t][2 * half], acc[t][2 * half + 1]};
+      }
+    }
+  }
   sync_cluster();
-  const int pixels = kTilePixels / splits;
-  for (int unit = thread; unit < pixels * kColumns; unit += kThreads) {
-    const int pixel = static_cast<int>(blockIdx.z) * pixels + unit / kColumns, c = first_column + unit % kColumns;
-    const int y = place.y + pixel / window.x.tile, x = place.x + pixel % window.x.tile;
+  // no more than there are pixels, or a block without any would only wait
+  const int pixels = (window.pixels() + splits - 1) / splits, begin = static_cast<int>(blockIdx.z) * pixels;
+  const bool pairs = out.vector && out.channels % 2 == 0, added_pairs = residual.vector && pairs;
+  for (int unit = thread; unit < pixels * (kColumns / 2); unit += kThreads) {
+    const int pixel = begin + unit / (kColumns / 2), lead = unit % (kColumns / 2) * 2, c = first_column + lead;
+    const Window::Position at = window.pixel(pixel);
+    const int y = place.y + at.y, x = place.x + at.x;
     if (pixel >= window.pixels() || y >= out.height || x >= out.width || c >= out.channels) {
       continue;
     }
-    float value = 0.0f;
+    Pair<float> value{};
+#pragma unroll 4
     for (int rank = 0; rank < splits; ++rank) {
-      value += shared_of(rank, sums)[pixel * kPitch + unit % kColumns];
+      const Pair<float> part = *reinterpret_cast<const Pair<float>*>(shared_of(rank, sums) + pixel * kPitch + lead);
+      value.values[0] += part.values[0];
+      value.values[1] += part.values[1];
     }
-    value += bias == nullptr ? 0.0f : static_cast<float>(bias[c]);
+    const Pair<float> shift = bias(lead);
+    T* to = out.data + place.image * out.stride_n + y * out.stride_h + x * out.stride_w;
+    Pair<float> more{};
     if (residual.data != nullptr) {
-      value += static_cast<float>(residual.data[place.image * residual.stride_n + y * residual.stride_h +
-                                                x * residual.stride_w + c * residual.stride_c]);
+      more = pair_at(residual.data + place.image * residual.stride_n + y * residual.stride_h + x * residual.stride_w,
+                     residual.stride_c, c, out.channels, added_pairs);
     }
-    out.data[place.image * out.stride_n + y * out.stride_h + x * out.stride_w + c * out.stride_c] =
-        T(activation(value));
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      value.values[e] = activation(value.values[e] + shift.values[e] + more.values[e]);
+    }
+    if (pairs) {
+      store_pair(to + c, value.values[0], value.values[1]);
+    } else {
+      to[c * out.stride_c] = T(value.values[0]);
+      if (c + 1 < out.channels) {
+        to[(c + 1) * out.stride_c] = T(value.values[1]);
+      }
+    }
   }
   // the others may still read this block's sums
-  sync_cluster();
+  leave_cluster();
+}
+
+// a row of a matrix times `count` floats in shared memory, in order
+template <typename T>
+__device__ float row_times(const Matrix<T>& matrix, int row, const float* values, int count) {
+  constexpr int kVector = Shape<T>::kVector;
+  const T* from = matrix.data + row * matrix.row_stride;
+  float sum = 0.0f;
+#pragma unroll 2
+  for (int first = 0; first < count; first += kVector) {
+    const Vector<T> vector = matrix.vector ? *reinterpret_cast<const Vector<T>*>(from + first)
+                                           : gather(from, matrix.column_stride, first, count);
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) {
+      sum += first + i < count ? static_cast<float>(vector.values[i]) * values[first + i] : 0.0f;
+    }
+  }
+  return sum;
 }
 
 // job: one image and one chunk of channels, summed over the pixels in a fixed order
@@ -206,12 +268,10 @@ __device__ void pool_sums(const PoolSums<T>& pool, float* scratch, int64_t job, 
   }
   __syncthreads();
   for (int row = thread; row < pool.weight.rows; row += kSeparableThreads) {
-    float product = 0.0f;
-    const T* weight = pool.weight.data + row * pool.weight.row_stride;
-    for (int i = 0; i < S::kChunk && chunk * S::kChunk + i < x.channels; ++i) {
-      product += static_cast<float>(weight[(chunk * S::kChunk + i) * pool.weight.column_stride]) * scratch[i];
-    }
-    pool.parts[job * pool.weight.rows + row] = product;
+    Matrix<T> weight = pool.weight;
+    weight.data += int64_t{chunk} * S::kChunk * weight.column_stride;
+    pool.parts[job * weight.rows + row] =
+        row_times(weight, row, scratch, min(S::kChunk, x.channels - chunk * S::kChunk));
   }
   // the next job writes where this one has just read
   __syncthreads();
@@ -226,6 +286,7 @@ __global__ void __launch_bounds__(kSeparableThreads, kTiles > 4 ? 2 : 3)
   // first, so that its address is no register that the product misses
   const int splits = kSplits<kTiles> ? g.splits : 1;
   float* sums = Sums<kTiles * 8>::carve(carver, splits);
+  float* bias = carver.template take<float>(kTiles * 8);
   const auto table = Input::carve(carver, g.slots);
   const Buffers<T> buffers = carve_buffers<T>(carver, max(g.slots, kTilePixels), g.taps, kTiles * 8, g.stages);
   const int index = static_cast<int>(blockIdx.y) / g.column_blocks;
@@ -245,8 +306,8 @@ __global__ void __launch_bounds__(kSeparableThreads, kTiles > 4 ? 2 : 3)
   }
   const SeparableBranch<T>& branch = g.branches[index];
   const int first_column = static_cast<int>(blockIdx.y) % g.column_blocks * kTiles * 8;
-  const Place place =
-      place_of(blockIdx.x, branch.out.height, branch.out.width, branch.window.y.tile, branch.window.x.tile);
+  const Place place = place_of(blockIdx.x, branch.out.height, branch.out.width, branch.window);
+  fill_floats<kSeparableThreads>(bias, branch.bias, first_column, kTiles * 8, branch.out.channels, thread);
   const auto source = g.input.template source<kSeparableThreads>(table, branch.window, place, thread);
   __syncthreads();
   float acc[kTiles][4];
@@ -255,10 +316,10 @@ __global__ void __launch_bounds__(kSeparableThreads, kTiles > 4 ? 2 : 3)
                                            Middle<T>{branch.middle_bias, g.middle}, branch.pointwise, first_column,
                                            thread, part_of<T>(branch.pointwise.columns, splits));
   if (splits == 1) {
-    store_tile(acc, branch.out, branch.window, place, branch.bias, g.residual, g.activation, warp * 16, first_column,
-               lane);
+    store_tile(acc, branch.out, branch.window, place, StagedBias{bias}, g.residual, g.activation, warp * 16,
+               first_column, lane);
   } else {
-    store_sums<kTiles * 8, kSeparableThreads>(acc, sums, splits, branch.out, branch.window, place, branch.bias,
+    store_sums<kTiles * 8, kSeparableThreads>(acc, sums, splits, branch.out, branch.window, place, StagedBias{bias},
                                               g.residual, g.activation, warp * 16, 0, first_column, thread);
   }
 }
@@ -267,6 +328,7 @@ template <typename M, int kTiles, typename Input>
 int64_t separable_shared_bytes(int slots, int taps, int stages, int splits, bool pool) {
   using T = typename M::Element;
   SharedMeter meter;
+  meter.take<float>(kTiles * 8);
   Input::carve(meter, slots);
   carve_buffers<T>(meter, std::max(slots, kTilePixels), taps, kTiles * 8, stages);
   Sums<kTiles * 8>::carve(meter, splits);
@@ -274,6 +336,18 @@ int64_t separable_shared_bytes(int slots, int taps, int stages, int splits, bool
     meter.take<float>(kSeparableThreads / kVectorsOfChunk * Shape<T>::kChunk);
   }
   return meter.bytes();
+}
+
+// what a block of separable_conv2d's kind costs, see Attempt
+inline Attempt separable_attempt(int64_t bytes, int64_t blocks, int pixels, int slots, int tiles) {
+  // 16-byte copies that a thread makes of a chunk
+  const double copies = (slots + 31) / 32;
+  return {bytes,
+          blocks,
+          900.0 + 20.0 * copies + 20.0 * tiles,
+          300.0 + 10.0 * copies + pixels * (10.0 + tiles),
+          1500.0,
+          500.0 + 5.0 * pixels * tiles};
 }
 
 // one branch as the host has it
@@ -322,7 +396,10 @@ void launch_separable(const SeparableCall& call, const Input& input, const PoolS
     const bool pools = pool.parts != nullptr;
     const int rows = g.count * g.column_blocks + pools;
     constexpr int kChunk = Shape<T>::kChunk;
-    const Fit fit = fit_shared(call.op, scope.max_shared(), [&](int pixels, int stages) {
+    const auto kernel = separable_conv2d_kernel<M, kTiles, Input>;
+    const auto attempt = [&](int pixels, int splits, int stages) {
+      g.splits = splits;
+      g.stages = stages;
       g.slots = g.taps = 0;
       for (size_t i = 0; i < call.branches.size(); ++i) {
         const BranchTensors& branch = call.branches[i];
@@ -331,12 +408,12 @@ void launch_separable(const SeparableCall& call, const Input& input, const PoolS
         g.slots = std::max(g.slots, g.branches[i].window.slots());
         g.taps = std::max(g.taps, g.branches[i].window.taps());
       }
-      const int64_t blocks = tiles_of(call.branches[0].out, g.branches[0].window) * rows;
-      const int64_t chunks = (call.branches[0].pointwise.size(1) + kChunk - 1) / kChunk;
-      g.splits = kSplits<kTiles> ? splits_of(scope, blocks, chunks) : 1;
-      return separable_shared_bytes<M, kTiles, Input>(g.slots, g.taps, stages, g.splits, pools);
-    });
-    g.stages = fit.stages;
+      return separable_attempt(separable_shared_bytes<M, kTiles, Input>(g.slots, g.taps, stages, splits, pools),
+                               tiles_of(call.branches[0].out, g.branches[0].window) * rows, pixels, g.slots, kTiles);
+    };
+    const Fit fit = fit_launch(call.op, scope, kernel, kSeparableThreads, kTiles > 4 ? 2 : 3,
+                               (call.branches[0].pointwise.size(1) + kChunk - 1) / kChunk,
+                               kSplits<kTiles> ? most_splits(scope) : 1, kMaxStages, attempt);
     for (size_t i = 0; i < call.branches.size(); ++i) {
       const BranchTensors& branch = call.branches[i];
       SeparableBranch<T>& b = g.branches[i];
@@ -348,8 +425,7 @@ void launch_separable(const SeparableCall& call, const Input& input, const PoolS
     }
     const int64_t tiles_in_all = tiles_of(call.branches[0].out, g.branches[0].window);
     launch_early(
-        separable_conv2d_kernel<M, kTiles, Input>,
-        dim3(static_cast<unsigned>(tiles_in_all), static_cast<unsigned>(rows), static_cast<unsigned>(g.splits)),
+        kernel, dim3(static_cast<unsigned>(tiles_in_all), static_cast<unsigned>(rows), static_cast<unsigned>(g.splits)),
         dim3(kSeparableThreads), fit.bytes, g.splits, scope, g);
   };
   if (columns <= 32) {

@@ -21,19 +21,11 @@ bool begins_early(const Scope& scope, const Grid& grid) {
          !switched_off("LITESEG_EARLY_LAUNCH");
 }
 
-// Over how many blocks of a cluster a sum of so many chunks is spread: a power of two that leaves each of them two
-// chunks, and the grid at most one block a multiprocessor.
+// The most blocks of a cluster that may share a sum: a power of two that every device with clusters offers.
 template <typename Scope>
-int splits_of(const Scope& scope, int64_t blocks, int64_t chunks) {
+int most_splits(const Scope& scope) {
   constexpr int kMostPortable = 8;
-  if (!scope.sm_90() || switched_off("LITESEG_CLUSTERS")) {
-    return 1;
-  }
-  int splits = 1;
-  while (splits < kMostPortable && blocks * splits * 2 <= scope.multiprocessors() && splits * 4 <= chunks) {
-    splits *= 2;
-  }
-  return splits;
+  return scope.sm_90() && !switched_off("LITESEG_CLUSTERS") ? kMostPortable : 1;
 }
 
 }  // namespace liteseg

@@ -106,7 +106,7 @@ inline int64_t convolved(int64_t size, int64_t kernel, int64_t stride, int64_t p
 inline Window make_window(const Tensor& out, int pixels, const std::vector<int64_t>& kernel,
                           const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                           const std::vector<int64_t>& dilation) {
-  int tile_height = pixels >= 64 ? 8 : pixels >= 16 ? 4 : pixels >= 4 ? 2 : 1;
+  int tile_height = pixels >= 64 ? 8 : pixels >= 16 ? 4 : pixels >= 4 ? 2 : 1;  // 32: 4 x 8
   while (tile_height > 1 && tile_height / 2 >= out.size(2)) {
     tile_height /= 2;
   }
@@ -138,24 +138,74 @@ void dispatch_math(const char* op, const char* argument, ScalarType dtype, bool 
   });
 }
 
-// Calls attempt(pixels, stages) -> bytes of shared memory with ever smaller tiles until one fits.
+// One way to launch a kernel, as it is weighed against others: bytes of shared memory a block, blocks (before a cluster
+// shares the work of each), and for one block the cycles that its warps need if they never wait for a scheduler, and
+// those that the four schedulers are busy with it: of each chunk, and of everything around the chunks. They come from
+// the machine code of sm_90 (tests/aot/sass.py), rounded; what matters is how they compare.
+struct Attempt {
+  int64_t bytes, blocks;
+  double chunk_latency, chunk_issue, fixed_latency, fixed_issue;
+};
+
 struct Fit {
-  int pixels, stages;
+  int pixels, splits, stages;
   int64_t bytes;
 };
 
-template <typename F>
-Fit fit_shared(const char* op, int64_t limit, const F& attempt) {
-  for (const int pixels : {64, 16, 4, 1}) {
-    for (const int stages : {2, 1}) {
-      const int64_t bytes = attempt(pixels, stages);
-      if (bytes <= limit) {
-        return {pixels, stages, bytes};
+// cycles from the issue of a copy to its arrival from L2, and of a cluster's two barriers with the sum between them
+constexpr double kCopyLatency = 800, kClusterLatency = 2000;
+
+inline double predicted_cycles(const Attempt& attempt, const DeviceScope& scope, int resident, int64_t chunks,
+                               int splits, int stages) {
+  const auto up = [](int64_t a, int64_t b) { return static_cast<double>((a + b - 1) / b); };
+  const int64_t blocks = attempt.blocks * splits, multiprocessors = scope.multiprocessors();
+  const int64_t together = std::clamp<int64_t>(scope.max_shared() / std::max<int64_t>(attempt.bytes, 1), 1, resident);
+  const double of_block = up(chunks, splits);
+  // a copy has the time of the chunks that are worked on before its own
+  const double exposed = std::max(0.0, kCopyLatency - (stages - 1) * attempt.chunk_latency);
+  const double latency = attempt.fixed_latency + kCopyLatency + of_block * (attempt.chunk_latency + exposed) +
+                         (splits > 1 ? kClusterLatency : 0.0);
+  const double issue = attempt.fixed_issue + of_block * attempt.chunk_issue;
+  return std::max(up(blocks, multiprocessors * together) * latency, up(blocks, multiprocessors) * issue);
+}
+
+// Calls attempt(pixels, splits, stages) for tiles of 64 pixels and fewer, sums of `chunks` shared by up to
+// `most_splits` blocks and one to `most_stages` chunks in shared memory, and once more for the fastest that fits.
+// `resident`: blocks that a multiprocessor has registers for.
+template <typename Kernel, typename F>
+Fit fit_launch(const char* op, const DeviceScope& scope, Kernel* kernel, int threads, int resident, int64_t chunks,
+               int most_splits, int most_stages, const F& attempt) {
+  Fit best{0, 1, 1, 0};
+  double least = std::numeric_limits<double>::infinity();
+  for (const int pixels : {64, 32, 16, 4, 1}) {
+    for (int splits = 1; splits <= most_splits && splits <= chunks; splits *= 2) {
+      for (int stages = std::min<int>(most_stages, static_cast<int>((chunks + splits - 1) / splits)); stages >= 1;
+           --stages) {
+        const Attempt found = attempt(pixels, splits, stages);
+        if (splits > 1 && found.blocks * splits > scope.multiprocessors()) {
+          break;
+        }
+        if (found.bytes > scope.max_shared()) {
+          continue;
+        }
+        const double cycles = predicted_cycles(found, scope, resident, chunks, splits, stages);
+        if (cycles < least) {
+          least = cycles;
+          best = {pixels, splits, stages, found.bytes};
+        }
       }
     }
   }
-  LITESEG_CHECK(false, op, "x", text("channels and a kernel that fit ", limit, " bytes of shared memory"), "more");
-  return {};
+  LITESEG_CHECK(best.pixels > 0, op, "x",
+                text("channels and a kernel that fit ", scope.max_shared(), " bytes of shared memory"), "more");
+  // clusters that do not run at the same time, as on a part of a device, would follow each other
+  while (best.splits > 1 && scope.active_clusters(kernel, threads, best.bytes, best.splits) <
+                                attempt(best.pixels, best.splits, best.stages).blocks) {
+    best.splits /= 2;
+    best.bytes = attempt(best.pixels, best.splits, best.stages).bytes;
+  }
+  attempt(best.pixels, best.splits, best.stages);
+  return best;
 }
 
 }  // namespace liteseg

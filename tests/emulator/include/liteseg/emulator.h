@@ -28,14 +28,27 @@ struct Controls {
   bool poison = true;
   int64_t max_shared = 163 * 1024;
   int multiprocessors = 132;
+  // blocks of clusters that run at the same time
+  int cluster_blocks = 132;
   // whether the device has clusters and early launches
   bool sm_90 = true;
+  // launches are noted and not run
+  bool plan = false;
   // Memory (address, bytes) that the kernel in front of an early launch has yet to write: every byte is 0xFF until all
   // threads of a cluster have waited for it.
   std::vector<std::pair<unsigned char*, int64_t>> unwritten;
 };
 
+// a launch as it was asked for
+struct Planned {
+  unsigned x, y, z, threads;
+  int64_t shared;
+  int cluster;
+  bool early;
+};
+
 extern Counters counters;
+extern std::vector<Planned> planned;
 extern Controls controls;
 
 // the same for every launch: `body` runs one thread. Blocks of a cluster follow each other along z and run together;

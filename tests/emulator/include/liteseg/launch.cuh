@@ -11,6 +11,8 @@
 
 namespace liteseg {
 
+constexpr int64_t kFreeShared = 48 * 1024;
+
 inline bool on_device(const torch::stable::Tensor& tensor) {
   return tensor.is_cpu();
 }
@@ -37,6 +39,11 @@ class DeviceScope {
 
   bool sm_90() const {
     return emulator::controls.sm_90;
+  }
+
+  template <typename Kernel>
+  int active_clusters(Kernel*, int, int64_t, int blocks) const {
+    return emulator::controls.cluster_blocks / blocks;
   }
 };
 

@@ -34,6 +34,10 @@ inline void sync_cluster() {
   emulator::sync_cluster();
 }
 
+inline void leave_cluster() {
+  emulator::sync_cluster();
+}
+
 template <typename T>
 T* shared_of(int rank, T* address) {
   return static_cast<T*>(emulator::shared_of(rank, address));
@@ -45,6 +49,18 @@ inline void cp_async16(void* to, const void* from, bool read) {
 
 inline void cp_async_commit() {
   emulator::commit_copies();
+}
+
+inline float clamp(float z, float low, float high) {
+  return z < low ? low : z > high ? high : z;
+}
+
+template <typename T>
+uint32_t round_pair(float first, float second, T) {
+  const T values[2] = {T(first), T(second)};
+  uint32_t pair;
+  std::memcpy(&pair, values, sizeof(pair));
+  return pair;
 }
 
 template <int kGroupsLeft>
