@@ -120,8 +120,8 @@ void sum(const PyramidArgs& g, int64_t begin, int64_t end, char* scratch) {
       for (int64_t b = 0; b < g.count; ++b) {
         // once a branch, not once a slice
         const bool biased = first && group == 0 && g.branches[b].bias != nullptr;
-        branch_slice(g, g.branches[b], slice, s, biased ? g.branches[b].bias : zeros, g.partial + (item * g.count + b) * pixels * g.filters, first,
-                     scratch);
+        branch_slice(g, g.branches[b], slice, s, biased ? g.branches[b].bias : zeros,
+                     g.partial + (item * g.count + b) * pixels * g.filters, first, scratch);
       }
     }
   }
