@@ -57,6 +57,7 @@ class TestDilatedMobileNetV2(BaseModelTester):
 
 def test_every_registered_model_is_tested() -> None:
     # not at the top: its test classes would be collected here too
+    from tests.models import test_paper_peers  # noqa: F401
     from tests.models.test_peers import RegistryPeerTester
 
     testers = [*RegistryModelTester.__subclasses__(), *RegistryPeerTester.__subclasses__()]

@@ -81,11 +81,15 @@ class TestRenormalisedESPNet(PeerTester):
 class TestERFNet(RegistryPeerTester):
     name = "erfnet"
     uncalled = ("encoder.classifier",)
+    # with the statistics of its own activations its 60 layers pass roundings on, and do not damp them
+    half_limits = (0.06, 0.4)
+    rounding = 3.0
 
 
 class TestENet(RegistryPeerTester):
     name = "enet"
     compared = 0.9
+    half_limits = (0.1, 0.4)
 
 
 def count(model: nn.Module) -> int:
