@@ -61,7 +61,7 @@ def test_every_registered_model_is_tested() -> None:
     from tests.models.test_peers import RegistryPeerTester
 
     testers = [*RegistryModelTester.__subclasses__(), *RegistryPeerTester.__subclasses__()]
-    testers += [one for one in vars(test_paper_peers).values() if hasattr(one, "name") and one.__name__[:4] == "Test"]
+    testers += [one for name, one in vars(test_paper_peers).items() if name.startswith("Test")]
     assert {tester.name for tester in testers} == set(liteseg.list_models())
 
 
