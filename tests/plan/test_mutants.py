@@ -1,6 +1,7 @@
 """The plan's own C++ with a mistake planted in it: the tests of large pictures must not survive it.
 
-Each mutant is compiled apart from the checkout, and its library is loaded by a process of its own.
+Each mutant is compiled apart from the checkout, and its library is loaded by a process of its own. That takes minutes, so
+it runs where LITESEG_MUTANTS=1 asks for it: after a change of those tests.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tests.sanitizers import build
 
 pytestmark = [
     pytest.mark.build,
+    pytest.mark.skipif(os.environ.get("LITESEG_MUTANTS") != "1", reason="compiles for minutes: set LITESEG_MUTANTS=1"),
     pytest.mark.skipif(_loader.missing("cpu") is not None, reason="the compiled CPU kernels are not loaded"),
 ]
 
