@@ -1,7 +1,7 @@
 """The plan's own C++ with a mistake planted in it: the tests of large pictures must not survive it.
 
-Each mutant is compiled apart from the checkout, and its library is loaded by a process of its own. That takes minutes, so
-it runs where LITESEG_MUTANTS=1 asks for it: after a change of those tests.
+Each mutant is compiled apart from the checkout, and its library is loaded by a process of its own. That takes minutes:
+it runs where LITESEG_MUTANTS=1 asks for it, after a change of those tests.
 """
 
 from __future__ import annotations
