@@ -120,7 +120,7 @@ def test_one_broken_image_ends_all_processes_with_one_reason(data: Path, weights
     (root / "val" / "val_001.png").write_bytes(b"nothing")
     done = torchrun("evaluate", "--weights", weights, "--dataset", "camvid", "--data", root, "--device", "cpu")
     assert done.returncode != 0 and done.stdout == ""
-    assert done.stderr.count("val_001.png: not a readable image") == 1
+    assert done.stderr.count("val_001.png: not a picture in a format that can be read") == 1
 
 
 def _normalise_half(rank: int, folder: Path) -> None:
