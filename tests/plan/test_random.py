@@ -17,7 +17,7 @@ from . import random_networks
 pytestmark = pytest.mark.skipif(_loader.missing("cpu") is not None, reason="the compiled CPU kernels are not loaded")
 
 # a draw takes some hundredths of a second, most of it in float64
-SECONDS = float(os.environ.get("LITESEG_FUZZ_SECONDS", "6"))
+SECONDS = float(os.environ.get("LITESEG_FUZZ_SECONDS", "4"))
 FIRST = int(os.environ.get("LITESEG_FUZZ_FIRST", "0"))
 
 
