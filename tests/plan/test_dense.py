@@ -114,8 +114,8 @@ def test_layers(name: str, output: int, passes: bool, monkeypatch: pytest.Monkey
     for size in SIZES:
         for batch in (1, 2):
             x = picture(batch, model.in_channels, *size)
-            # the rounding of transforms to tiles of 4x4 outputs is about six times that of plain sums, of which those of
-            # 2,304 products of one sign, with biases beside them, err by 1.05e-6
+            # transforms to tiles of 4x4 outputs round about six times as much as plain sums; those of 2,304 products
+            # with biases beside them err by 1.05e-6
             assert_exact(model, fused, x, 4e-6 if output == 4 else 1.2e-6)
     ways = {layer.strategy for layer in fused.plan((17, 43)).layers}
     expected = f"Winograd F({output}x{output}, 3x3), {'passes over all' if passes else 'blocks of'} tiles"
