@@ -30,6 +30,30 @@ ACTIVATIONS: dict[str | None, Any] = {
 }
 
 
+def before_activation(
+    which: str,
+    x: Tensor,
+    expand_weight: Tensor | None,
+    expand_bias: Tensor | None,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor | None,
+    stride: int | tuple[int, int] = 1,
+    dilation: int = 1,
+    activation: str | None = "relu6",
+    negative_slope: float = 0.01,
+    residual: bool = False,
+) -> Tensor:
+    """Output of the block's `which` convolution, "expand" or "depthwise"."""
+    hidden = x
+    if expand_weight is not None:
+        hidden = tf.conv2d(x, expand_weight, expand_bias)
+        if which == "expand":
+            return hidden
+        hidden = ACTIVATIONS[activation](hidden, negative_slope)
+    padding = [dilation * (k - 1) // 2 for k in depthwise_weight.shape[2:]]
+    return tf.conv2d(hidden, depthwise_weight, depthwise_bias, stride, padding, dilation, hidden.shape[1])
+
+
 def oracle(
     x: Tensor,
     expand_weight: Tensor | None,
@@ -44,12 +68,19 @@ def oracle(
     negative_slope: float = 0.01,
     residual: bool = False,
 ) -> Tensor:
-    act = ACTIVATIONS[activation]
-    hidden = x if expand_weight is None else act(tf.conv2d(x, expand_weight, expand_bias), negative_slope)
-    padding = [dilation * (k - 1) // 2 for k in depthwise_weight.shape[2:]]
-    hidden = tf.conv2d(hidden, depthwise_weight, depthwise_bias, stride, padding, dilation, hidden.shape[1])
-    out = tf.conv2d(act(hidden, negative_slope), project_weight, project_bias)
+    weights = (expand_weight, expand_bias, depthwise_weight, depthwise_bias)
+    hidden = before_activation("depthwise", x, *weights, stride, dilation, activation, negative_slope)
+    out = tf.conv2d(ACTIVATIONS[activation](hidden, negative_slope), project_weight, project_bias)
     return x + out if residual else out
+
+
+def off_kinks(bias: Tensor, z: Tensor) -> Tensor:
+    """`bias` moved by up to 1e-3 a channel, so that no value of `z`, the map it is part of, is within a rounding of a
+    kink: whoever rounds otherwise than the oracle would see another slope there."""
+    moves = torch.linspace(0, 1e-3, 33, dtype=z.dtype)
+    moved = z + moves.view(-1, 1, 1, 1, 1)
+    gap = torch.minimum(moved.abs(), (moved - 6).abs()).amin((1, 3, 4))
+    return bias + moves[gap.argmax(0)]
 
 
 def case(
@@ -70,7 +101,7 @@ def case(
     def make(g: torch.Generator) -> dict[str, Any]:
         hidden = c * ratio
         # wide enough that both ends of relu6 clip in both places, and biases that padding must not add
-        return {
+        tensors = {
             "x": randn(g, n, c, h, w),
             "expand_weight": randn(g, hidden, c, 1, 1, scale=3 * c**-0.5) if ratio != 1 else None,
             "expand_bias": randn(g, hidden) if ratio != 1 and bias else None,
@@ -79,6 +110,11 @@ def case(
             "project_weight": randn(g, out, hidden, 1, 1, scale=hidden**-0.5),
             "project_bias": randn(g, out) if bias else None,
         }
+        if bias and n:
+            for name in ("expand", "depthwise") if ratio != 1 else ("depthwise",):
+                z = before_activation(name, **{k: t for k, t in tensors.items() if "project" not in k}, **options)
+                tensors[f"{name}_bias"] = off_kinks(tensors[f"{name}_bias"], z)
+        return tensors
 
     return Case(name, make, options, slow, wide)
 

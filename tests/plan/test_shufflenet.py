@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from liteseg_kernels.plan import PlannedModule, Program
 from liteseg_kernels.testing import trained_like
 from tests.plan.test_plan import (
     assert_as_exact_as_torch,
+    check_instruction_set,
     error,
     inference,  # noqa: F401
     labels_of,
@@ -146,33 +145,9 @@ def test_forked_child(fused: nn.Module) -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
-_OTHER_ISA = """
-import sys, torch, liteseg_kernels as lk
-from tests.plan.test_plan import labels_of, network, picture
-torch.set_num_threads(2)
-assert torch.ops.liteseg_cpu.isa() == sys.argv[1]
-with torch.inference_mode():
-    fused, x = lk.fuse(network("shufflenet")), picture(2, 3, 65, 97)
-    assert fused.plan_for(x) is not None
-    torch.save((fused.low_resolution_logits(x), labels_of(fused, x, (65, 97))), sys.argv[2])
-"""
-
-
 @pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512"])
 def test_instruction_sets(model: nn.Module, isa: str, tmp_path: Path) -> None:
-    order = ["scalar", "avx2", "avx512", "avx512bf16"]
-    if order.index(isa) > order.index(torch.ops.liteseg_cpu.isa()):
-        pytest.skip(f"this processor has no {isa}")
-    file = tmp_path / "logits.pt"
-    root = Path(__file__).resolve().parents[2]
-    env = os.environ | {"LITESEG_CPU_ISA": isa}
-    subprocess.run([sys.executable, "-c", _OTHER_ISA, isa, str(file)], check=True, env=env, cwd=root, timeout=120)
-    logits, labels = torch.load(file)
-    x = picture(2, 3, 65, 97)
-    exact = lk.to_reference(model).double().low_resolution_logits(x.double())
-    assert error(logits, exact) <= 3 * error(lk.to_reference(model).low_resolution_logits(x), exact)
-    up = nn.functional.interpolate(exact, (65, 97), mode="bilinear", align_corners=True)
-    assert (labels == up.argmax(1)).double().mean() >= 0.9999
+    check_instruction_set(model, "shufflenet", isa, tmp_path / "logits.pt")
 
 
 def test_report(model: nn.Module, fused: nn.Module) -> None:
