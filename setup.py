@@ -178,7 +178,8 @@ def cpu_library(torch: Path, compiler: list[str]) -> Library:
     checks = [f"-fsanitize={named}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"] if named else []
     optimise = ["-O0", "-g"] if checks or truthy("DEBUG") else ["-O3", "-DNDEBUG"]
     if truthy("LITESEG_COVERAGE"):
-        checks += ["--coverage", "-fprofile-update=atomic"]
+        # a function that is inlined before gcov counts would have its branches once for each caller
+        checks += ["--coverage", "-fprofile-update=atomic", "-fno-early-inlining", "-DLITESEG_COVERAGE"]
         # what the compiler folds away is no branch
         optimise = ["-O1", "-g", "-DNDEBUG"]
     flags = [*optimise, *checks, "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]

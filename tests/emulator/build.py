@@ -29,6 +29,8 @@ HERE = Path(__file__).resolve().parent
 HEADERS = HERE / "include"
 FOLDER = ROOT / "build/emulator"
 TORCH = Path(torch.__file__).resolve().parent
+# tests/coverage counts the branches taken; functions are counted on their own only where they are not inlined before
+COVERAGE = ("-O1", "--coverage", "-fprofile-update=atomic", "-fno-early-inlining", "-DLITESEG_COVERAGE")
 SANITIZE = ("-fsanitize=address", "-fno-omit-frame-pointer", "-DLITESEG_EMULATOR_ASAN")
 
 
@@ -50,6 +52,8 @@ def compile_module(
 ) -> Path:
     """The shared library of `sources`, the emulator and its controls, importable as `name`; only what changed is
     compiled, by one process at a time. Without `ops` it needs no torch. `csrc` holds the kernels' headers."""
+    if os.environ.get("LITESEG_COVERAGE"):
+        extra = (*extra, *COVERAGE)
     FOLDER.mkdir(parents=True, exist_ok=True)
     headers = [*csrc.rglob("*.*h"), *HEADERS.rglob("*.*h")]
     common = hashlib.sha256("\n".join([torch.__version__, *_flags(csrc), *extra]).encode())

@@ -116,7 +116,7 @@ CASES = [
     case("plain alone", 1, 3, 5, 4, 4, (1, 2, 3, 4), deeper=False, direct=False),
     case("rates beyond the map, other output channels", 1, 5, 3, 4, 4, (9, 20), out=7),
     case("31 channels", 1, 31, 3, 3, 5, (2,)),
-    case("deeper at four rates", 1, 2, 3, 4, 2, (1, 2, 3, 4)),
+    case("deeper at five rates", 1, 2, 3, 4, 2, (1, 2, 3, 4, 5)),
     case("24 channels and filters", 1, 24, 2, 2, 24, (2,), wide=True),
     case("96 channels", 1, 96, 1, 3, 3, (1,), wide=True),
     case("384 channels", 1, 384, 1, 2, 3, (1,), deeper=False, wide=True),
