@@ -9,7 +9,8 @@ default) and torch.backends.cudnn.allow_tf32 (on by default) say so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -36,31 +37,50 @@ __all__ = [
 
 REDUCTIONS = ("mean", "sum", "sum_per_image", "none")
 
+# op -> (place, name, whether it may be None) of its tensors
+_TENSORS = {
+    op: tuple(
+        (place, argument.name, str(argument.type).startswith("Optional"))
+        for place, argument in enumerate(getattr(torch.ops.liteseg, op).default._schema.arguments)
+        if str(argument.type) in ("Tensor", "Optional[Tensor]")
+    )
+    for op in (*__all__, "upsample_cross_entropy_map")
+}
 
-def _separable_conv2d(
-    x: Tensor,
-    depthwise_weight: Tensor,
-    pointwise_weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
-    activation: str | None = None,
-    negative_slope: float = 0.01,
-    residual: Tensor | None = None,
-) -> tuple[Any, ...]:
-    op = "separable_conv2d"
-    tensors(
-        *(op, ("bias", "residual")),
-        **{"x": x, "depthwise_weight": depthwise_weight, "pointwise_weight": pointwise_weight},
-        **{"bias": bias, "residual": residual},
-    )
-    return (
-        *(x, depthwise_weight, pointwise_weight, bias, residual),
-        *(pair(op, "stride", stride, 1), pair(op, "padding", padding, 0), pair(op, "dilation", dilation, 1)),
-        *(activation_index(op, activation), number(op, "negative_slope", negative_slope)),
-    )
+# whether this thread only asks what would be called
+_asked: ContextVar[bool] = ContextVar("liteseg_asked", default=False)
+
+
+class _Told(Exception):
+    """The answer: an op and its arguments."""
+
+    def __init__(self, op: str, arguments: tuple[Any, ...]) -> None:
+        super().__init__(op)
+        self.op, self.arguments = op, arguments
+
+
+def _tell(op: str, *args: Any) -> None:
+    """End here where `explain` asks. Compilers never do."""
+    if not torch.compiler.is_compiling() and _asked.get():
+        raise _Told(op, args)
+
+
+def _call(op: str, *args: Any) -> Any:
+    """The op on its own arguments. The dispatcher would refuse what is no tensor in its own words."""
+    for place, name, optional in _TENSORS[op]:
+        if not isinstance(args[place], Tensor) and not (optional and args[place] is None):
+            said = op.removesuffix("_map")
+            raise TypeError(f"{said}: {name}: expected a tensor, got {type(args[place]).__name__}")
+    _tell(op, *args)
+    return getattr(torch.ops.liteseg, op)(*args)
+
+
+def _geometry(op: str, stride: Any, padding: Any, dilation: Any) -> tuple[list[int], list[int], list[int]]:
+    return pair(op, "stride", stride, 1), pair(op, "padding", padding, 0), pair(op, "dilation", dilation, 1)
+
+
+def _activation(op: str, activation: str | None, negative_slope: float) -> tuple[int, float]:
+    return activation_index(op, activation), number(op, "negative_slope", negative_slope)
 
 
 def separable_conv2d(
@@ -89,47 +109,9 @@ def separable_conv2d(
 
     Returns: [N, C_out, H', W']. The depthwise map is never stored. Differentiable once.
     """
-    return torch.ops.liteseg.separable_conv2d(
-        *_separable_conv2d(
-            x,
-            depthwise_weight,
-            pointwise_weight,
-            bias,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            activation=activation,
-            negative_slope=negative_slope,
-            residual=residual,
-        )
-    )
-
-
-def _separable_conv2d_classifier(
-    x: Tensor,
-    depthwise_weight: Tensor,
-    pointwise_weight: Tensor,
-    bias: Tensor | None,
-    classifier_weight: Tensor,
-    classifier_bias: Tensor | None = None,
-    *,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
-    activation: str | None = None,
-    negative_slope: float = 0.01,
-) -> tuple[Any, ...]:
-    op = "separable_conv2d_classifier"
-    tensors(
-        *(op, ("bias", "classifier_bias")),
-        **{"x": x, "depthwise_weight": depthwise_weight, "pointwise_weight": pointwise_weight, "bias": bias},
-        **{"classifier_weight": classifier_weight, "classifier_bias": classifier_bias},
-    )
-    return (
-        *(x, depthwise_weight, pointwise_weight, bias, classifier_weight, classifier_bias),
-        *(pair(op, "stride", stride, 1), pair(op, "padding", padding, 0), pair(op, "dilation", dilation, 1)),
-        *(activation_index(op, activation), number(op, "negative_slope", negative_slope)),
-    )
+    op = "separable_conv2d"
+    geometry, ending = _geometry(op, stride, padding, dilation), _activation(op, activation, negative_slope)
+    return _call(op, x, depthwise_weight, pointwise_weight, bias, residual, *geometry, *ending)
 
 
 def separable_conv2d_classifier(
@@ -158,51 +140,10 @@ def separable_conv2d_classifier(
     Returns: logits [N, K, H', W']. The CUDA kernel never stores the C_hidden-wide map; the other backends run the two
     convolutions one after another. Differentiable once; backward computes that map again.
     """
-    return torch.ops.liteseg.separable_conv2d_classifier(
-        *_separable_conv2d_classifier(
-            x,
-            depthwise_weight,
-            pointwise_weight,
-            bias,
-            classifier_weight,
-            classifier_bias,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            activation=activation,
-            negative_slope=negative_slope,
-        )
-    )
-
-
-def _inverted_residual(
-    x: Tensor,
-    expand_weight: Tensor | None,
-    expand_bias: Tensor | None,
-    depthwise_weight: Tensor,
-    depthwise_bias: Tensor | None,
-    project_weight: Tensor,
-    project_bias: Tensor | None,
-    *,
-    stride: int | Sequence[int] = 1,
-    dilation: int | Sequence[int] = 1,
-    activation: str | None = "relu6",
-    negative_slope: float = 0.01,
-    residual: bool = False,
-) -> tuple[Any, ...]:
-    op = "inverted_residual"
-    tensors(
-        *(op, ("expand_weight", "expand_bias", "depthwise_bias", "project_bias")),
-        **{"x": x, "expand_weight": expand_weight, "expand_bias": expand_bias},
-        **{"depthwise_weight": depthwise_weight, "depthwise_bias": depthwise_bias},
-        **{"project_weight": project_weight, "project_bias": project_bias},
-    )
-    return (
-        *(x, expand_weight, expand_bias, depthwise_weight, depthwise_bias, project_weight, project_bias),
-        *(pair(op, "stride", stride, 1), pair(op, "dilation", dilation, 1)),
-        *(activation_index(op, activation), number(op, "negative_slope", negative_slope)),
-        flag(op, "residual", residual),
-    )
+    op = "separable_conv2d_classifier"
+    geometry, ending = _geometry(op, stride, padding, dilation), _activation(op, activation, negative_slope)
+    classifier = (classifier_weight, classifier_bias)
+    return _call(op, x, depthwise_weight, pointwise_weight, bias, *classifier, *geometry, *ending)
 
 
 def inverted_residual(
@@ -232,50 +173,12 @@ def inverted_residual(
 
     Returns: [N, C_out, ceil(H / stride), ceil(W / stride)]. The E-wide maps are never stored. Differentiable once.
     """
-    return torch.ops.liteseg.inverted_residual(
-        *_inverted_residual(
-            x,
-            expand_weight,
-            expand_bias,
-            depthwise_weight,
-            depthwise_bias,
-            project_weight,
-            project_bias,
-            stride=stride,
-            dilation=dilation,
-            activation=activation,
-            negative_slope=negative_slope,
-            residual=residual,
-        )
-    )
-
-
-def _shuffle_unit(
-    x: Tensor,
-    compress_weight: Tensor,
-    compress_bias: Tensor,
-    depthwise_weight: Tensor,
-    depthwise_bias: Tensor,
-    expand_weight: Tensor,
-    expand_bias: Tensor,
-    *,
-    groups: int = 8,
-    stride: int | Sequence[int] = 1,
-    dilation: int | Sequence[int] = 1,
-    concat: bool = False,
-) -> tuple[Any, ...]:
-    op = "shuffle_unit"
-    tensors(
-        op,
-        **{"x": x, "compress_weight": compress_weight, "compress_bias": compress_bias},
-        **{"depthwise_weight": depthwise_weight, "depthwise_bias": depthwise_bias},
-        **{"expand_weight": expand_weight, "expand_bias": expand_bias},
-    )
-    return (
-        *(x, compress_weight, compress_bias, depthwise_weight, depthwise_bias, expand_weight, expand_bias),
-        *(integer(op, "groups", groups), pair(op, "stride", stride, 1), pair(op, "dilation", dilation, 1)),
-        flag(op, "concat", concat),
-    )
+    op = "inverted_residual"
+    expand, project = (expand_weight, expand_bias), (project_weight, project_bias)
+    depthwise = (depthwise_weight, depthwise_bias)
+    strides = pair(op, "stride", stride, 1), pair(op, "dilation", dilation, 1)
+    ending = _activation(op, activation, negative_slope)
+    return _call(op, x, *expand, *depthwise, *project, *strides, *ending, flag(op, "residual", residual))
 
 
 def shuffle_unit(
@@ -304,52 +207,11 @@ def shuffle_unit(
 
     Returns: [N, D, H, W], or [N, C + D, H', W'] with `concat`. Differentiable once.
     """
-    return torch.ops.liteseg.shuffle_unit(
-        *_shuffle_unit(
-            x,
-            compress_weight,
-            compress_bias,
-            depthwise_weight,
-            depthwise_bias,
-            expand_weight,
-            expand_bias,
-            groups=groups,
-            stride=stride,
-            dilation=dilation,
-            concat=concat,
-        )
-    )
-
-
-def _daspp(
-    x: Tensor,
-    atrous: Sequence[Sequence[Tensor]],
-    pool: Sequence[Tensor],
-    project: Sequence[Tensor],
-    *,
-    rates: Sequence[int] = (3, 6, 9),
-    deep: Sequence[Sequence[Tensor]] = (),
-    direct_weight: Tensor | None = None,
-    point: Sequence[Tensor] | None = None,
-) -> tuple[Any, ...]:
-    op = "daspp"
-    tensors(op, ("direct_weight",), x=x, direct_weight=direct_weight)
-    for name, branches in (("atrous", atrous), ("deep", deep)):
-        for index, branch in enumerate(sequence(op, name, branches)):
-            tensors(op, **{f"{name}[{index}][{part}]": w for part, w in enumerate(sequence(op, name, branch))})
-        if any(len(branch) != 3 for branch in branches):
-            raise ValueError(
-                f"{op}: {name}: expected (depthwise, pointwise, bias) a rate, got {[len(b) for b in branches]} tensors"
-            )
-    for name, weights in (("pool", pool), ("project", project), ("point", point)):
-        if weights is not None and len(sequence(op, name, weights)) != 2:
-            raise ValueError(f"{op}: {name}: expected (weight, bias), got {len(weights)} tensors")
-    for name, weights in (("pool", pool), ("project", project)):
-        tensors(op, **{f"{name}_{part}": w for part, w in zip(("weight", "bias"), weights, strict=True)})
-    point_weight, point_bias = (None, None) if point is None else point
-    dilations = [integer(op, "rates", rate) for rate in sequence(op, "rates", rates)]
-    columns = [[branch[part] for branch in branches] for branches in (atrous, deep) for part in range(3)]
-    return x, direct_weight, point_weight, point_bias, *columns, *pool, *project, dilations
+    op = "shuffle_unit"
+    compress, expand = (compress_weight, compress_bias), (expand_weight, expand_bias)
+    depthwise = (depthwise_weight, depthwise_bias)
+    counts = integer(op, "groups", groups), pair(op, "stride", stride, 1), pair(op, "dilation", dilation, 1)
+    return _call(op, x, *compress, *depthwise, *expand, *counts, flag(op, "concat", concat))
 
 
 def daspp(
@@ -380,14 +242,21 @@ def daspp(
     Returns: [N, C_out, H, W] after ReLU. Neither the branches nor their concatenation leave the op. Differentiable
     once.
     """
-    return torch.ops.liteseg.daspp(
-        *_daspp(x, atrous, pool, project, rates=rates, deep=deep, direct_weight=direct_weight, point=point)
-    )
-
-
-def _upsample_concat(x: Tensor, skip: Tensor, *, align_corners: bool = True) -> tuple[Any, ...]:
-    tensors("upsample_concat", x=x, skip=skip)
-    return x, skip, flag("upsample_concat", "align_corners", align_corners)
+    op = "daspp"
+    for name, branches in (("atrous", atrous), ("deep", deep)):
+        for index, branch in enumerate(sequence(op, name, branches)):
+            tensors(op, **{f"{name}[{index}][{part}]": w for part, w in enumerate(sequence(op, name, branch))})
+        if any(len(branch) != 3 for branch in branches):
+            raise ValueError(
+                f"{op}: {name}: expected (depthwise, pointwise, bias) a rate, got {[len(b) for b in branches]} tensors"
+            )
+    for name, weights in (("pool", pool), ("project", project), ("point", point)):
+        if weights is not None and len(sequence(op, name, weights)) != 2:
+            raise ValueError(f"{op}: {name}: expected (weight, bias), got {len(weights)} tensors")
+    dilations = [integer(op, "rates", rate) for rate in sequence(op, "rates", rates)]
+    columns = [[branch[part] for branch in branches] for branches in (atrous, deep) for part in range(3)]
+    points = (None, None) if point is None else point
+    return _call(op, x, direct_weight, *points, *columns, *pool, *project, dilations)
 
 
 def upsample_concat(x: Tensor, skip: Tensor, *, align_corners: bool = True) -> Tensor:
@@ -395,35 +264,8 @@ def upsample_concat(x: Tensor, skip: Tensor, *, align_corners: bool = True) -> T
 
     Differentiable once; the gradient is gathered in a fixed order, so it is deterministic. Paper, section III-C.
     """
-    return torch.ops.liteseg.upsample_concat(*_upsample_concat(x, skip, align_corners=align_corners))
-
-
-def _upsample_concat_separable_conv2d(
-    x: Tensor,
-    skip: Tensor,
-    depthwise_weight: Tensor,
-    pointwise_weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
-    activation: str | None = None,
-    negative_slope: float = 0.01,
-    align_corners: bool = True,
-) -> tuple[Any, ...]:
-    op = "upsample_concat_separable_conv2d"
-    tensors(
-        *(op, ("bias",)),
-        **{"x": x, "skip": skip, "depthwise_weight": depthwise_weight, "pointwise_weight": pointwise_weight},
-        **{"bias": bias},
-    )
-    return (
-        *(x, skip, depthwise_weight, pointwise_weight, bias),
-        *(pair(op, "stride", stride, 1), pair(op, "padding", padding, 0), pair(op, "dilation", dilation, 1)),
-        *(activation_index(op, activation), number(op, "negative_slope", negative_slope)),
-        flag(op, "align_corners", align_corners),
-    )
+    op = "upsample_concat"
+    return _call(op, x, skip, flag(op, "align_corners", align_corners))
 
 
 def upsample_concat_separable_conv2d(
@@ -453,27 +295,10 @@ def upsample_concat_separable_conv2d(
     Returns: [N, C_out, H', W'] in skip's memory format. Neither the resized map nor the concatenation is kept for the
     gradient, and Triton's kernel does not store them in the forward pass either. Differentiable once.
     """
-    return torch.ops.liteseg.upsample_concat_separable_conv2d(
-        *_upsample_concat_separable_conv2d(
-            x,
-            skip,
-            depthwise_weight,
-            pointwise_weight,
-            bias,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            activation=activation,
-            negative_slope=negative_slope,
-            align_corners=align_corners,
-        )
-    )
-
-
-def _upsample_argmax(logits: Tensor, size: int | Sequence[int], *, align_corners: bool = True) -> tuple[Any, ...]:
-    op = "upsample_argmax"
-    tensors(op, logits=logits)
-    return logits, pair(op, "size", size, 1), flag(op, "align_corners", align_corners)
+    op = "upsample_concat_separable_conv2d"
+    geometry, ending = _geometry(op, stride, padding, dilation), _activation(op, activation, negative_slope)
+    aligned = flag(op, "align_corners", align_corners)
+    return _call(op, x, skip, depthwise_weight, pointwise_weight, bias, *geometry, *ending, aligned)
 
 
 def upsample_argmax(logits: Tensor, size: int | Sequence[int], *, align_corners: bool = True) -> Tensor:
@@ -481,27 +306,8 @@ def upsample_argmax(logits: Tensor, size: int | Sequence[int], *, align_corners:
 
     Ties go to the lowest class, NaN counts as largest (as torch.argmax has it). K is at most 256. Not differentiable.
     """
-    return torch.ops.liteseg.upsample_argmax(*_upsample_argmax(logits, size, align_corners=align_corners))
-
-
-def _upsample_cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    *,
-    weight: Tensor | None = None,
-    ignore_index: int = 255,
-    reduction: str = "mean",
-    label_smoothing: float = 0.0,
-    align_corners: bool = True,
-) -> tuple[Any, ...]:
-    op = "upsample_cross_entropy"
-    tensors(op, ("weight",), logits=logits, target=target, weight=weight)
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"{op}: reduction: expected one of {REDUCTIONS}, got {reduction!r}")
-    return (
-        *(logits, target, weight, integer(op, "ignore_index", ignore_index)),
-        *(number(op, "label_smoothing", label_smoothing), flag(op, "align_corners", align_corners)),
-    )
+    op = "upsample_argmax"
+    return _call(op, logits, pair(op, "size", size, 1), flag(op, "align_corners", align_corners))
 
 
 def upsample_cross_entropy(
@@ -526,46 +332,18 @@ def upsample_cross_entropy(
     Returns: a scalar, or [N, H, W] with "none"; float32 for half logits. Without a valid pixel the loss is 0 with zero
     gradients. Differentiable once.
     """
-    args = _upsample_cross_entropy(
-        logits,
-        target,
-        weight=weight,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        label_smoothing=label_smoothing,
-        align_corners=align_corners,
-    )
+    op = "upsample_cross_entropy"
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"{op}: reduction: expected one of {REDUCTIONS}, got {reduction!r}")
+    ignored, smoothing = integer(op, "ignore_index", ignore_index), number(op, "label_smoothing", label_smoothing)
+    args = (logits, target, weight, ignored, smoothing, flag(op, "align_corners", align_corners))
     if reduction == "none":
-        return torch.ops.liteseg.upsample_cross_entropy_map(*args)
-    losses, weights = torch.ops.liteseg.upsample_cross_entropy(*args)
+        return _call(f"{op}_map", *args)
+    losses, weights = _call(op, *args)
     if reduction == "mean":
         total = weights.sum()
         return losses.sum() / torch.where(total == 0, 1, total)
     return losses.sum() / max(logits.shape[0], 1) if reduction == "sum_per_image" else losses.sum()
-
-
-def _preprocess(
-    image: Tensor,
-    size: int | Sequence[int] | None = None,
-    *,
-    mean: Sequence[float] = (0.485, 0.456, 0.406),
-    std: Sequence[float] = (0.229, 0.224, 0.225),
-    dtype: torch.dtype = torch.float32,
-    channels_last: bool = True,
-) -> tuple[Any, ...]:
-    op = "preprocess"
-    tensors(op, image=image)
-    if image.dim() == 3:
-        image = image.unsqueeze(0)
-    if image.dim() != 4:
-        raise ValueError(f"{op}: image: expected [H, W, C] or [N, H, W, C], got {list(image.shape)}")
-    target = image.shape[1:3] if size is None else pair(op, "size", size, 1)
-    offset, spread = (
-        [number(op, name, v) for v in sequence(op, name, values)] for name, values in (("mean", mean), ("std", std))
-    )
-    if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"{op}: dtype: expected a floating dtype, got {dtype!r}")
-    return image, list(target), offset, spread, dtype, flag(op, "channels_last", channels_last)
 
 
 def preprocess(
@@ -586,22 +364,19 @@ def preprocess(
 
     Returns: [N, C, H', W'] of `dtype`. Not differentiable.
     """
-    return torch.ops.liteseg.preprocess(
-        *_preprocess(image, size, mean=mean, std=std, dtype=dtype, channels_last=channels_last)
+    op = "preprocess"
+    tensors(op, image=image)
+    if image.dim() == 3:
+        image = image.unsqueeze(0)
+    if image.dim() != 4:
+        raise ValueError(f"{op}: image: expected [H, W, C] or [N, H, W, C], got {list(image.shape)}")
+    target = list(image.shape[1:3] if size is None else pair(op, "size", size, 1))
+    offset, spread = (
+        [number(op, name, v) for v in sequence(op, name, values)] for name, values in (("mean", mean), ("std", std))
     )
-
-
-def _depthwise_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    *,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
-) -> tuple[Any, ...]:
-    op = "depthwise_conv2d"
-    tensors(op, x=x, weight=weight)
-    return x, weight, pair(op, "stride", stride, 1), pair(op, "padding", padding, 0), pair(op, "dilation", dilation, 1)
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"{op}: dtype: expected a floating dtype, got {dtype!r}")
+    return _call(op, image, target, offset, spread, dtype, flag(op, "channels_last", channels_last))
 
 
 def depthwise_conv2d(
@@ -621,46 +396,8 @@ def depthwise_conv2d(
 
     Returns: [N, C, H', W']. Differentiable once.
     """
-    return torch.ops.liteseg.depthwise_conv2d(
-        *_depthwise_conv2d(x, weight, stride=stride, padding=padding, dilation=dilation)
-    )
-
-
-def _batch_norm_activation(
-    x: Tensor,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    *,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    activation: str | None = None,
-    negative_slope: float = 0.01,
-    residual: Tensor | None = None,
-    process_group: Any = None,
-) -> tuple[Any, ...]:
-    """Arguments of the op, with places for the statistics."""
-    op = "batch_norm_activation"
-    optional = ("running_mean", "running_var", "weight", "bias", "residual")
-    tensors(
-        *(op, optional),
-        **{"x": x, "running_mean": running_mean, "running_var": running_var},
-        **{"weight": weight, "bias": bias, "residual": residual},
-    )
-    image(op, "x", x)
-    number(op, "momentum", momentum)
-    number(op, "eps", eps)
-    dtype = compute_dtype(x.dtype)
-    for name, running in (("running_mean", running_mean), ("running_var", running_var)):
-        if running is not None and list(running.shape) != [x.shape[1]]:
-            raise ValueError(f"{op}: {name}: expected [{x.shape[1]}], got {list(running.shape)}")
-    mean, invstd = (x.new_empty(x.shape[1], dtype=dtype) for _ in range(2))
-    return (
-        *(x, mean, invstd, None if weight is None else weight.to(dtype), None if bias is None else bias.to(dtype)),
-        *(residual, activation_index(op, activation), number(op, "negative_slope", negative_slope)),
-        "" if process_group is None else process_group.group_name,
-    )
+    op = "depthwise_conv2d"
+    return _call(op, x, weight, *_geometry(op, stride, padding, dilation))
 
 
 @torch.no_grad()
@@ -718,43 +455,25 @@ def batch_norm_activation(
     Returns: [N, C, H, W]. Sums are float32 (float64 of float64); neither the normalised map nor a mask is kept for
     backward. Differentiable once.
     """
-    args = _batch_norm_activation(
-        x,
-        running_mean,
-        running_var,
-        weight,
-        bias,
-        momentum=momentum,
-        eps=eps,
-        activation=activation,
-        negative_slope=negative_slope,
-        residual=residual,
-        process_group=process_group,
-    )
-    # wrong arguments must not reach the running statistics
-    ops.batch_norm_activation.check(*args)
-    statistics = _batch_statistics(x, running_mean, running_var, momentum, eps, process_group)
-    return torch.ops.liteseg.batch_norm_activation(x, *statistics, *args[3:])
-
-
-# functional form -> (its arguments as the op takes them, the op's check)
-_CALLS: dict[str, tuple[Callable[..., tuple[Any, ...]], Callable[..., Any]]] = {
-    "separable_conv2d": (_separable_conv2d, ops.separable_conv2d.check),
-    "separable_conv2d_classifier": (_separable_conv2d_classifier, ops.separable_conv2d_classifier.check),
-    "inverted_residual": (_inverted_residual, ops.inverted_residual.check),
-    "shuffle_unit": (_shuffle_unit, ops.shuffle_unit.check),
-    "daspp": (_daspp, ops.daspp.check),
-    "upsample_concat": (_upsample_concat, ops.upsample_concat.check),
-    "upsample_concat_separable_conv2d": (
-        _upsample_concat_separable_conv2d,
-        ops.upsample_concat_separable_conv2d.check,
-    ),
-    "upsample_argmax": (_upsample_argmax, ops.upsample_argmax.check),
-    "upsample_cross_entropy": (_upsample_cross_entropy, ops.upsample_cross_entropy.check),
-    "preprocess": (_preprocess, ops.preprocess.check),
-    "batch_norm_activation": (_batch_norm_activation, ops.batch_norm_activation.check),
-    "depthwise_conv2d": (_depthwise_conv2d, ops.depthwise_conv2d.check),
-}
+    op = "batch_norm_activation"
+    tensors(op, ("running_mean", "running_var"), x=x, running_mean=running_mean, running_var=running_var)
+    image(op, "x", x)
+    number(op, "momentum", momentum)
+    number(op, "eps", eps)
+    dtype = compute_dtype(x.dtype)
+    for name, running in (("running_mean", running_mean), ("running_var", running_var)):
+        if running is not None and list(running.shape) != [x.shape[1]]:
+            raise ValueError(f"{op}: {name}: expected [{x.shape[1]}], got {list(running.shape)}")
+    tensors(op, ("weight", "bias", "residual"), weight=weight, bias=bias, residual=residual)
+    scale, shift = (None if tensor is None else tensor.to(dtype) for tensor in (weight, bias))
+    group = "" if process_group is None else process_group.group_name
+    rest = (scale, shift, residual, *_activation(op, activation, negative_slope), group)
+    # with places for the statistics: wrong arguments must not reach the running ones
+    mean, invstd = (x.new_empty(x.shape[1], dtype=dtype) for _ in range(2))
+    _tell(op, x, mean, invstd, *rest)
+    ops.batch_norm_activation.check(x, mean, invstd, *rest)
+    mean, invstd = _batch_statistics(x, running_mean, running_var, momentum, eps, process_group)
+    return _call(op, x, mean, invstd, *rest)
 
 
 def explain(op: str, *args: Any, **kwargs: Any) -> _dispatch.Explanation:
@@ -762,10 +481,16 @@ def explain(op: str, *args: Any, **kwargs: Any) -> _dispatch.Explanation:
 
     Wrong arguments raise as the op itself would.
     """
-    if op not in _CALLS:
-        raise ValueError(f"explain: op: expected one of {', '.join(_CALLS)}, got {op!r}")
-    normalise, check = _CALLS[op]
-    normalised = normalise(*args, **kwargs)
-    check(*normalised)
-    name = "upsample_cross_entropy_map" if kwargs.get("reduction") == "none" else op
-    return _dispatch.explain_call(name, normalised)
+    if op not in __all__:
+        raise ValueError(f"explain: op: expected one of {', '.join(__all__)}, got {op!r}")
+    called: str = op
+    arguments: tuple[Any, ...] = ()
+    token = _asked.set(True)
+    try:
+        globals()[op](*args, **kwargs)
+    except _Told as told:
+        called, arguments = told.op, told.arguments
+    finally:
+        _asked.reset(token)
+    getattr(ops, op).check(*arguments)
+    return _dispatch.explain_call(called, arguments)
