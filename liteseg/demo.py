@@ -19,7 +19,7 @@ from liteseg.errors import UserError
 from liteseg.image_io import add_legend, overlay, write_image
 from liteseg.models import Network
 from liteseg.palette import palette_for
-from liteseg.predict import input_size, predict, segment
+from liteseg.predict import input_size, predict
 from liteseg.reading import SampleRange, read_image
 from liteseg_kernels import functional as F
 from liteseg_kernels.eval_view import eval_view
@@ -95,7 +95,7 @@ def compare(model: Network, fused: nn.Module, image: np.ndarray, *, scale: float
     x = F.preprocess(pixels, None if at == size else at, mean=MEAN, std=STD, dtype=parameter.dtype)
 
     def run_fused() -> torch.Tensor:
-        return segment(fused, x, size)
+        return lk.runtime.labels(fused, x, size)
 
     def run_plain() -> torch.Tensor:
         logits = plain.low_resolution_logits(x)

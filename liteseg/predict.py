@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, overload
@@ -14,8 +15,8 @@ from torch import nn
 from liteseg.data import MEAN, STD
 from liteseg.reading import SampleRange, orientation, rgb_array, turned
 from liteseg_kernels import functional as F
-from liteseg_kernels import intact
 from liteseg_kernels.eval_view import eval_view
+from liteseg_kernels.runtime import labels as labels_of
 
 __all__ = ["MIN_SIZE", "evaluating", "input_size", "predict", "predict_at", "segment"]
 
@@ -55,55 +56,12 @@ def input_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
     return height, width
 
 
-def _must_be_called(model: nn.Module) -> bool:
-    """Whether the logits are those of ``forward``: there are no smaller ones, or they are not all that a call does."""
-    # a method put on the model itself, a compiled one for example, is what its owner wants to run
-    if "low_resolution_logits" in vars(model):
-        return False
-    return intact.hooked(model) or intact.overrides(type(model), "forward", "low_resolution_logits")
-
-
-def _logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    low = None if _must_be_called(model) else getattr(model, "low_resolution_logits", None)
-    logits = model(x) if low is None else low(x)
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 4 or logits.shape[0] != x.shape[0]:
-        got = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise TypeError(f"predict: model: expected logits [{x.shape[0]}, K, H, W], got {got}")
-    if logits.shape[1] > 256:
-        raise ValueError(f"predict: model: expected at most 256 classes (labels are uint8), got {logits.shape[1]}")
-    return logits
-
-
 def segment(model: nn.Module, x: torch.Tensor, size: tuple[int, int], *, flip: bool = False) -> torch.Tensor:
-    """Labels of normalised input, at any size. Leaves eval mode and inference mode to the caller (:func:`evaluating`).
-
-    Args:
-        model: with ``low_resolution_logits(x)`` (all models of this library), else one whose ``forward`` gives logits;
-            so does one that is more than those: that has hooks, or whose class has a ``forward`` of its own.
-        x: float [N, 3, h, w], on the model's device.
-        size: (H, W) of the labels.
-        flip: average the logits with those of the mirrored input (twice the work).
-
-    Returns:
-        uint8 [N, H, W] on x's device, the arg max of the logits interpolated to ``size``.
-    """
-    called = _must_be_called(model) or "low_resolution_logits" in vars(model)
-    plan_for = getattr(model, "plan_for", None)
-    if plan_for is not None and not flip and not called:
-        plan = plan_for(x)
-        if plan is not None and plan.classes <= 256:
-            return plan.labels(x, size)
-
-    def run(x: torch.Tensor) -> torch.Tensor:
-        logits = _logits(model, x)
-        if flip:
-            logits = (logits + _logits(model, x.flip(-1)).flip(-1)) / 2
-        return F.upsample_argmax(logits, size, align_corners=getattr(model, "align_corners", True))
-
-    replayed = getattr(model, "replayed", None)
-    if replayed is None or called:
-        return run(x)
-    return replayed(("labels", *size, flip), run, x)
+    """Deprecated: :func:`liteseg_kernels.runtime.labels`."""
+    warnings.warn(
+        "liteseg.predict.segment is deprecated: use liteseg_kernels.runtime.labels", DeprecationWarning, stacklevel=2
+    )
+    return labels_of(model, x, size, flip=flip)
 
 
 def _in_channels(model: nn.Module) -> int:
@@ -158,7 +116,7 @@ def predict_at(
     # torch cannot wrap read-only or negative-stride memory
     source = torch.from_numpy(pixels if pixels.flags.c_contiguous and pixels.flags.writeable else pixels.copy())
     x = F.preprocess(source.to(device), None if at == full else at, mean=MEAN, std=STD, dtype=dtype)
-    labels = segment(model, x, full if size is None else size, flip=flip).cpu().numpy()
+    labels = labels_of(model, x, full if size is None else size, flip=flip).cpu().numpy()
     return labels if image.ndim == 4 else labels[0]
 
 
@@ -226,7 +184,7 @@ def _predict(model: nn.Module, image: Any, scale: float | None, value_range: Any
         if scale is not None:
             raise ValueError("predict: scale: expected None for a tensor (resize it yourself), got a number")
         _check_tensor(model, image)
-        return segment(model, image, (image.shape[2], image.shape[3]))
+        return labels_of(model, image, (image.shape[2], image.shape[3]))
     if isinstance(image, (list, tuple)):
         return [_predict(model, one, scale, value_range) for one in image]
     if isinstance(image, Image.Image):

@@ -11,7 +11,7 @@ from . import _loader
 _loader.load()
 
 # after the libraries, whose kernels the ops look for; _autocast registers its rules
-from . import _autocast, functional  # noqa: E402, F401
+from . import _autocast, functional, runtime  # noqa: E402, F401
 from ._dispatch import BackendError, Explanation, use_backend  # noqa: E402
 from ._version import __version__  # noqa: E402
 from .explanation import ModuleExplanation, explain  # noqa: E402
@@ -53,6 +53,7 @@ __all__ = [
     "functional",
     "fuse",
     "optimize",
+    "runtime",
     "to_reference",
     "use_backend",
 ]

@@ -7,10 +7,10 @@ from typing import Any, overload
 
 from torch import Tensor, nn
 
-from . import functional
+from . import functional, runtime
 from ._dispatch import Explanation
 from .block import FusedModule
-from .plan import PlannedModule
+from .plan import PlannedModule, PlanReport
 
 __all__ = ["ModuleExplanation", "explain"]
 
@@ -25,16 +25,24 @@ class ModuleExplanation:
         refused: blocks whose modules run one by one, and the networks that could have a plan but do not run from it, by
             name, with the reason.
         plan: names of the networks that run from a plan, without calling the modules inside.
+        layers: of these the layers of the plan at the size of the input, where there is one.
+        graph: names of the networks that replay a CUDA graph.
     """
 
     module: str
     fused: tuple[str, ...] = ()
     refused: dict[str, str] = field(default_factory=dict)
     plan: tuple[str, ...] = ()
+    layers: dict[str, PlanReport] = field(default_factory=dict)
+    graph: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.module}: {len(self.fused)} blocks as one op each"]
-        lines += [f"  {name or 'the network'}: from one plan" for name in self.plan]
+        for name in self.plan:
+            lines.append(f"  {name or 'the network'}: from one plan")
+            if name in self.layers:
+                lines += [f"    {line}" for line in str(self.layers[name]).splitlines()]
+        lines += [f"  {name or 'the network'}: from a CUDA graph" for name in self.graph]
         lines += [f"  {name or 'the module'}: not fused: {reason}" for name, reason in self.refused.items()]
         return "\n".join(lines)
 
@@ -56,15 +64,23 @@ def _explain_module(module: nn.Module, x: Tensor | None) -> ModuleExplanation:
     fused: list[str] = []
     refused: dict[str, str] = {}
     plan: list[str] = []
+    graph: list[str] = []
+    layers: dict[str, PlanReport] = {}
     _look(module, "", fused, refused)
     for name, network in module.named_modules():
-        if isinstance(network, PlannedModule):
-            reason = network.plan_refusal() if x is None else network.refusal(x)
-            if reason is None:
-                plan.append(name)
-            else:
-                refused = {name: f"no plan, {reason}"} | refused
-    return ModuleExplanation(type(module).__name__, tuple(fused), refused, tuple(plan))
+        if not isinstance(network, PlannedModule):
+            continue
+        run = runtime.Run(runtime.MODULES) if x is None else runtime.explain(network, x)
+        reason = network.plan_refusal() if x is None else run.refused.get("plan")
+        if reason is None:
+            plan.append(name)
+            if run.plan is not None and x is not None and x.dim() == 4:
+                layers[name] = run.plan.report((x.shape[2], x.shape[3]))
+        elif run.engine == runtime.GraphEngine.name:
+            graph.append(name)
+        else:
+            refused = {name: f"no plan, {reason}"} | refused
+    return ModuleExplanation(type(module).__name__, tuple(fused), refused, tuple(plan), layers, tuple(graph))
 
 
 @overload
@@ -78,7 +94,7 @@ def explain(op: str | nn.Module, *args: Any, **kwargs: Any) -> Explanation | Mod
 
     For a module in the place of `op`: which of its blocks run as one op each, and which run module by module for they
     hold something else than they were built of, and why. An input may follow: whether a whole network runs from a plan
-    depends on it too.
+    or a CUDA graph depends on it too, and the plan's layers have its sizes. `runtime.explain` answers for one network.
 
     Raises:
         ValueError, TypeError: wrong arguments, as the op itself would; an unknown op.

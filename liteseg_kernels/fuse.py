@@ -54,7 +54,7 @@ def fuse(model: Model, *, cuda_graph: bool = False) -> Model:
     Args:
         cuda_graph: on a CUDA device, record a graph of the network for each size, dtype and memory format of its input
             (the last 8 are kept) and replay it: the first call at a size is slow, the others launch once. Calls that
-            record gradients, autocast and CPU inputs run kernel by kernel: `fused.explain_graph(x)` says why, and a
+            record gradients, autocast and CPU inputs run kernel by kernel: `runtime.explain(fused, x)` says why, and a
             warning is logged. Weights may change as above: the graph is captured again.
 
     Raises:

@@ -93,7 +93,7 @@ class _Entry:
 
 @dataclass(frozen=True)
 class GraphReport:
-    """What `explain_graph` says: whether a call on the input replays a graph, and if not, why."""
+    """What `runtime.explain` says of CUDA graphs: whether a call on the input replays a graph, and if not, why."""
 
     replays: bool
     reason: str

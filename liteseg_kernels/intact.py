@@ -55,6 +55,11 @@ def hooked(module: nn.Module) -> bool:
     return any(_GLOBAL_HOOKS) or any(vars(module)[hooks] for hooks in HOOKS)
 
 
+def replaced(module: nn.Module, method: str) -> bool:
+    """Whether the method was put on `module` itself."""
+    return method in vars(module)
+
+
 @torch._dynamo.assume_constant_result
 def altered(module: Any, name: str, *types: type[nn.Module]) -> str | None:
     """Why calling `module` may not be what one of `types` does with its own tensors."""
@@ -162,7 +167,7 @@ def overrides(kind: type, name: str, other: str) -> bool:
 
 def outdated_description(kind: type) -> str | None:
     """Why `lower`, where there is one, may not describe what a module of this class computes."""
-    for name in ("forward", "low_resolution_logits"):
+    for name in ("forward", "forward_modules", "low_resolution_logits"):
         if overrides(kind, name, "lower"):
             return f"expected {kind.__name__} to have a lower() that describes its {name}(), got one it inherits"
     return None

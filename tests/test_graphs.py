@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import liteseg
-import liteseg_kernels
+import liteseg_kernels as lk
 from liteseg_kernels import graphs
 from liteseg_kernels.graphs import Captured, GraphCache, TorchGraphs
 
@@ -81,7 +81,7 @@ def test_each_size_dtype_layout_call_backend_and_switch_has_a_graph(
         for one in inputs:
             torch.testing.assert_close(cache.run("a", times(factor), one, [factor]), one * 2)
         cache.run("b", times(factor), x, [factor])
-        with liteseg_kernels.use_backend("cuda"):
+        with lk.use_backend("cuda"):
             cache.run("a", times(factor), x, [factor])
         with monkeypatch.context() as patch:
             patch.setenv("LITESEG_CLUSTERS", "0")
@@ -182,7 +182,7 @@ def recorded(network: Any, recorder: Recorder) -> Any:
 @pytest.fixture(autouse=True)
 def module_by_module() -> Iterator[None]:
     # the plan of the CPU would answer before any graph
-    with liteseg_kernels.use_backend("reference"):
+    with lk.use_backend("reference"):
         yield
 
 
@@ -190,10 +190,10 @@ def test_on_the_cpu_it_says_why_it_does_nothing(network: Any, caplog: pytest.Log
     x = torch.randn(1, 3, 64, 64)
     plain = liteseg.fuse(liteseg.create_model("liteseg_mobilenetv2", num_classes=5))
     with torch.inference_mode():
-        report = network.explain_graph(x)
+        report = lk.runtime.explain(network, x).graph
         assert not report.replays and report.reason == "x is on cpu, and graphs replay on CUDA devices only"
         assert str(report) == f"runs kernel by kernel: {report.reason} (0 of 8 graphs captured)"
-        assert plain.explain_graph(x).reason == "the network was not fused with cuda_graph=True"
+        assert lk.runtime.explain(plain, x).graph.reason == "the network was not fused with cuda_graph=True"
         for _ in range(2):
             network(x)
     assert [r.message for r in caplog.records] == [f"cuda_graph: no replay: {report.reason}"]
@@ -202,13 +202,13 @@ def test_on_the_cpu_it_says_why_it_does_nothing(network: Any, caplog: pytest.Log
 def test_what_is_not_replayed_says_why(network: Any, recorder: Recorder) -> None:
     x = torch.randn(1, 3, 64, 64)
     recorded(network, recorder)
-    assert "gradients are recorded" in network.explain_graph(x).reason
+    assert "gradients are recorded" in lk.runtime.explain(network, x).graph.reason
     with torch.inference_mode():
-        assert network.explain_graph(x).replays
+        assert lk.runtime.explain(network, x).graph.replays
         with torch.autocast("cpu"):
-            assert network.explain_graph(x).reason == "autocast is on"
+            assert lk.runtime.explain(network, x).graph.reason == "autocast is on"
     network.train()
-    assert network.explain_graph(x).reason == "the network was not fused with cuda_graph=True"
+    assert lk.runtime.explain(network, x).graph.reason == "the network was not fused with cuda_graph=True"
 
 
 def test_logits_and_predictions_are_replayed(network: Any, recorder: Recorder) -> None:
@@ -223,7 +223,7 @@ def test_logits_and_predictions_are_replayed(network: Any, recorder: Recorder) -
         assert torch.equal(liteseg.predict(network, x), labels)
     # one graph of the logits, one of the labels, which contains the logits
     assert recorder.log.count("capture") == 2 and recorder.log.count("replay") == 4
-    assert network.explain_graph(x).graphs == 2
+    assert lk.runtime.explain(network, x).graph.graphs == 2
 
 
 def test_new_weights_are_used(network: Any, recorder: Recorder) -> None:
@@ -239,7 +239,7 @@ def test_new_weights_are_used(network: Any, recorder: Recorder) -> None:
     network.double()
     with torch.inference_mode():
         assert network(x.double()).dtype == torch.float64
-    assert recorder.log.count("capture") == 3 and network.explain_graph(x).graphs == 1
+    assert recorder.log.count("capture") == 3 and lk.runtime.explain(network, x).graph.graphs == 1
 
 
 def test_copies_have_graphs_of_their_own(network: Any, recorder: Recorder) -> None:
@@ -248,8 +248,8 @@ def test_copies_have_graphs_of_their_own(network: Any, recorder: Recorder) -> No
     with torch.inference_mode():
         network(x)
     for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
-        assert twin.explain_graph(x).graphs == 0 and twin.explain_graph(x).capacity == 8
-    assert network.explain_graph(x).graphs == 1
+        assert lk.runtime.explain(twin, x).graph.graphs == 0 and lk.runtime.explain(twin, x).graph.capacity == 8
+    assert lk.runtime.explain(network, x).graph.graphs == 1
 
 
 def test_a_model_of_others_is_refused() -> None:
@@ -260,13 +260,13 @@ def test_a_model_of_others_is_refused() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_on_a_gpu(dtype: torch.dtype) -> None:
-    with liteseg_kernels.use_backend("auto"):
+    with lk.use_backend("auto"):
         model = liteseg.create_model("liteseg_mobilenetv2", num_classes=5).to("cuda", dtype)
         plain, graphed = liteseg.fuse(model), liteseg.fuse(model, cuda_graph=True)
         sizes = [(64, 96), (65, 97), (64, 96)]
         inputs = [torch.randn(1, 3, *size, device="cuda", dtype=dtype) for size in sizes]
         with torch.inference_mode():
-            assert graphed.explain_graph(inputs[0]).replays
+            assert lk.runtime.explain(graphed, inputs[0]).graph.replays
             for x in inputs * 2:
                 assert torch.equal(graphed(x), plain(x))
                 assert torch.equal(liteseg.predict(graphed, x), liteseg.predict(plain, x))

@@ -153,12 +153,10 @@ class LiteSeg(PlannedModule):
         With ``lk.UpsampleArgmax`` or ``lk.UpsampleCrossEntropyLoss`` the full-size logits need never exist.
         """
         self._check_input(x)
-        plan = self.plan_for(x)
-        if plan is not None:
-            return plan.logits(x)
-        return self.replayed("logits", self._low_resolution_logits, x)
+        return lk.runtime.logits(self, x)
 
-    def _low_resolution_logits(self, x: torch.Tensor) -> torch.Tensor:
+    def forward_modules(self, x: torch.Tensor) -> torch.Tensor:
+        """`low_resolution_logits`, module by module."""
         low_level, encoded = self.backbone(x)
         y = self.daspp(encoded)
         if self.upsample_concat is None:

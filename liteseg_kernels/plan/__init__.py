@@ -6,7 +6,7 @@ several modules in one pass, and packs the weights. Shapes stay open: one plan s
 
 The op takes float32, and bfloat16 where the processor multiplies it (AVX512_BF16) and every layer has a kernel for it.
 Everything else (other dtypes, gradients, another backend asked for, tracing) runs module by module as before: see
-`PlannedModule.plan_for`.
+`PlannedModule.refusal`.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
@@ -22,18 +23,23 @@ _logger = logging.getLogger("liteseg_kernels")
 Self = TypeVar("Self", bound="PlannedModule")
 
 
+def _deprecated(old: str, new: str) -> None:
+    warnings.warn(f"PlannedModule.{old} is deprecated: use liteseg_kernels.{new}", DeprecationWarning, stacklevel=3)
+
+
 def _autocasts() -> bool:
     """Whether torch.autocast turns convolutions on the CPU to bfloat16."""
     return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
 class PlannedModule(nn.Module):
-    """Base of networks that `fuse` runs from one plan. Subclasses define `lower` and ask `plan_for` in their forward.
+    """Base of networks that `fuse` runs from one plan. Subclasses define `lower` and `forward_modules`, and where their
+    forward does more than that call `runtime.logits` in it.
 
     The plan is made from the folded weights when it is first needed, is no part of the `state_dict`, and is made again
     after anything that may change them: loading a `state_dict`, `.to()`, copying and unpickling. Going back to training
     drops it for good. It is used only while nothing inside is altered (`intact`). CUDA graphs (`graphs.GraphCache`),
-    where `fuse` was asked for them, follow the same rules; subclasses hand what they want replayed to `replayed`.
+    where `fuse` was asked for them, follow the same rules. Which of them takes a call is `runtime`'s to say.
     """
 
     in_channels = 3
@@ -51,6 +57,15 @@ class PlannedModule(nn.Module):
     def lower(self, program: Program, x: int) -> int:
         """Describe the network from its input `x` to its last value."""
         raise NotImplementedError
+
+    def forward_modules(self, x: Tensor) -> Tensor:
+        """What `lower` describes, module by module."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        from .. import runtime
+
+        return runtime.logits(self, x)
 
     def plan_(self) -> None:
         """Run from a plan from now on, where one covers the network and the input."""
@@ -114,6 +129,11 @@ class PlannedModule(nn.Module):
 
     def refusal(self, x: Tensor) -> str | None:
         """Why the modules run one by one for x, and not a plan."""
+        made = self.plan_or_reason(x)
+        return made if isinstance(made, str) else None
+
+    def plan_or_reason(self, x: Tensor) -> Plan | str:
+        """The plan that takes x, or why the modules run one by one."""
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return "it is traced or compiled"
         reason = self.plan_refusal()
@@ -139,14 +159,12 @@ class PlannedModule(nn.Module):
                 return found
             if not autocasts and found != x.dtype:
                 return f"x is of {x.dtype}, and the weights of {found}"
-        made = self._made(dtype)
-        return made if isinstance(made, str) else None
+        return self._made(dtype)
 
     def plan_for(self, x: Tensor) -> Plan | None:
-        """The plan that takes x, or None: then the modules run one by one, and `refusal` says why."""
-        if self.refusal(x) is not None:
-            return None
-        made = self._plans.get(torch.bfloat16 if torch.is_autocast_enabled("cpu") else x.dtype)
+        """Deprecated: `runtime.explain(network, x).plan`."""
+        _deprecated("plan_for(x)", "runtime.explain(network, x).plan, or runtime.logits(network, x)")
+        made = self.plan_or_reason(x)
         return made if isinstance(made, Plan) else None
 
     def plan(self, size: tuple[int, int] = (360, 640), *, profile: bool = False) -> PlanReport:
@@ -175,7 +193,8 @@ class PlannedModule(nn.Module):
         self._graphs = cache
         self._graph_refusals.clear()
 
-    def _graph_refusal(self, x: Tensor) -> str | None:
+    def graph_refusal(self, x: Tensor) -> str | None:
+        """Why no CUDA graph is replayed for x."""
         if self._graphs is None:
             return "the network was not fused with cuda_graph=True"
         if self.training:
@@ -185,28 +204,35 @@ class PlannedModule(nn.Module):
             reason = "gradients are recorded (use torch.inference_mode())"
         return reason
 
-    def explain_graph(self, x: Tensor) -> GraphReport:
+    def graph_report(self, x: Tensor) -> GraphReport:
         """Whether a call on an input like x, made as the caller is now, replays a CUDA graph, and if not, why."""
-        reason = self._graph_refusal(x)
+        reason = self.graph_refusal(x)
         graphs = self._graphs
         counts = (0, 0) if graphs is None else (len(graphs), graphs.capacity)
         return GraphReport(reason is None, reason or "", *counts)
 
-    def replayed(self, call: Hashable, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """run(x), from a CUDA graph where `fuse(cuda_graph=True)` asked for one and x allows it; `call` names `run`."""
-        # compilers and exporters see through this, and need not see a message
-        if self._graphs is None or torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return run(x)
-        reason = self._graph_refusal(x)
-        if reason is None:
-            return self._graphs.run(call, run, x, (t for of in (self.parameters, self.buffers) for t in of()))
-        if reason not in self._graph_refusals:
-            # once each: asked for, and not what happens
+    def explain_graph(self, x: Tensor) -> GraphReport:
+        """Deprecated: `runtime.explain(network, x).graph`."""
+        _deprecated("explain_graph(x)", "runtime.explain(network, x).graph")
+        return self.graph_report(x)
+
+    def replay(self, call: Hashable, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """run(x) from a CUDA graph, which `graph_refusal` must not refuse; `call` names `run`."""
+        assert self._graphs is not None
+        return self._graphs.run(call, run, x, (t for of in (self.parameters, self.buffers) for t in of()))
+
+    def miss_graph(self, reason: str) -> None:
+        """Say, once for each reason, that a graph was asked for and is not what happens."""
+        if self._graphs is not None and reason not in self._graph_refusals:
             self._graph_refusals.add(reason)
-            _logger.log(
-                logging.DEBUG if "part of a graph" in reason else logging.WARNING, "cuda_graph: no replay: %s", reason
-            )
-        return run(x)
+            level = logging.DEBUG if "part of a graph" in reason else logging.WARNING
+            _logger.log(level, "cuda_graph: no replay: %s", reason)
+
+    def replayed(self, call: Hashable, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Deprecated: `runtime.logits` and `runtime.labels` replay what may be replayed."""
+        _deprecated("replayed(...)", "runtime.logits(network, x) or runtime.labels(network, x, size)")
+        reason = "it is traced or compiled" if torch.compiler.is_compiling() else self.graph_refusal(x)
+        return run(x) if reason is not None else self.replay(call, run, x)
 
     def _forget_graphs(self) -> None:
         if self._graphs is not None:

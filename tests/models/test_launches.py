@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import liteseg
-from liteseg.predict import segment
+import liteseg_kernels as lk
 from liteseg_kernels import use_backend
 from liteseg_kernels.testing import trained_like
 from tests.emulator import build
@@ -57,10 +57,10 @@ def test_launches_from_input_to_labels(name: str, dtype: torch.dtype) -> None:
     x = torch.randn(1, 3, 64, 96).to(dtype).contiguous(memory_format=torch.channels_last)
     build.controls().reset_counters()
     with torch.inference_mode(), use_backend("cuda", strict=True), TorchLaunches() as torchs:
-        labels = segment(model, x, (64, 96))
+        labels = lk.runtime.labels(model, x, (64, 96))
     ours = build.controls().counters()["launches"]
     assert labels.shape == (1, 64, 96)
     assert (ours, torchs.counted) == LAUNCHES[name]
     with torch.inference_mode(), use_backend("reference"):
-        expected = segment(model.float(), x.float(), (64, 96))
+        expected = lk.runtime.labels(model.float(), x.float(), (64, 96))
     assert (labels == expected).float().mean() > 0.97

@@ -15,6 +15,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 import liteseg
 import liteseg_kernels as lk
+from liteseg.predict import segment
 from liteseg_kernels import _loader
 from liteseg_kernels.testing import trained_like
 
@@ -154,25 +155,64 @@ def test_plans_follow_the_network() -> None:
         for module in (fused, theirs):
             module.backbone.stem.norm.train()
             module(x)
-        assert fused.plan_for(x) is None
+        assert lk.runtime.explain(fused, x).plan is None
         for module in (fused, theirs):
             module.backbone.stem.norm.eval()
-        assert fused.plan_for(x) is not None
+        assert lk.runtime.explain(fused, x).plan is not None
         near(fused(x), theirs(x))
         # part of the network loaded
         state = {key: value * 0.9 if value.is_floating_point() else value for key, value in theirs.state_dict().items()}
         part = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
         for module in (fused, theirs):
             module.backbone.load_state_dict(part)
-        assert fused.plan_for(x) is not None
+        assert lk.runtime.explain(fused, x).plan is not None
         near(fused(x), theirs(x))
         # a setting of a module that the plan has built in
         for module in (fused, theirs):
             module.backbone.last.norm.eps = 0.3
             module.backbone.blocks[4].depthwise.conv.dilation = (2, 2)
             module.backbone.blocks[4].depthwise.conv.padding = (2, 2)
-        assert fused.plan_for(x) is not None
+        assert lk.runtime.explain(fused, x).plan is not None
         near(fused(x), theirs(x))
+
+
+@plans
+def test_explain_tells_the_plan_of_a_network() -> None:
+    ours, _, x = fresh()
+    holder = nn.Sequential(lk.fuse(ours)).eval()
+    with torch.inference_mode():
+        told = lk.explain(holder, x)
+        run = lk.runtime.explain(holder[0], x)
+        assert told.plan == ("0",) and told.layers["0"].size == tuple(x.shape[2:]) and not told.graph
+        assert "0: from one plan" in str(told) and told.layers["0"].layers[0].name in str(told)
+        assert run.engine == "plan" == str(run) and run.plan is not None and not run.refused
+        # labels of the mirrored input too, and of a network that somebody put a method on
+        small = (x.shape[2], x.shape[3])
+        assert "mirrored" in lk.runtime.explain(holder[0], x, small, flip=True).refused["plan"]
+        holder[0].low_resolution_logits = holder[0].low_resolution_logits
+        assert lk.runtime.explain(holder[0], x, small).engine == "modules"
+        assert "was put on the network" in str(lk.runtime.explain(holder[0], x, small))
+        assert lk.runtime.explain(holder[0], x).engine == "plan"
+    # other networks have the same interface
+    plain = nn.Conv2d(3, 4, 1)
+    assert lk.runtime.explain(plain, x) == lk.runtime.Run("modules")
+    assert (lk.runtime.labels(plain, x, (16, 16)) < 4).all()
+
+
+@plans
+def test_deprecated_names_work_and_say_what_to_use() -> None:
+    ours, _, x = fresh()
+    fused = lk.fuse(ours)
+    with torch.inference_mode():
+        with pytest.deprecated_call(match=r"use liteseg_kernels.runtime.explain\(network, x\).plan"):
+            assert torch.equal(fused.plan_for(x).logits(x), fused.low_resolution_logits(x))
+        with pytest.deprecated_call(match=r"use liteseg_kernels.runtime.explain\(network, x\).graph"):
+            assert not fused.explain_graph(x).replays
+        with pytest.deprecated_call(match="use liteseg_kernels.runtime.logits"):
+            assert fused.replayed("twice", lambda x: x * 2, x).equal(x * 2)
+        with pytest.deprecated_call(match="use liteseg_kernels.runtime.labels"):
+            labels = segment(fused, x, (64, 96))
+        assert labels.equal(lk.runtime.labels(fused, x, (64, 96)))
 
 
 class Warm(liteseg.models.LiteSeg):
@@ -200,7 +240,7 @@ def test_subclasses_with_a_forward_of_their_own() -> None:
         ours.backbone.blocks[2].__class__ = Doubled
         theirs.backbone.blocks[2].register_forward_hook(lambda module, args, out: out * 2)
         fused = lk.fuse(ours)
-        assert fused.plan_for(x) is None
+        assert lk.runtime.explain(fused, x).plan is None
         near(fused(x), theirs(x))
 
 
@@ -247,11 +287,13 @@ def test_graphs_are_not_replayed_past_hooks() -> None:
     fused = lk.fuse(model, cuda_graph=True)
     fused._graphs.graphs.refusal = lambda x: None
     with torch.inference_mode():
-        assert fused.explain_graph(x).replays
+        assert lk.runtime.explain(fused, x).graph.replays
         handle = fused.classifier.register_forward_hook(lambda *_: None)
-        assert fused.explain_graph(x).reason == "classifier: expected no hooks, got one of its forward hooks"
+        assert (
+            lk.runtime.explain(fused, x).graph.reason == "classifier: expected no hooks, got one of its forward hooks"
+        )
         handle.remove()
-        assert fused.explain_graph(x).replays
+        assert lk.runtime.explain(fused, x).graph.replays
 
 
 def test_altered_models_are_copied_and_pickled() -> None:

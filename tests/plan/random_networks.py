@@ -111,7 +111,7 @@ def draw(number: int) -> str:
     told = f"draw {number}: {kind}, {batch} x {channels} x {size}, {dtype}, {threads} threads, {model}"
     fused = lk.fuse(model).to(dtype)
     torch.set_num_threads(threads)
-    plan = fused.plan_for(x)
+    plan = lk.runtime.explain(fused, x).plan
     assert plan is not None, f"no plan: {told}"
     out = plan.logits(x)
     torch.set_num_threads(1)

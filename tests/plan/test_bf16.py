@@ -60,7 +60,7 @@ def half_picture(*shape: int, seed: int = 1) -> torch.Tensor:
 
 def assert_as_exact_as_torch(model: nn.Module, fused: nn.Module, x: torch.Tensor) -> None:
     """Against float64 on the same picture: within the limit of one op, and about as near as PyTorch's bfloat16."""
-    assert fused.plan_for(x) is not None
+    assert lk.runtime.explain(fused, x).plan is not None
     own = lk.to_reference(model).bfloat16()(x)
     exact = lk.to_reference(model).double()(x.double())
     logits = fused(x)
@@ -111,10 +111,7 @@ class Tower(PlannedModule):
             y = program.run(convolution, "convolution", y)
         return program.convolution(y, self.classifier.weight, self.classifier.bias)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        plan = self.plan_for(x)
-        if plan is not None:
-            return plan.logits(x)
+    def forward_modules(self, x: torch.Tensor) -> torch.Tensor:
         low = y = self.first(self.stem(x))
         for block in self.blocks:
             y = block(y)
@@ -151,7 +148,7 @@ def test_blocks_of_any_shape(name: str, size: tuple[int, int]) -> None:
     fused = lk.fuse(model).bfloat16()
     for batch in (1, 2):
         x = half_picture(batch, channels, *size)
-        assert fused.plan_for(x) is not None
+        assert lk.runtime.explain(fused, x).plan is not None
         exact = lk.to_reference(model).double()(x.double())
         assert error(fused(x), exact) <= LIMIT
     torch.set_num_threads(3)
@@ -179,7 +176,7 @@ def _sliced(x: torch.Tensor) -> torch.Tensor:
 @needs_avx512bf16
 def test_empty_batch(fused: nn.Module) -> None:
     x = torch.zeros(0, 3, 64, 96, dtype=torch.bfloat16)
-    assert fused.plan_for(x) is not None
+    assert lk.runtime.explain(fused, x).plan is not None
     assert fused(x).shape == (0, 11, 64, 96)
     assert labels_of(fused, x, (64, 96)).shape == (0, 64, 96)
 
@@ -226,17 +223,17 @@ def test_other_runs_do_not_leak_in(fused: nn.Module) -> None:
 @needs_avx512bf16
 def test_selection(model: nn.Module, fused: nn.Module) -> None:
     x = half_picture(1, 3, 64, 96)
-    plan = fused.plan_for(x)
+    plan = lk.runtime.explain(fused, x).plan
     assert isinstance(plan, Plan) and plan.dtype == torch.bfloat16
     for dtype in (torch.float32, torch.float64, torch.float16):
-        assert fused.plan_for(x.to(dtype)) is None
+        assert lk.runtime.explain(fused, x.to(dtype)).plan is None
     with lk.use_backend("reference"):
-        assert fused.plan_for(x) is None
+        assert lk.runtime.explain(fused, x).plan is None
     early = lk.fuse(network().bfloat16())
-    assert early.plan_for(x) is not None
+    assert lk.runtime.explain(early, x).plan is not None
     mixed = lk.fuse(model)
     mixed.classifier.bfloat16()
-    assert mixed.plan_for(x) is None and mixed.plan_for(x.float()) is None
+    assert lk.runtime.explain(mixed, x).plan is None and lk.runtime.explain(mixed, x.float()).plan is None
     with pytest.raises(ValueError, match="not all float32 or all bfloat16"):
         mixed.plan()
 
@@ -248,7 +245,7 @@ def test_autocast(model: nn.Module) -> None:
     exact = lk.to_reference(model).double().low_resolution_logits(x.double())
     in_float = fused.low_resolution_logits(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        plan = fused.plan_for(x)
+        plan = lk.runtime.explain(fused, x).plan
         assert plan is not None and plan.dtype == torch.bfloat16
         logits = fused.low_resolution_logits(x)
         own = lk.to_reference(model).low_resolution_logits(x)
@@ -256,7 +253,7 @@ def test_autocast(model: nn.Module) -> None:
     assert logits.dtype == own.dtype == torch.bfloat16
     assert error(logits, exact) <= min(LIMIT, FACTOR * error(own, exact))
     with torch.autocast("cpu", dtype=torch.float16):
-        assert fused.plan_for(x) is None
+        assert lk.runtime.explain(fused, x).plan is None
     assert torch.equal(fused.low_resolution_logits(x), in_float)
 
 
@@ -295,7 +292,10 @@ def test_report(fused: nn.Module) -> None:
 @needs_avx512bf16
 def test_programs_of_another_dtype(model: nn.Module, fused: nn.Module) -> None:
     x = picture(1, 3, 64, 96)
-    plans = {torch.float32: lk.fuse(model).plan_for(x), torch.bfloat16: fused.plan_for(x.bfloat16())}
+    plans = {
+        torch.float32: lk.runtime.explain(lk.fuse(model), x).plan,
+        torch.bfloat16: lk.runtime.explain(fused, x.bfloat16()).plan,
+    }
     for dtype, plan in plans.items():
         for other in plans.keys() - {dtype}:
             with pytest.raises(RuntimeError, match="^run_plan: program: expected version"):
@@ -309,7 +309,7 @@ def test_programs_of_another_dtype(model: nn.Module, fused: nn.Module) -> None:
 def test_damaged_programs_never_crash(fused: nn.Module, seed: int) -> None:
     """Any word may be wrong: the op refuses it, or runs within its memory."""
     x = half_picture(1, 3, 33, 47)
-    plan = fused.plan_for(x)
+    plan = lk.runtime.explain(fused, x).plan
     generator = torch.Generator().manual_seed(seed)
     words = plan.program.clone()
     for _ in range(3):
@@ -327,7 +327,7 @@ from tests.plan.test_plan import error, network, picture
 model = network()
 with torch.inference_mode():
     fused, x = lk.fuse(model).bfloat16(), picture(1, 3, 65, 97)
-    assert torch.ops.liteseg_cpu.isa() == "avx2" and fused.plan_for(x.bfloat16()) is None
+    assert torch.ops.liteseg_cpu.isa() == "avx2" and lk.runtime.explain(fused, x.bfloat16()).plan is None
     try:
         fused.plan()
     except ValueError as reason:
@@ -338,7 +338,7 @@ with torch.inference_mode():
     own = error(lk.to_reference(model).bfloat16()(x.bfloat16()), exact)
     assert error(fused(x.bfloat16()), exact) <= 1.5 * own
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert lk.fuse(model).plan_for(x) is None
+        assert lk.runtime.explain(lk.fuse(model), x).plan is None
 """
 
 

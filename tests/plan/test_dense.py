@@ -46,10 +46,7 @@ class Dense(PlannedModule):
                 x = program.run(part, str(index), x)
         return x
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        plan = self.plan_for(x)
-        if plan is not None:
-            return plan.logits(x)
+    def forward_modules(self, x: torch.Tensor) -> torch.Tensor:
         for part in self.parts:
             x = part(x)
         return x
@@ -88,7 +85,7 @@ def small(name: str) -> nn.Module:
 
 
 def assert_exact(model: nn.Module, fused: nn.Module, x: torch.Tensor, limit: float) -> None:
-    assert fused.plan_for(x) is not None
+    assert lk.runtime.explain(fused, x).plan is not None
     exact = lk.to_reference(model).double()(x.double())
     out = fused(x)
     assert out.shape == exact.shape and out.is_contiguous() == x.is_contiguous()
@@ -214,7 +211,7 @@ def test_what_no_layer_covers() -> None:
     ):
         fused = lk.fuse(trained_like(model))
         x = picture(1, model.in_channels, 12, 12)
-        assert fused.plan_for(x) is None
+        assert lk.runtime.explain(fused, x).plan is None
         with pytest.raises(ValueError, match="no layer of the plan covers this"):
             fused.plan()
 
@@ -289,7 +286,7 @@ def test_damaged_programs_never_crash(seed: int) -> None:
     """Any word may be wrong: the op refuses it, or runs within its memory."""
     fused = lk.fuse(small("two" if seed % 2 else "pooled"))
     x = picture(1, 3, 17, 23)
-    plan = fused.plan_for(x)
+    plan = lk.runtime.explain(fused, x).plan
     generator = torch.Generator().manual_seed(seed)
     words = plan.program.clone()
     for _ in range(3):

@@ -55,7 +55,7 @@ def largest_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 def test_logits_are_those_of_the_modules(name: str, size: tuple[int, int]) -> None:
     fused = lk.fuse(uncalibrated(name.split("_")[0], **NETWORKS[name]))
     x = picture(1, 3, *size)
-    assert fused.plan_for(x) is not None
+    assert lk.runtime.explain(fused, x).plan is not None
     assert largest_error(fused.low_resolution_logits(x), with_modules(fused, x).double()) <= 1e-6
 
 
@@ -82,7 +82,7 @@ def test_bfloat16(models: dict[str, nn.Module], size: tuple[int, int]) -> None:
     exact = lk.fuse(model).low_resolution_logits(x.float()).double()
     own = error(lk.to_reference(model).bfloat16().low_resolution_logits(x), exact)
     fused = lk.fuse(model).bfloat16()
-    assert fused.plan_for(x) is not None
+    assert lk.runtime.explain(fused, x).plan is not None
     assert error(fused.low_resolution_logits(x), exact) <= 1.5 * own
 
 
@@ -94,7 +94,7 @@ def street(height: int, width: int) -> torch.Tensor:
 def assert_logits_are_torchs(model: nn.Module) -> None:
     """On a picture of a street at the size of Cityscapes' own."""
     fused, x = lk.fuse(model), street(1024, 2048)
-    assert fused.plan_for(x) is not None
+    assert lk.runtime.explain(fused, x).plan is not None
     expected = lk.to_reference(model).low_resolution_logits(x)
     # what two orders of summing differ by in tens of layers
     assert error(fused.low_resolution_logits(x), expected.double()) < 1e-4
@@ -141,10 +141,7 @@ class Head(PlannedModule):
             y = program.run(convolution, "convolution", y)
         return program.convolution(y, self.classifier.weight, self.classifier.bias)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        plan = self.plan_for(x)
-        if plan is not None:
-            return plan.logits(x)
+    def forward_modules(self, x: torch.Tensor) -> torch.Tensor:
         low = y = self.first(self.stem(x))
         if self.last is not None:
             y = self.last(y)
@@ -173,5 +170,5 @@ def test_slices_of_a_pyramid(name: str, dtype: torch.dtype) -> None:
     fused, exact = lk.fuse(model).to(dtype), lk.to_reference(model).double()
     for size in AROUND[dtype]:
         x = picture(2, 3, *size).to(dtype)
-        assert fused.plan_for(x) is not None
+        assert lk.runtime.explain(fused, x).plan is not None
         assert error(fused(x), exact(x.double())) <= LIMITS[dtype]

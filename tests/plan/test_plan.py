@@ -84,7 +84,7 @@ def picture(*shape: int, seed: int = 1) -> torch.Tensor:
 
 
 def labels_of(fused: nn.Module, x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    return fused.plan_for(x).labels(x, size)
+    return lk.runtime.explain(fused, x).plan.labels(x, size)
 
 
 def error(actual: torch.Tensor, exact: torch.Tensor) -> float:
@@ -92,7 +92,7 @@ def error(actual: torch.Tensor, exact: torch.Tensor) -> float:
 
 
 def assert_as_exact_as_torch(model: nn.Module, fused: nn.Module, x: torch.Tensor) -> None:
-    assert fused.plan_for(x) is not None
+    assert lk.runtime.explain(fused, x).plan is not None
     plain = lk.to_reference(model)
     own = plain.low_resolution_logits(x)
     exact = lk.to_reference(model).double().low_resolution_logits(x.double())
@@ -140,7 +140,7 @@ def with_modules(fused: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """The logits of the same weights module by module."""
     copied = copy.deepcopy(fused)
     copied.drop_plan()
-    assert copied.plan_for(x) is None
+    assert lk.runtime.explain(copied, x).plan is None
     return copied.low_resolution_logits(x)
 
 
@@ -154,7 +154,7 @@ def test_expanded_input(fused: nn.Module) -> None:
 
 def test_empty_batch(fused: nn.Module) -> None:
     x = torch.zeros(0, 3, 64, 96)
-    assert fused.plan_for(x) is not None
+    assert lk.runtime.explain(fused, x).plan is not None
     assert fused(x).shape == (0, 11, 64, 96)
     assert labels_of(fused, x, (64, 96)).shape == (0, 64, 96)
 
@@ -199,7 +199,7 @@ def test_predict_runs_the_plan(fused: nn.Module, monkeypatch: pytest.MonkeyPatch
 def test_many_classes() -> None:
     fused = lk.fuse(network(num_classes=300))
     x = picture(1, 3, 33, 47)
-    assert fused.plan_for(x) is not None
+    assert lk.runtime.explain(fused, x).plan is not None
     assert fused(x).shape == (1, 300, 33, 47)
     with pytest.raises(ValueError, match="at most 256 classes"):
         liteseg.predict(fused, x)
@@ -225,27 +225,27 @@ def test_other_runs_do_not_leak_in(fused: nn.Module) -> None:
 
 def test_selection(fused: nn.Module) -> None:
     x = picture(1, 3, 64, 96)
-    assert isinstance(fused.plan_for(x), Plan)
+    assert isinstance(lk.runtime.explain(fused, x).plan, Plan)
     with lk.use_backend("cpu"):
-        assert fused.plan_for(x) is not None
+        assert lk.runtime.explain(fused, x).plan is not None
     for name in ("reference", "triton", "cuda"):
         with lk.use_backend(name):
-            assert fused.plan_for(x) is None
+            assert lk.runtime.explain(fused, x).plan is None
     with torch.autocast("cpu", dtype=torch.float16):
-        assert fused.plan_for(x) is None
+        assert lk.runtime.explain(fused, x).plan is None
     for dtype in (torch.float64, torch.float16, torch.bfloat16):
-        assert fused.plan_for(x.to(dtype)) is None
-    assert fused.plan_for(x.to("meta")) is None
+        assert lk.runtime.explain(fused, x.to(dtype)).plan is None
+    assert lk.runtime.explain(fused, x.to("meta")).plan is None
 
 
 def test_gradients_run_by_modules(fused: nn.Module) -> None:
     with torch.inference_mode(False), torch.enable_grad():
         x = picture(1, 3, 64, 96)
-        assert fused.plan_for(x) is None
+        assert lk.runtime.explain(fused, x).plan is None
         frozen = copy.deepcopy(fused).requires_grad_(False)
-        assert frozen.plan_for(x) is not None
+        assert lk.runtime.explain(frozen, x).plan is not None
         x.requires_grad_()
-        assert frozen.plan_for(x) is None
+        assert lk.runtime.explain(frozen, x).plan is None
         frozen(x).sum().backward()
         assert x.grad is not None and x.grad.abs().sum() > 0
 
@@ -254,7 +254,7 @@ def test_uncovered_networks_run_by_modules() -> None:
     model = network(separable=False)
     fused = lk.fuse(model)
     x = picture(1, 3, 64, 96)
-    assert fused.plan_for(x) is None
+    assert lk.runtime.explain(fused, x).plan is None
     with pytest.raises(ValueError, match="^plan: expected a network that runs from a plan"):
         fused.plan()
     torch.testing.assert_close(fused(x), lk.to_reference(model)(x), rtol=1e-3, atol=1e-3)
@@ -262,16 +262,16 @@ def test_uncovered_networks_run_by_modules() -> None:
 
 def test_too_many_branches_run_by_modules() -> None:
     fused = lk.fuse(network(rates=(1, 2, 3, 4, 5, 6, 7, 8)))
-    assert fused.plan_for(picture(1, 3, 64, 96)) is None
+    assert lk.runtime.explain(fused, picture(1, 3, 64, 96)).plan is None
     with pytest.raises(ValueError, match="9 branches of the pyramid"):
         fused.plan()
 
 
 def test_plain_models_have_no_plan(model: nn.Module) -> None:
-    assert model.plan_for(picture(1, 3, 64, 96)) is None
+    assert lk.runtime.explain(model, picture(1, 3, 64, 96)).plan is None
     with pytest.raises(ValueError, match="not fused"):
         model.plan()
-    assert lk.to_reference(lk.fuse(model)).plan_for(picture(1, 3, 64, 96)) is None
+    assert lk.runtime.explain(lk.to_reference(lk.fuse(model)), picture(1, 3, 64, 96)).plan is None
 
 
 def test_compiled_models_run_by_modules(fused: nn.Module) -> None:
@@ -407,7 +407,7 @@ assert torch.ops.liteseg_cpu.isa() == sys.argv[1]
 with torch.inference_mode():
     fused, x = lk.fuse(network(sys.argv[2])), picture(2, 3, 65, 97)
     torch.set_num_threads(2)
-    assert fused.plan_for(x) is not None
+    assert lk.runtime.explain(fused, x).plan is not None
     torch.save((fused.low_resolution_logits(x), labels_of(fused, x, (65, 97))), sys.argv[3])
 """
 
@@ -444,7 +444,7 @@ def test_copies(fused: nn.Module) -> None:
     file.seek(0)
     for other in (copy.deepcopy(fused), torch.load(file, weights_only=False)):
         assert not other._plans
-        assert other.plan_for(x) is not None
+        assert lk.runtime.explain(other, x).plan is not None
         assert torch.equal(other.low_resolution_logits(x), expected)
 
 
@@ -459,7 +459,7 @@ def test_loading_weights_packs_again(model: nn.Module) -> None:
     fused.load_state_dict(other.state_dict())
     after = fused.low_resolution_logits(x)
     assert not torch.allclose(after, before)
-    assert fused.plan_for(x) is not None
+    assert lk.runtime.explain(fused, x).plan is not None
     torch.testing.assert_close(after, lk.to_reference(other).low_resolution_logits(x), rtol=1e-3, atol=1e-4)
 
 
@@ -467,13 +467,13 @@ def test_conversion(model: nn.Module) -> None:
     with torch.inference_mode(False):
         fused = lk.fuse(model)
         x = picture(1, 3, 64, 96)
-        assert fused.plan_for(x) is not None or torch.is_grad_enabled()
+        assert lk.runtime.explain(fused, x).plan is not None or torch.is_grad_enabled()
         fused.bfloat16()
-    assert fused.plan_for(x) is None
+    assert lk.runtime.explain(fused, x).plan is None
     assert fused(x.bfloat16()).dtype == torch.bfloat16
     fused.float()
     rounded = fused.low_resolution_logits(x)
-    assert fused.plan_for(x) is not None
+    assert lk.runtime.explain(fused, x).plan is not None
     torch.testing.assert_close(rounded, with_modules(fused, x), rtol=1e-3, atol=1e-3)
 
 
@@ -482,11 +482,11 @@ def test_state_dict_and_training(model: nn.Module) -> None:
         fused = lk.fuse(model)
     assert list(fused.state_dict()) == list(model.state_dict())
     x = picture(1, 3, 64, 96)
-    assert fused.plan_for(x) is not None
+    assert lk.runtime.explain(fused, x).plan is not None
     fused.train()
-    assert fused.plan_for(x) is None
+    assert lk.runtime.explain(fused, x).plan is None
     fused.eval()
-    assert fused.plan_for(x) is None
+    assert lk.runtime.explain(fused, x).plan is None
     torch.testing.assert_close(fused(x), lk.to_reference(model)(x), rtol=1e-3, atol=1e-3)
 
 
@@ -539,10 +539,7 @@ class Small(PlannedModule):
             y = program.run(convolution, "convolution", y)
         return program.convolution(y, self.classifier.weight, self.classifier.bias)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        plan = self.plan_for(x)
-        if plan is not None:
-            return plan.logits(x)
+    def forward_modules(self, x: torch.Tensor) -> torch.Tensor:
         low = self.first(self.stem(x))
         y = self.join(self.second(low), low)
         for convolution in self.convolutions:
@@ -556,13 +553,13 @@ def test_another_network(size: tuple[int, int]) -> None:
     model = trained_like(Small())
     fused = lk.fuse(model)
     x = picture(2, 4, *size)
-    assert fused.plan_for(x) is not None
+    assert lk.runtime.explain(fused, x).plan is not None
     exact = lk.to_reference(model).double()(x.double())
     assert error(fused(x), exact) < 2e-6
 
 
 def test_wrong_channels(fused: nn.Module) -> None:
-    plan = fused.plan_for(picture(1, 3, 64, 96))
+    plan = lk.runtime.explain(fused, picture(1, 3, 64, 96)).plan
     with pytest.raises(RuntimeError, match="run_plan: x: expected the plan's number of channels"):
         plan.logits(picture(1, 4, 64, 96))
 
@@ -570,7 +567,7 @@ def test_wrong_channels(fused: nn.Module) -> None:
 @pytest.mark.parametrize("place", ["version", "panel", "layers", "kind", "end", "more", "offset", "packed"])
 def test_wrong_programs(fused: nn.Module, place: str) -> None:
     x = picture(1, 3, 64, 96)
-    plan = fused.plan_for(x)
+    plan = lk.runtime.explain(fused, x).plan
     words, packed = plan.program.tolist(), plan.packed
     if place == "packed":
         packed = packed[:1000].clone()
@@ -589,7 +586,7 @@ def test_wrong_programs(fused: nn.Module, place: str) -> None:
 def test_damaged_programs_never_crash(fused: nn.Module, seed: int) -> None:
     """Any word may be wrong: the op refuses it, or runs within its memory."""
     x = picture(1, 3, 33, 47)
-    plan = fused.plan_for(x)
+    plan = lk.runtime.explain(fused, x).plan
     generator = torch.Generator().manual_seed(seed)
     words = plan.program.clone()
     for _ in range(3):

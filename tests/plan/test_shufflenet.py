@@ -74,7 +74,7 @@ def test_layouts(fused: nn.Module, name: str) -> None:
 
 def test_empty_batch(fused: nn.Module) -> None:
     x = torch.zeros(0, 3, 64, 96)
-    assert fused.plan_for(x) is not None
+    assert lk.runtime.explain(fused, x).plan is not None
     assert fused(x).shape == (0, 11, 64, 96)
     assert labels_of(fused, x, (64, 96)).shape == (0, 64, 96)
 
@@ -190,10 +190,7 @@ class Units(PlannedModule):
             x = program.run(getattr(self, name), name, x)
         return x
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        plan = self.plan_for(x)
-        if plan is not None:
-            return plan.logits(x)
+    def forward_modules(self, x: torch.Tensor) -> torch.Tensor:
         return self.last(self.point(self.second(self.first(self.pool(self.stem(x))))))
 
 
@@ -204,7 +201,7 @@ def test_units(size: tuple[int, int], stride: int, channels: int, groups: int, d
     model = trained_like(Units(stride, channels, groups, dilation))
     fused = lk.fuse(model)
     x = picture(2, 1, *size)
-    assert fused.plan_for(x) is not None
+    assert lk.runtime.explain(fused, x).plan is not None
     plain = lk.to_reference(model)
     exact = lk.to_reference(model).double()(x.double())
     assert exact.norm() > 0
@@ -242,7 +239,7 @@ def test_other_pooling_has_no_plan() -> None:
 def test_damaged_programs_never_crash(fused: nn.Module, seed: int) -> None:
     """Any word may be wrong: the op refuses it, or runs within its memory."""
     x = picture(1, 3, 33, 47)
-    plan = fused.plan_for(x)
+    plan = lk.runtime.explain(fused, x).plan
     generator = torch.Generator().manual_seed(seed)
     words = plan.program.clone()
     for _ in range(3):
