@@ -18,7 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rows import ENVIRONMENT, append, read
+from benchmarks.rows import ENVIRONMENT, append
+from liteseg.bench.record import read
 
 ROWS = {"baseline": "baseline", "+ DASPP": "dense", "+ MS": "dense_ms", "+ DW": "ms"}
 KEY = ("row", "backbone", "passes", "split", "seed")

@@ -2,33 +2,37 @@
 
     python -m benchmarks.any_network --size 352x640 --threads 2 [--networks "timm mobilenetv2_100" ...]
 
-Needs tests/third_party/requirements.txt. Every number is the median of `--rounds` calls after three that are not
-counted, in a process of its own (thread pools of several run times in one process disturb each other), on weights as
-training leaves them. Inductor runs with freezing; ONNX Runtime and OpenVINO run the same exported file, whose input has
-a fixed size.
+Needs tests/third_party/requirements.txt. Every provider lives in a process of its own, and they take turns call by call
+(`liteseg.bench.turns`), on weights as training leaves them. Inductor runs with freezing; ONNX Runtime and OpenVINO run
+the same exported file, whose input has a fixed size. Results are compared with eager PyTorch's: what is off by more
+than rounding has no ratio.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import subprocess
-import sys
+import functools
+import os
 import tempfile
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import liteseg_kernels as lk
+from liteseg.bench import runtimes
+from liteseg.bench.turns import Contestant, take_turns
 from liteseg_kernels.testing import trained_like
 from tests.third_party.test_networks import NETWORKS
 
+from .cpu_networks import hxw
+from .rows import provider_rows, show
+
 PROVIDERS = ("eager", "inductor", "onnxruntime", "openvino", "liteseg")
+# relative error of the result, in the Frobenius norm
+LIMIT = 1e-3
 DEFAULT = ("smp DeepLabV3Plus mobilenet_v2", "transformers MobileNetV2", "timm mobilenetv2_100")
 
 
@@ -38,29 +42,12 @@ def build(name: str) -> nn.Module:
     return trained_like(make(*args), torch.randn(2, 3, 96, 128))
 
 
-def exported(net: nn.Module, x: Tensor, folder: str) -> str:
-    path = str(Path(folder) / "net.onnx")
-    torch.onnx.export(net, (x,), path, dynamo=True, external_data=False)
-    return path
-
-
 def caller(provider: str, net: nn.Module, x: Tensor, threads: int, folder: str) -> Callable[[], Any]:
     """A call of the network on x by `provider`."""
-    if provider == "onnxruntime":
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(exported(net, x, folder), options, providers=["CPUExecutionProvider"])
-        feed = {session.get_inputs()[0].name: x.numpy()}
-        return lambda: session.run(None, feed)
-    if provider == "openvino":
-        import openvino
-
-        settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-        request = openvino.Core().compile_model(exported(net, x, folder), "CPU", settings).create_infer_request()
-        feed = x.numpy()
-        return lambda: request.infer([feed], share_inputs=True, share_outputs=True)
+    if provider in runtimes.RUNTIMES:
+        path = runtimes.onnx_file(lambda: net, x, os.path.join(folder, "net.onnx"))
+        engine, array = runtimes.RUNTIMES[provider](path, threads), x.numpy()
+        return lambda: engine(array)
     channels_last = x.to(memory_format=torch.channels_last)
     if provider == "eager":
         net = net.to(memory_format=torch.channels_last)
@@ -75,19 +62,12 @@ def caller(provider: str, net: nn.Module, x: Tensor, threads: int, folder: str) 
     return lambda: optimized(x)
 
 
-def measure(network: str, provider: str, size: tuple[int, int], threads: int, rounds: int) -> dict[str, Any]:
+def make(network: str, provider: str, size: tuple[int, int], threads: int, folder: str) -> Contestant:
     torch.set_num_threads(threads)
     x = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-        call = caller(provider, build(network), x, threads, folder)
-        for _ in range(3):
-            call()
-        seconds = []
-        for _ in range(rounds):
-            start = time.perf_counter()
-            call()
-            seconds.append(time.perf_counter() - start)
-    return {"median_ms": 1e3 * statistics.median(seconds), "least_ms": 1e3 * min(seconds)}
+    call = caller(provider, build(network), x, threads, folder)
+    result = call()
+    return Contestant(call, result=[runtimes.as_array(result)] if isinstance(result, Tensor | np.ndarray) else [])
 
 
 def main() -> None:
@@ -97,26 +77,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=DEFAULT, metavar="NAME")
     parser.add_argument("--providers", nargs="+", choices=PROVIDERS, default=PROVIDERS)
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    height, width = (int(part) for part in args.size.split("x"))
-    if args.child:
-        print(json.dumps(measure(args.networks[0], args.providers[0], (height, width), args.threads, args.rounds)))
-        return
+    size = hxw(args.size)
     print(f"{args.size}, batch 1, float32, {args.threads} threads, median (least) ms")
-    print(" | ".join(("network", *args.providers)))
     for network in args.networks:
-        cells = []
-        for provider in args.providers:
-            options = ["--size", args.size, "--threads", str(args.threads), "--rounds", str(args.rounds)]
-            command = [sys.executable, "-m", "benchmarks.any_network", "--child", "--networks", network]
-            done = subprocess.run([*command, "--providers", provider, *options], capture_output=True, text=True)
-            if done.returncode:
-                cells.append((done.stderr.strip().splitlines() or ["failed"])[-1][:60])
-                continue
-            times = json.loads(done.stdout.strip().splitlines()[-1])
-            cells.append(f"{times['median_ms']:.1f} ({times['least_ms']:.1f})")
-        print(" | ".join((network, *cells)), flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            # eager first, with which the others are compared
+            providers = sorted(args.providers, key=PROVIDERS.index)
+            makers = {p: functools.partial(make, network, p, size, args.threads, folder) for p in providers}
+            found = take_turns(makers, reference=PROVIDERS[0], runs=args.rounds, threads=args.threads)
+        show(network, provider_rows(found, LIMIT))
 
 
 if __name__ == "__main__":

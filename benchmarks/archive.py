@@ -9,6 +9,8 @@ import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from liteseg.atomic import atomic_path
+
 # what such a machine hands back: at most 8 files of 16 MiB, 64 MiB together
 PART = 15 * 2**20
 MOST_PARTS = 4
@@ -58,21 +60,17 @@ def publish(out: Path, folders: dict[str, Path], summary: Path | None, large: tu
     names = [NAME] if len(parts) == 1 else [f"{NAME}.{i:02d}" for i in range(len(parts))]
     written = []
     for name, part in zip(names, parts, strict=True):
-        _replace(out / name, part)
+        with atomic_path(out / name) as partial:
+            partial.write_bytes(part)
         written.append(out / name)
     for old in out.glob(f"{NAME}*"):
         if old not in written:
             old.unlink()
     if summary is not None and summary.is_file():
-        _replace(out / "summary.md", "\n".join([summary.read_text(), *notes]).encode())
+        with atomic_path(out / "summary.md") as partial:
+            partial.write_text("\n".join([summary.read_text(), *notes]))
         written.append(out / "summary.md")
     return written
-
-
-def _replace(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(data)
-    os.replace(partial, path)
 
 
 def unpack(archive: Path, folder: Path) -> list[str]:
@@ -85,12 +83,10 @@ def unpack(archive: Path, folder: Path) -> list[str]:
                 raise ValueError(f"unpack: archive: expected files below its folder, got {member.name!r} in {archive}")
             source = held.extractfile(member)
             assert source is not None
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f".{target.name}.{os.getpid()}")
-            with partial.open("wb") as file:
-                shutil.copyfileobj(source, file)
-            partial.chmod(member.mode & 0o777)
-            os.utime(partial, (member.mtime, member.mtime))
-            os.replace(partial, target)
+            with atomic_path(target) as partial:
+                with partial.open("wb") as file:
+                    shutil.copyfileobj(source, file)
+                os.utime(partial, (member.mtime, member.mtime))
+            target.chmod(member.mode & 0o777)
             names.append(member.name)
     return names

@@ -19,13 +19,14 @@ from torch import Tensor
 
 import liteseg_kernels as lk
 from liteseg.bench import shapes
+from liteseg.bench.networks import calibrated
+from liteseg.bench.record import Skip
 from liteseg.bench.registry import Work, error, on
 from liteseg.bench.timing import captured, synchronize
-from liteseg.predict import segment
 from liteseg_kernels import _dispatch
 
 from .day import Day
-from .rows import ROOT, Row, Skip, Values
+from .rows import ROOT, Row, Values
 
 # what training runs by ops of this library
 TRAINED = ("upsample_concat", "upsample_cross_entropy")
@@ -268,9 +269,7 @@ def _streams(day: Day, layer: shapes.Layer, backend: str, dtype: torch.dtype, fu
 
 def _replay_network(day: Day, network: str) -> Callable[[], Values]:
     def run() -> Values:
-        from . import speed
-
-        model = lk.fuse(copy.deepcopy(speed.trained(network)).to(day.device, day.dtypes[0]))
+        model = lk.fuse(copy.deepcopy(calibrated(network)).to(day.device, day.dtypes[0]))
         height, width = day.small
 
         def picture(seed: int) -> Tensor:
@@ -279,7 +278,7 @@ def _replay_network(day: Day, network: str) -> Callable[[], Values]:
 
         def labels(image: Tensor) -> Tensor:
             x = lk.functional.preprocess(image, dtype=day.dtypes[0])
-            return segment(model, x, (height, width))
+            return lk.runtime.labels(model, x, (height, width))
 
         static = picture(0)
         with torch.inference_mode():

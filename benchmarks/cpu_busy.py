@@ -9,6 +9,7 @@ CSV.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import statistics
 import subprocess
@@ -18,7 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .cpu_networks import ROOT, _size
+from liteseg.bench import turns
+from liteseg.bench.record import ENVIRONMENT, append, environment
+
+from .cpu_networks import hxw
+from .rows import ROOT
 
 TEAMS = (1, 2)
 COLUMNS = ("network", "size", "provider", "team", "free ms", "busy ms", "rounds")
@@ -28,16 +33,15 @@ def _times(calls: dict[tuple[str, int], Callable[[], Any]], rounds: int) -> dict
     """Median milliseconds of each (provider, threads)."""
     import torch
 
-    taken: dict[tuple[str, int], list[float]] = {key: [] for key in calls}
-    for i in range(rounds + 1):
-        for key, call in calls.items():
-            torch.set_num_threads(key[1])
-            start = time.perf_counter()
-            call()
-            # the first round warms up
-            if i:
-                taken[key].append(1e3 * (time.perf_counter() - start))
-    return {key: statistics.median(times) for key, times in taken.items()}
+    def timed(team: int, call: Callable[[], Any]) -> float:
+        torch.set_num_threads(team)
+        start = time.perf_counter()
+        call()
+        return 1e3 * (time.perf_counter() - start)
+
+    # the first round warms up
+    runs = {key: functools.partial(timed, key[1], call) for key, call in calls.items()}
+    return {key: statistics.median(taken) for key, taken in turns.rounds(runs, burn_in=1, runs=rounds).items()}
 
 
 def measure(network: str, size: tuple[int, int], rounds: int) -> list[dict[str, Any]]:
@@ -45,7 +49,6 @@ def measure(network: str, size: tuple[int, int], rounds: int) -> list[dict[str, 
 
     import liteseg
     import liteseg_kernels as lk
-    from liteseg.bench.record import environment
 
     model = liteseg.create_model(network).eval()
     fused, plain = lk.fuse(model), lk.to_reference(model).to(memory_format=torch.channels_last)
@@ -78,14 +81,12 @@ def measure(network: str, size: tuple[int, int], rounds: int) -> list[dict[str, 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu_busy", description=__doc__.splitlines()[0])
     parser.add_argument("--network", default="liteseg_mobilenetv2")
-    parser.add_argument("--size", type=_size, default=(360, 640), metavar="HxW")
+    parser.add_argument("--size", type=hxw, default=(360, 640), metavar="HxW")
     parser.add_argument("--rounds", type=int, default=30, help="timed calls of each")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "cpu-busy.csv")
     options = parser.parse_args(argv)
     if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
         parser.error("needs two cores, and a system that lets a process choose one")
-    from liteseg.bench.record import ENVIRONMENT, append
-
     rows = measure(options.network, options.size, options.rounds)
     append(options.out, (*COLUMNS, *ENVIRONMENT), rows)
     for row in rows:

@@ -16,9 +16,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from liteseg.bench.record import ENVIRONMENT, append, environment
 from liteseg.bench.timing import reset_peak, resident_mb
 
-from .cpu_networks import ROOT, _size
+from .cpu_networks import hxw
+from .rows import ROOT
 
 # what the C library and the interpreter may still take
 LIMIT = 4.0
@@ -52,7 +54,6 @@ def _predict(network: str, sizes: Sequence[tuple[int, int]], calls: int, warm_up
     import torch
 
     import liteseg
-    from liteseg.bench.record import environment
 
     torch.set_num_threads(threads)
     fused = liteseg.fuse(liteseg.create_model(network).eval())
@@ -65,15 +66,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu_soak", description=__doc__.splitlines()[0])
     parser.add_argument("--network", default="liteseg_mobilenetv2")
     parser.add_argument(
-        "--sizes", nargs="+", type=_size, action="append", metavar="HxW", help="may be given more than once"
+        "--sizes", nargs="+", type=hxw, action="append", metavar="HxW", help="may be given more than once"
     )
     parser.add_argument("--calls", type=int, default=1000)
     parser.add_argument("--warm-up", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "cpu-soak.csv")
     options = parser.parse_args(argv)
-    from liteseg.bench.record import ENVIRONMENT, append
-
     lines = options.sizes or [[(1024, 2048)], [(1024, 2048), (360, 640), (512, 1024), (480, 360)]]
     context = multiprocessing.get_context("spawn")
     grown = False

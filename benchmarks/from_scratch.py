@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ablation import missing, train
-from benchmarks.rows import ENVIRONMENT, append, read
+from benchmarks.rows import ENVIRONMENT, append
+from liteseg.bench.record import read
 
 # what a preset calls them, cheap ones first
 NETWORKS = (

@@ -24,6 +24,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from liteseg.bench.record import now, write_text
+
 from . import archive, report, rows
 from .plans import PLANS, Section
 from .rows import ROOT, Outcome, Row, Sheet
@@ -52,9 +54,7 @@ def run_section(arguments: argparse.Namespace) -> None:
     place_of = rows.sheet(section.sheet, section.name, day.results, day.logs)
 
     def progress(outcome: Outcome) -> None:
-        partial = day.logs / f"{section.name}-outcome.partial"
-        partial.write_text(json.dumps(dataclasses.asdict(outcome)))
-        os.replace(partial, day.logs / f"{section.name}-outcome.json")
+        write_text(day.logs / f"{section.name}-outcome.json", json.dumps(dataclasses.asdict(outcome)))
 
     left = rows.run_rows(chosen, place_of, arguments.deadline, arguments.since, progress)
     (day.logs / f"{section.name}-left.txt").write_text("".join(f"{name}\n" for name in left))
@@ -255,7 +255,7 @@ def main(given: Sequence[str] | None = None) -> int:
             return _DEVICE_FAULT
         return 0
     end = time.time() + arguments.budget
-    since = rows.now() if arguments.again else ""
+    since = now() if arguments.again else ""
     arguments.logs = arguments.logs.resolve()
     arguments.logs.mkdir(parents=True, exist_ok=True)
     if arguments.results is None and arguments.dry_run:

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import liteseg_kernels as lk
+from liteseg.bench.record import now
 from liteseg.bench.timing import synchronize
 
 from . import speed
 from .checks import backends
 from .day import Day
-from .rows import LAUNCH, Row, Values, append, environment, now, slug
+from .rows import LAUNCH, Row, Values, append, environment, slug
 
 PREDICTIONS = Path(__file__).with_name("predictions.csv")
 # columns of PREDICTIONS: a layer's `step` counts its launches from 1; 0 is all of them

@@ -7,8 +7,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+from liteseg.bench.record import Skip
+
 from .day import Day
-from .rows import ROOT, Row, Skip, Values, sources
+from .rows import ROOT, Row, Values, sources
 
 LIBRARIES = ("_C", "_C_cuda")
 # digest of the sources that the libraries in the checkout were built from

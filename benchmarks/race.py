@@ -7,9 +7,10 @@ runs once, from an idle device to an idle device, its input brought to the devic
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor
 
 import liteseg_kernels as lk
-from liteseg.bench.registry import COMPILED, EAGER_LAST, error
+from liteseg.bench import shapes, turns
+from liteseg.bench.registry import COMPILED, EAGER_LAST, Work, error
 from liteseg.bench.timing import QUANTILES, captured, peak_mb, synchronize
 
 from . import speed
@@ -68,7 +70,6 @@ class _Runner:
     run: Callable[[], Any]
     static: Tensor
     facts: Values
-    times: list[float] = field(default_factory=list)
 
 
 def _race(
@@ -111,12 +112,13 @@ def _race(
     rounds = 2 if day.dry else ROUNDS
     started = time.perf_counter()
     with torch.inference_mode():
-        for index in range(2 * rounds):
-            _round(day, ready, host[index % len(host)], index >= rounds)
+        timed = {one.key["provider"]: functools.partial(_timed, day, one, itertools.cycle(host)) for one in ready}
+        taken = turns.rounds(timed, burn_in=rounds, runs=rounds)
     seconds = time.perf_counter() - started
     for one in ready:
-        low, middle, high = np.quantile(one.times, QUANTILES).tolist()
-        found = {"p50": middle, "p20": low, "p80": high, "unit": "ms", "images/s": 1e3 * rounds / sum(one.times)}
+        times = taken[one.key["provider"]]
+        low, middle, high = np.quantile(times, QUANTILES).tolist()
+        found = {"p50": middle, "p20": low, "p80": high, "unit": "ms", "images/s": 1e3 * rounds / sum(times)}
         lines.append({**one.key, **found, **one.facts})
     wrong += [str(x["provider"]) for x in lines if x["status"] != "ok"]
     detail = f"{rounds} + {rounds} rounds of {len(ready)} in {seconds:.0f} s"
@@ -125,15 +127,14 @@ def _race(
     return {"status": "failed" if wrong else "ok", "detail": detail, "lines": lines}
 
 
-def _round(day: Day, ready: list[_Runner], image: Tensor, counts: bool) -> None:
-    for one in ready:
-        one.static.copy_(image)
-        synchronize(day.device)
-        start = time.perf_counter()
-        one.run()
-        synchronize(day.device)
-        if counts:
-            one.times.append(1e3 * (time.perf_counter() - start))
+def _timed(day: Day, one: _Runner, images: Iterator[Tensor]) -> float:
+    """Milliseconds of one run on the next image, from an idle device to an idle device."""
+    one.static.copy_(next(images))
+    synchronize(day.device)
+    start = time.perf_counter()
+    one.run()
+    synchronize(day.device)
+    return 1e3 * (time.perf_counter() - start)
 
 
 def _make(
@@ -183,9 +184,6 @@ def _elsewhere(day: Day, network: str, size: tuple[int, int], dtype: torch.dtype
     if not provider.startswith("liteseg") or "auto" in provider:
         return ()
     name = provider.split()[1]
-    from liteseg.bench import shapes
-    from liteseg.bench.registry import Work
-
     found: dict[str, str] = {}
     with lk.use_backend(name):
         for layer in shapes.inference(network, size):

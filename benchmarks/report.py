@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .rows import CHECK_KEY, SPEED_KEY, read
+from liteseg.bench.record import Line, fastest, grouped, latest, number, read, table, write_text
 
-Line = dict[str, str]
+from .rows import CHECK_KEY, SPEED_KEY
+
 # ops that do little arithmetic for their bytes: the target is a share of the copy rate
 MEMORY_BOUND = ("upsample_concat", "upsample_argmax", "preprocess")
 
 
-def latest(lines: Iterable[Line], key: Sequence[str]) -> list[Line]:
-    """The last line of each key, in the order in which the keys first appear."""
-    found: dict[tuple[str, ...], Line] = {}
-    for line in lines:
-        found[tuple(line[name] for name in key)] = line
-    return list(found.values())
-
-
 def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
-    body = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines]
-    return [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}", *(f"| {line} |" for line in body), ""]
-
-
-def _number(line: Line | None, column: str, form: str = ".4g") -> str:
-    return format(float(line[column]), form) if line is not None and line[column] else ""
+    return [table(header, lines), ""]
 
 
 def _share(line: Line, column: str = "share of copy") -> str:
@@ -39,11 +26,6 @@ def _share(line: Line, column: str = "share of copy") -> str:
 
 def _is_ours(line: Line) -> bool:
     return line["provider"].startswith("liteseg")
-
-
-def _fastest(lines: Iterable[Line]) -> Line | None:
-    usable = [line for line in lines if line["status"] == "ok" and line["p50"]]
-    return min(usable, key=lambda line: float(line["p50"]), default=None)
 
 
 def _sections(folder: Path, device: str) -> list[str]:
@@ -58,7 +40,7 @@ def _ceilings(folder: Path, device: str) -> list[str]:
         return []
     header = ("what", "dtype", "ms", "GB/s", "TFLOP/s")
     cells = (
-        (f"{x['op']}, {x['shape']}", x["dtype"], _number(x, "p50"), _number(x, "GB/s"), _number(x, "TFLOP/s"))
+        (f"{x['op']}, {x['shape']}", x["dtype"], number(x, "p50"), number(x, "GB/s"), number(x, "TFLOP/s"))
         for x in lines
     )
     return ["## Ceilings", "", *_table(header, cells)]
@@ -122,13 +104,10 @@ class Pair:
 
 def compare(lines: Iterable[Line]) -> list[Pair]:
     """A pair for each case that was measured on both sides."""
-    groups: dict[tuple[str, ...], list[Line]] = defaultdict(list)
-    for line in lines:
-        groups[line["op"], line["mode"], line["shape"], line["dtype"]].append(line)
     pairs = []
-    for group in groups.values():
-        ours = _fastest(line for line in group if _is_ours(line))
-        theirs = _fastest(line for line in group if not _is_ours(line))
+    for group in grouped(lines, ("op", "mode", "shape", "dtype")).values():
+        ours = fastest((line for line in group if _is_ours(line)), "p50")
+        theirs = fastest((line for line in group if not _is_ours(line)), "p50")
         if ours is not None and theirs is not None:
             complete = any(line["provider"].startswith("compiled") and line["p50"] for line in group)
             pairs.append(Pair(ours, theirs, complete))
@@ -176,9 +155,9 @@ def _ops(folder: Path, device: str) -> list[str]:
         a, b = pair.ours, pair.torch
         return [
             *(a[name] for name in ("op", "mode", "shape", "dtype")),
-            *(a["provider"].removeprefix("liteseg "), _number(a, "p50"), b["provider"], _number(b, "p50")),
-            *(pair.text, _number(a, "GB/s", ".0f"), _share(a)),
-            *(_number(a, "peak MB"), _number(b, "peak MB")),
+            *(a["provider"].removeprefix("liteseg "), number(a, "p50"), b["provider"], number(b, "p50")),
+            *(pair.text, number(a, "GB/s", ".0f"), _share(a)),
+            *(number(a, "peak MB"), number(b, "peak MB")),
         ]
 
     if losses:
@@ -206,8 +185,8 @@ def _networks(folder: Path, device: str) -> list[str]:
             cells.append(
                 [
                     *(line[name] for name in ("op", "shape", "dtype", "provider")),
-                    *(_number(line, name) for name in ("p50", "p20", "p80", "images/s")),
-                    *(over, _number(line, "peak MB")),
+                    *(number(line, name) for name in ("p50", "p20", "p80", "images/s")),
+                    *(over, number(line, "peak MB")),
                 ]
             )
         text += [f"### {title[0].upper()}{title[1:]}", "", *_table(header, cells)]
@@ -215,23 +194,18 @@ def _networks(folder: Path, device: str) -> list[str]:
 
 
 def _kernels(folder: Path, device: str) -> list[str]:
-    lines = read(folder / f"{device}-profile.csv")
-    groups: dict[tuple[str, str], list[Line]] = defaultdict(list)
-    for line in lines:
-        groups[line["network"], line["provider"]].append(line)
+    groups = grouped(read(folder / f"{device}-profile.csv"), ("network", "provider"))
     text = ["## Where the time goes", ""] if groups else []
     for (network, provider), group in groups.items():
         last = max(line["date"] for line in group)
         group = [line for line in group if line["date"] == last][:12]
-        cells = ((line["kernel"], _number(line, "calls"), _number(line, "us"), _share(line, "share")) for line in group)
+        cells = ((line["kernel"], number(line, "calls"), number(line, "us"), _share(line, "share")) for line in group)
         text += [f"### {network}, {provider}", "", *_table(("kernel", "calls", "us", "share"), cells)]
     return text
 
 
 def _launches(folder: Path, device: str) -> list[str]:
-    groups: dict[tuple[str, str], list[Line]] = defaultdict(list)
-    for line in read(folder / f"{device}-launches.csv"):
-        groups[line["network"], line["provider"]].append(line)
+    groups = grouped(read(folder / f"{device}-launches.csv"), ("network", "provider"))
     about = "Each launch by itself, by the profiler: without what early launches hide, and without a graph's gaps."
     text = ["## Launches, measured beside predicted", "", about, ""] if groups else []
     header = ("launch", "layer", "kernel", "us", "predicted us", "measured/predicted")
@@ -240,7 +214,7 @@ def _launches(folder: Path, device: str) -> list[str]:
         group = [line for line in group if line["date"] == last]
         numbers = ("us", "predicted us", "measured/predicted")
         cells = (
-            [line["launch"], line["layer"], line["kernel"][:60], *(_number(line, name, ".3g") for name in numbers)]
+            [line["launch"], line["layer"], line["kernel"][:60], *(number(line, name, ".3g") for name in numbers)]
             for line in group
         )
         sources = sorted({line["source"] for line in group if line["source"]})
@@ -257,7 +231,7 @@ def _training(folder: Path, device: str) -> list[str]:
     cells = (
         [
             *(line[name] for name in ("op", "shape", "dtype", "provider")),
-            *(_number(line, name) for name in ("p50", "images/s", "peak MB")),
+            *(number(line, name) for name in ("p50", "images/s", "peak MB")),
             line["detail"],
         ]
         for line in lines
@@ -287,9 +261,7 @@ def summary(folder: Path, device: str) -> str:
 def write(folder: Path, device: str) -> Path:
     """Write `<device>-summary.md` beside the CSV files."""
     path = folder / f"{device}-summary.md"
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(summary(folder, device))
-    os.replace(partial, path)
+    write_text(path, summary(folder, device))
     return path
 
 

@@ -5,8 +5,6 @@ A CSV is the memory of a day: a row that is there for the same sources is not ru
 
 from __future__ import annotations
 
-import csv
-import datetime
 import functools
 import hashlib
 import json
@@ -18,6 +16,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from liteseg.bench import record, turns
+from liteseg.bench.record import Skip, now, read, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,10 +53,6 @@ LAUNCH = (*LAUNCH_KEY, "layer", "kernel", "us", "predicted us", "measured/predic
 SECTION = ("section", "status", "ok", "failed", "skipped", "left", "seconds", "detail", *ENVIRONMENT)
 
 Values = dict[str, Any]
-
-
-class Skip(Exception):
-    """A row that cannot run here; the text says why. Not a failure."""
 
 
 class DeviceFault(Exception):
@@ -127,17 +124,6 @@ def _output(*command: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 and done.stdout.strip() else None
 
 
-def _commit() -> str:
-    """LITESEG_COMMIT where the checkout's history is not at hand, "+" after it when files were changed."""
-    named = os.environ.get("LITESEG_COMMIT")
-    if named:
-        return named
-    commit = _output("git", "rev-parse", "--short", "HEAD")
-    if commit is None:
-        return "unknown"
-    return commit + ("+" if _output("git", "status", "--porcelain", "--untracked-files=no") else "")
-
-
 @functools.cache
 def environment() -> dict[str, str]:
     """Where and on what this process runs: from the parent process, which hands it on, or (importing torch) anew."""
@@ -162,7 +148,7 @@ def environment() -> dict[str, str]:
         "driver": driver,
         "torch": torch.__version__,
         "triton": version,
-        "commit": _commit(),
+        "commit": record.commit() or "unknown",
         "sources": sources(),
     }
 
@@ -172,43 +158,9 @@ def slug(device: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in device.lower()).split())
 
 
-def now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def append(path: Path, columns: tuple[str, ...], values: Values) -> None:
     """Add a line to a CSV, its environment filled in; a new file gets its header."""
-    line = {**environment(), "date": now(), **values}
-    unknown = set(line) - set(columns)
-    if unknown:
-        raise ValueError(f"append: values: expected columns of {path.name}, got {sorted(unknown)}")
-    new = not path.exists()
-    if not new:
-        with path.open(newline="") as file:
-            header = tuple(next(csv.reader(file), ()))
-        if header != columns:
-            raise ValueError(f"append: path: expected the columns {list(columns)} in {path}, got {list(header)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow({name: _text(line.get(name, "")) for name in columns})
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    return " ".join(str(value).split())
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    record.append(path, columns, [{**environment(), "date": now(), **values}])
 
 
 def known(path: Path, key: tuple[str, ...], since: str) -> dict[tuple[str, ...], str]:
@@ -237,9 +189,7 @@ class Sheet:
 
     def enter(self, row_key: dict[str, str], limit: float) -> None:
         """Say what is running: should the process end or take longer than `limit` seconds, that was it."""
-        partial = self.marker.with_suffix(".partial")
-        partial.write_text(json.dumps({"key": row_key, "started": time.time(), "limit": limit}))
-        os.replace(partial, self.marker)
+        write_text(self.marker, json.dumps({"key": row_key, "started": time.time(), "limit": limit}))
 
     def known(self, since: str = "") -> dict[tuple[str, ...], str]:
         """Status by key of the rows that hold here and now."""
@@ -323,3 +273,39 @@ def run_row(row: Row, sheet: Sheet) -> str:
     if fatal:
         raise DeviceFault(row.name)
     return values["status"]
+
+
+# --- comparisons on the CPU
+
+
+def cpu(threads: int) -> Values:
+    """Where and on what a comparison ran, by the columns that end its CSV."""
+    here = record.environment("cpu", threads)
+    return {"machine": here["device"], "torch": here["torch"], "commit": here["commit"], "date": here["date"][:10]}
+
+
+def provider_rows(found: dict[str, turns.Outcome], limit: float) -> list[Values]:
+    """One row a provider: its times, how far its result is off, and where that is no more than `limit` the ratio."""
+    made: list[Values] = []
+    for provider, outcome in found.items():
+        row: Values = {"provider": provider}
+        if outcome.reason:
+            row["detail"] = outcome.reason
+        else:
+            row |= {**turns.spread(outcome.times), "min ms": min(outcome.times), "rounds": len(outcome.times)}
+            row |= {**outcome.facts, "error": outcome.difference}
+        made.append(row)
+    turns.add_ratios(made, "against liteseg", limit)
+    return made
+
+
+def show(title: str, rows: Iterable[Values]) -> None:
+    """Print a table of `provider_rows`."""
+    print(title)
+    for row in rows:
+        parts = [f"{row['p50 ms']:9.2f} ms"] if "p50 ms" in row else []
+        parts += [f"(min {row['min ms']:.2f})"] if "min ms" in row else []
+        parts += [f"x{row['against liteseg']:.2f}"] if "against liteseg" in row else []
+        parts += [f"{row['peak MB']} MB"] if "peak MB" in row else []
+        parts += [f"error {row['error']:.2g}"] if row.get("error") is not None else []
+        print(f"  {row['provider']:<20} {'  '.join([*parts, row.get('detail', '')])}".rstrip(), flush=True)

@@ -31,12 +31,11 @@ import triton  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
 from liteseg.atomic import atomic_path  # noqa: E402
+from liteseg.bench.record import now  # noqa: E402
 from liteseg.bench.timing import captured, quantiles  # noqa: E402
 from liteseg_kernels.triton import _tiles  # noqa: E402
 from liteseg_kernels.triton._tiles import Key, Tile  # noqa: E402
 from tests.aot.cases import cases  # noqa: E402
-
-from .rows import now  # noqa: E402
 
 # another tile has to be faster by more than times scatter
 _GAIN = 0.97

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -14,10 +13,11 @@ from typing import Any
 import torch
 
 import liteseg_kernels as lk
-from liteseg.bench import shapes
-from liteseg.bench.record import ENVIRONMENT, Line, append, environment, latest, table
+from liteseg.bench import record, shapes, turns
+from liteseg.bench.record import ENVIRONMENT, Line, append, environment, grouped, latest, number, table
 from liteseg.bench.registry import COMPILED, DTYPE_NAMES, EAGER, PROVIDERS, TOLERANCE, cost, error, provide
 from liteseg.bench.timing import best_launch, peak_mb, stopwatch
+from liteseg.bench.turns import spread
 
 __all__ = ["COLUMNS", "MODES", "Case", "Peaks", "measure", "report", "run"]
 
@@ -157,12 +157,8 @@ def measure(
                 values = {"status": "failed", "detail": f"{type(problem).__name__}: {first}"}
             row.update(values)
         watch = stopwatch(device)
-        taken: dict[str, list[float]] = {provider: [] for provider in calls}
-        for index in range(3 + rounds):
-            for provider, call in calls.items():
-                milliseconds = watch(call)
-                if index >= 3:
-                    taken[provider].append(milliseconds)
+        timed = {provider: functools.partial(watch, call) for provider, call in calls.items()}
+        taken = turns.rounds(timed, burn_in=3, runs=rounds)
     where = environment(device, torch.get_num_threads())
     for provider, row in rows.items():
         row.update(where)
@@ -172,15 +168,13 @@ def measure(
 
 
 def _rates(times: list[float], size: int, macs: int, dtype: torch.dtype, known: Peaks) -> dict[str, Any]:
-    low, _, _, high = statistics.quantiles(times, n=5)
-    middle = statistics.median(times)
+    quantiles = spread(times)
+    middle = quantiles["p50 ms"]
     bandwidth, arithmetic = size / middle / 1e6, 2 * macs / middle / 1e6
     # what does no products is bound by its bytes alone
     limit = known.roofline(dtype, 2 * macs / size) if macs else 0.0
     return {
-        "p50 ms": middle,
-        "p20 ms": low,
-        "p80 ms": high,
+        **quantiles,
         "rounds": len(times),
         "GB/s": bandwidth,
         "of copy": bandwidth / known.copy,
@@ -224,30 +218,12 @@ def run(
 
 def groups(lines: Sequence[Line]) -> list[list[Line]]:
     """Rows of the same case on the same machine."""
-    found: dict[tuple[str, ...], list[Line]] = {}
-    for line in latest(lines, KEY):
-        found.setdefault(tuple(line[name] for name in KEY if name != "provider"), []).append(line)
-    return list(found.values())
-
-
-def fastest(group: Sequence[Line], ours: bool) -> Line | None:
-    """Of ours, or of the others."""
-    usable = [x for x in group if x["status"] == "ok" and x["provider"].startswith("liteseg") == ours]
-    return min(usable, key=lambda line: float(line["p50 ms"]), default=None)
+    return list(grouped(latest(lines, KEY), [name for name in KEY if name != "provider"]).values())
 
 
 def pairs(lines: Sequence[Line]) -> list[tuple[Line, Line, float]]:
-    """(ours, the fastest other, how many times faster ours is) of each case that has both, losses first."""
-    found = []
-    for group in groups(lines):
-        mine, other = fastest(group, True), fastest(group, False)
-        if mine is not None and other is not None:
-            found.append((mine, other, float(other["p50 ms"]) / float(mine["p50 ms"])))
-    return sorted(found, key=lambda pair: pair[2])
-
-
-def _number(line: Line, column: str, form: str = ".4g") -> str:
-    return format(float(line[column]), form) if line[column] else ""
+    """Of each case ours, the fastest other and their ratio, losses first."""
+    return record.pairs(groups(lines), lambda line: line["provider"].startswith("liteseg"))
 
 
 def summary(lines: Sequence[Line]) -> str:
@@ -269,8 +245,8 @@ def summary(lines: Sequence[Line]) -> str:
     for mine, other, ratio in pairs(lines):
         what = [mine[name] for name in ("op", "layer", "mode", "dtype")]
         roofline = f"{100 * float(mine['of roofline']):.0f} %"
-        times = (_number(mine, "p50 ms"), _number(other, "p50 ms"), other["provider"], f"{ratio:.2f}")
-        memory = (_number(mine, "peak MB", ".3g"), _number(other, "peak MB", ".3g"))
+        times = (number(mine, "p50 ms"), number(other, "p50 ms"), other["provider"], f"{ratio:.2f}")
+        memory = (number(mine, "peak MB", ".3g"), number(other, "peak MB", ".3g"))
         cells.append([*what, *times, roofline, *memory])
     return table(header, cells)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
-import math
 import os
 import statistics
 import tempfile
@@ -20,22 +19,23 @@ from torch import nn
 from torch.nn import functional as tf
 
 import liteseg_kernels as lk
-from liteseg.atomic import atomic_path
+from liteseg.bench import record, runtimes
 from liteseg.bench.record import (
     ENVIRONMENT,
     Line,
     Skip,
     append,
     environment,
+    grouped,
     latest,
+    number,
     table,
     version_of,
 )
-from liteseg.bench.turns import Contestant, Outcome, take_turns
+from liteseg.bench.turns import Contestant, Outcome, add_ratios, spread, take_turns
 from liteseg.data import MEAN, STD
 from liteseg.models import create_model
 from liteseg.models.peers import PEERS
-from liteseg.predict import segment
 from liteseg_kernels import functional as F
 from liteseg_kernels.testing import trained_like
 
@@ -161,7 +161,7 @@ def _ours(case: Case, fused: bool) -> Callable[[torch.Tensor], torch.Tensor]:
         return model
 
     def labels(image: torch.Tensor) -> torch.Tensor:
-        return segment(model, F.preprocess(image, mean=MEAN, std=STD, dtype=dtype), case.size)
+        return lk.runtime.labels(model, F.preprocess(image, mean=MEAN, std=STD, dtype=dtype), case.size)
 
     return labels
 
@@ -171,54 +171,6 @@ def _needs_float32_on_cpu(case: Case, provider: str) -> None:
         raise Skip(f"{provider} is measured in float32 only")
     if case.device != "cpu":
         raise Skip(f"{provider} is measured on the CPU only")
-
-
-def _onnx(case: Case, folder: str) -> str:
-    """The case as an ONNX file of fixed shape, which suits the run times best; made once for both."""
-    path = os.path.join(folder, "network.onnx")
-    if not os.path.exists(path):
-        from liteseg.export import quiet
-
-        for module in ("onnx", "onnxscript"):
-            importlib.import_module(module)
-        with atomic_path(path) as partial, quiet():
-            torch.onnx.export(
-                _plain(case, False), (_input(case, 0),), partial, dynamo=True, external_data=False, verbose=False
-            )
-    return path
-
-
-def _onnxruntime(case: Case, threads: int, folder: str) -> Callable[[np.ndarray], np.ndarray]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(_onnx(case, folder), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda array: session.run(None, {name: array})[0]
-
-
-def _openvino(case: Case, threads: int, folder: str) -> Callable[[np.ndarray], np.ndarray]:
-    import openvino as ov
-
-    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = ov.Core().compile_model(_onnx(case, folder), "CPU", settings)
-    return lambda array: compiled(array)[0]
-
-
-def _difference(case: Case, result: np.ndarray, folder: str, first: bool) -> float | None:
-    """From the first provider's result, which is left in `folder`; None where that one did not run."""
-    path = os.path.join(folder, "expected.npy")
-    if first:
-        np.save(path, result)
-        return 0.0
-    if not os.path.exists(path):
-        return None
-    expected = np.load(path, mmap_mode="r")
-    if case.output == "labels":
-        return float((result != expected).mean())
-    error = np.linalg.norm((result - expected).ravel()) / np.linalg.norm(expected.ravel())
-    return float(error) if math.isfinite(error) else math.inf
 
 
 def make(provider: str, case: Case, threads: int, folder: str) -> Contestant:
@@ -232,18 +184,17 @@ def make(provider: str, case: Case, threads: int, folder: str) -> Contestant:
     wait: Callable[[], Any] = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     x = _input(case, 0)
 
-    if provider in ("onnxruntime", "openvino"):
+    if provider in runtimes.RUNTIMES:
         importlib.import_module(provider)
         _needs_float32_on_cpu(case, provider)
         array = x.numpy()
-        engine = (_onnxruntime if provider == "onnxruntime" else _openvino)(case, threads, folder)
-        result = np.array(engine(array))
+        path = runtimes.onnx_file(lambda: _plain(case, False), x, os.path.join(folder, "network.onnx"))
+        engine = runtimes.RUNTIMES[provider](path, threads)
 
         def bring() -> None:
             np.copyto(array, _input(case, next(seeds)).numpy())
 
-        difference = _difference(case, result, folder, first=False)
-        return Contestant(lambda: engine(array), bring, facts={"difference": difference})
+        return Contestant(lambda: engine(array), bring, result=[np.array(engine(array))])
 
     function: Callable[[torch.Tensor], torch.Tensor]
     function = _ours(case, provider == "liteseg") if ours else _plain(case, last)
@@ -259,31 +210,22 @@ def make(provider: str, case: Case, threads: int, folder: str) -> Contestant:
     def bring_tensor() -> None:
         static.copy_(_input(case, next(seeds)))
 
-    with torch.inference_mode():
-        found = function(static).cpu()
-    left = (found.float() if found.is_floating_point() else found).numpy()
-    difference = _difference(case, left, folder, first=provider == PROVIDERS[0])
-    return Contestant(lambda: function(static), bring_tensor, wait, facts={"difference": difference})
+    return Contestant(lambda: function(static), bring_tensor, wait, result=[runtimes.as_array(function(static))])
 
 
 def _row(case: Case, provider: str, outcome: Outcome, burn_in: int, runs: int) -> dict[str, Any]:
-    package = provider if provider in ("onnxruntime", "openvino") else ""
     row: dict[str, Any] = {**case.key(), "provider": provider, "burn-in": burn_in, "runs": runs}
-    row["provider version"] = version_of(package) if package else ""
+    row["provider version"] = version_of(provider) if provider in runtimes.RUNTIMES else ""
     if outcome.reason:
         return {**row, "status": "skipped", "detail": outcome.reason}
-    low, _, _, high = statistics.quantiles(outcome.times, n=5)
     mean = statistics.fmean(outcome.times)
-    difference = outcome.facts.get("difference")
-    wrong = difference is not None and not difference <= limit(case.network, case.output, case.dtype)
+    wrong = outcome.difference is not None and not outcome.difference <= limit(case.network, case.output, case.dtype)
     return {
         **row,
-        "p50 ms": statistics.median(outcome.times),
-        "p20 ms": low,
-        "p80 ms": high,
+        **spread(outcome.times),
         "mean ms": mean,
         "images/s": 1e3 * case.batch / mean,
-        "difference": difference,
+        "difference": outcome.difference,
         "status": "wrong" if wrong else "ok",
     }
 
@@ -301,21 +243,18 @@ def measure(
 
     `burn_in` calls that are not timed, then `runs` that are, each from an idle device to an idle device on an input of
     its own that is drawn and brought to the device outside of the time. images/s is what the paper calls FPS: the
-    number of images over the sum of the times. The providers take turns call by call.
+    number of images over the sum of the times. The providers take turns call by call. A result that is off by more than
+    `limit`, or that eager's was not there to be compared with, gets no "times liteseg".
     """
     threads = torch.get_num_threads() if threads is None else threads
     chosen = [name for name in PROVIDERS if name in providers]
     with tempfile.TemporaryDirectory() as folder:
         makers = {name: functools.partial(make, name, case, threads, folder) for name in chosen}
-        found = take_turns(makers, burn_in=burn_in, runs=runs, threads=threads, progress=say)
+        found = take_turns(makers, reference=PROVIDERS[0], burn_in=burn_in, runs=runs, threads=threads, progress=say)
     rows = [_row(case, name, found[name], burn_in, runs) for name in chosen]
-    mine = next((row["p50 ms"] for row in rows if row["provider"] == "liteseg" and "p50 ms" in row), None)
+    add_ratios(rows, "times liteseg", limit(case.network, case.output, case.dtype), error="difference")
     where = environment(case.device, threads)
-    for row in rows:
-        if mine is not None and "p50 ms" in row:
-            row["times liteseg"] = row["p50 ms"] / mine
-        row.update(where)
-    return rows
+    return [{**row, **where} for row in rows]
 
 
 def cases(
@@ -361,43 +300,31 @@ def run(
         append(path, COLUMNS, rows)
         say(", ".join(map(str, case.key().values())))
         for row in rows:
-            shown = row.get("detail") or f"{row['p50 ms']:9.2f} ms  {row['images/s']:8.2f} images/s  {row['status']}"
-            say(f"  {row['provider']:<20} {shown}")
+            times = (
+                f"{row['p50 ms']:9.2f} ms  {row['images/s']:8.2f} images/s  {row['status']}" if "p50 ms" in row else ""
+            )
+            say(f"  {row['provider']:<20} {times}  {row.get('detail', '')}".rstrip())
         ran += sum(row["status"] == "ok" for row in rows)
     return ran
 
 
-def _number(line: Line, column: str) -> str:
-    return f"{float(line[column]):.4g}" if line[column] else ""
-
-
-def best_other(lines: Sequence[Line]) -> Line | None:
-    """The fastest that is not ours."""
-    theirs = [line for line in lines if line["status"] == "ok" and not line["provider"].startswith("liteseg")]
-    return min(theirs, key=lambda line: float(line["p50 ms"]), default=None)
-
-
 def groups(lines: Sequence[Line]) -> dict[tuple[str, ...], list[Line]]:
     """Rows of the same case on the same machine."""
-    found: dict[tuple[str, ...], list[Line]] = {}
-    for line in latest(lines, KEY):
-        case = tuple(line[name] for name in KEY if name != "provider")
-        found.setdefault(case, []).append(line)
-    return found
+    return grouped(latest(lines, KEY), [name for name in KEY if name != "provider"])
+
+
+def pairs(lines: Sequence[Line]) -> list[tuple[Line, Line, float]]:
+    """Of each case ours, the fastest other and their ratio, losses first; of results that were compared alone."""
+    known = ([line for line in group if line["difference"]] for group in groups(lines).values())
+    return record.pairs(known, lambda line: line["provider"] == "liteseg")
 
 
 def summary(lines: Sequence[Line]) -> str:
     """One row a case: ours, the fastest other, the ratio. Losses first."""
     cells = []
-    for group in groups(lines).values():
-        mine = next((line for line in group if line["provider"] == "liteseg" and line["status"] == "ok"), None)
-        other = best_other(group)
-        if mine is None or other is None:
-            continue
-        ratio = float(other["p50 ms"]) / float(mine["p50 ms"])
+    for mine, other, ratio in pairs(lines):
         what = [mine[name] for name in ("network", "size", "batch", "output", "dtype", "threads")]
-        cells.append([*what, _number(mine, "p50 ms"), _number(other, "p50 ms"), other["provider"], f"{ratio:.2f}"])
-    cells.sort(key=lambda row: float(row[-1]))
+        cells.append([*what, number(mine, "p50 ms"), number(other, "p50 ms"), other["provider"], f"{ratio:.2f}"])
     header = ("network", "H x W", "batch", "output", "dtype", "threads", "ours, ms", "best other, ms", "which", "ratio")
     return table(header, cells)
 
@@ -423,7 +350,7 @@ def report(lines: Sequence[Line]) -> str:
         text += [
             table(
                 header,
-                ([x["provider"], *(_number(x, c) for c in columns), x["detail"] or x["status"]] for x in group),
+                ([x["provider"], *(number(x, c) for c in columns), x["detail"] or x["status"]] for x in group),
             )
         ]
         versions = "".join(f", {x['provider']} {x['provider version']}" for x in group if x["provider version"])

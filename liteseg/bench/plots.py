@@ -16,6 +16,9 @@ __all__ = ["draw_kernels", "draw_networks", "draw_tables"]
 # told apart in grey and by most who see colours differently
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999999")
 
+# what the bars of a network are called
+_CASE = "{network}, {size} b{batch}, {output}, {dtype}"
+
 
 def need_matplotlib() -> Any:
     """matplotlib, drawing to files only; MissingExtraError where it is not installed."""
@@ -103,7 +106,7 @@ def draw_networks(lines: Sequence[Line], folder: Path) -> list[Path]:
     groups = [group for group in networks.groups(lines).values() if any(x["status"] == "ok" for x in group)]
     if not groups:
         return []
-    names = ["{network}, {size} b{batch}, {output}, {dtype}".format(**group[0]) for group in groups]
+    names = [_CASE.format(**group[0]) for group in groups]
     figure = need_matplotlib()(figsize=(9, 1.5 + 0.16 * sum(map(len, groups))))
     axes = figure.add_subplot()
     place, ticks = 0.0, []
@@ -125,15 +128,10 @@ def draw_networks(lines: Sequence[Line], folder: Path) -> list[Path]:
     axes.legend(handles.values(), handles.keys(), fontsize=8)
     axes.margins(y=0.01)
     written = _save(figure, folder / "fps-images")
-    found = []
-    for name, group in zip(names, groups, strict=True):
-        mine = next((x for x in group if x["provider"] == "liteseg" and x["status"] == "ok"), None)
-        other = networks.best_other(group)
-        if mine is not None and other is not None:
-            found.append((float(other["p50 ms"]) / float(mine["p50 ms"]), name))
-    found.sort()
+    found = networks.pairs(lines)
     if found:
-        written += _ratio_bars(folder / "fps-ratios", [n for _, n in found], [r for r, _ in found], "whole networks")
+        compared = [_CASE.format(**mine) for mine, _, _ in found]
+        written += _ratio_bars(folder / "fps-ratios", compared, [ratio for _, _, ratio in found], "whole networks")
     return written
 
 

@@ -10,13 +10,28 @@ import io
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from liteseg.atomic import atomic_path
 
-__all__ = ["ENVIRONMENT", "Skip", "append", "environment", "latest", "read", "table", "version_of", "write_text"]
+__all__ = [
+    *(
+        "ENVIRONMENT",
+        "Line",
+        "Skip",
+        "append",
+        "commit",
+        "environment",
+        "fastest",
+        "grouped",
+        "latest",
+        "now",
+        "number",
+    ),
+    *("pairs", "read", "table", "version_of", "write_text"),
+]
 
 # columns that every results file ends with
 ENVIRONMENT = ("device", "threads", "python", "torch", "liteseg", "commit", "date")
@@ -47,7 +62,7 @@ def _processor() -> str:
 
 
 @functools.cache
-def _commit() -> str:
+def commit() -> str:
     """Of the checkout this package lies in, "+" after it when files were changed; LITESEG_COMMIT where it says it."""
     named = os.environ.get("LITESEG_COMMIT")
     root = Path(__file__).resolve().parents[2]
@@ -59,6 +74,11 @@ def _commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip()
+
+
+def now() -> str:
+    """The time in UTC, as it stands in results."""
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def environment(device: str, threads: int) -> dict[str, Any]:
@@ -73,8 +93,8 @@ def environment(device: str, threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "liteseg": __version__,
-        "commit": _commit(),
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "commit": commit(),
+        "date": now(),
     }
 
 
@@ -98,15 +118,23 @@ def _lines(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], header: bo
 def append(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Add rows to a CSV in one write, never touching what is there; a new file gets its header.
 
-    Raises ValueError where the file has other columns.
+    A file that lacks some of the columns, of an earlier version, is first written anew with them, empty.
+
+    Raises ValueError where the file has a column that is not among `columns`, or a row has one.
     """
+    rows = list(rows)
+    unknown = {name for row in rows for name in row} - set(columns)
+    if unknown:
+        raise ValueError(f"append: rows: expected columns of {path.name}, got {sorted(unknown)}")
     if not path.exists():
         write_text(path, _lines(columns, rows, header=True))
         return
     with path.open(newline="", encoding="utf-8") as file:
         header = next(csv.reader(file), [])
+    if not set(header) <= set(columns):
+        raise ValueError(f"append: path: expected a results file with the columns {', '.join(columns)}, got {path}")
     if header != list(columns):
-        raise ValueError(f"{path}: expected a results file with the columns {', '.join(columns)}, got another")
+        write_text(path, _lines(columns, read(path), header=True))
     with path.open("ab", buffering=0) as raw:
         raw.write(_lines(columns, rows, header=False).encode())
 
@@ -121,10 +149,37 @@ def read(path: Path) -> list[Line]:
 
 def latest(lines: Iterable[Line], key: Sequence[str]) -> list[Line]:
     """The last row of each key, in the order in which the keys first appear."""
-    found: dict[tuple[str, ...], Line] = {}
+    return list({tuple(line[name] for name in key): line for line in lines}.values())
+
+
+def grouped(lines: Iterable[Line], key: Sequence[str]) -> dict[tuple[str, ...], list[Line]]:
+    """Rows by the values of these columns, in the order in which they first appear."""
+    found: dict[tuple[str, ...], list[Line]] = {}
     for line in lines:
-        found[tuple(line[name] for name in key)] = line
-    return list(found.values())
+        found.setdefault(tuple(line[name] for name in key), []).append(line)
+    return found
+
+
+def fastest(lines: Iterable[Line], column: str = "p50 ms") -> Line | None:
+    """Of those with the right result and a time, None where there are none."""
+    usable = [line for line in lines if line["status"] == "ok" and line[column]]
+    return min(usable, key=lambda line: float(line[column]), default=None)
+
+
+def pairs(groups: Iterable[Sequence[Line]], ours: Callable[[Line], bool]) -> list[tuple[Line, Line, float]]:
+    """(the fastest of ours, the fastest other, how many times faster ours is) of each group with both, losses first."""
+    found = []
+    for group in groups:
+        mine = fastest(line for line in group if ours(line))
+        other = fastest(line for line in group if not line["provider"].startswith("liteseg"))
+        if mine is not None and other is not None:
+            found.append((mine, other, float(other["p50 ms"]) / float(mine["p50 ms"])))
+    return sorted(found, key=lambda pair: pair[2])
+
+
+def number(line: Mapping[str, str], column: str, form: str = ".4g") -> str:
+    """A column as text, empty where it is."""
+    return format(float(line[column]), form) if line[column] else ""
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -19,7 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import liteseg
 import liteseg_kernels as lk
-from liteseg.predict import segment
 
 NETWORKS = ("liteseg_mobilenetv2", "liteseg_shufflenet", "liteseg_darknet19")
 # arguments with one entry an image; the others are weights
@@ -140,7 +139,7 @@ def inference(network: str, size: tuple[int, int]) -> tuple[Layer, ...]:
     def run(model: nn.Module) -> None:
         with torch.inference_mode():
             picture = torch.empty(1, *size, 3, dtype=torch.uint8, device="meta")
-            segment(model, lk.functional.preprocess(picture), size)
+            lk.runtime.labels(model, lk.functional.preprocess(picture), size)
 
     return tuple(_layers(network, size, run))
 

@@ -6,12 +6,16 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import liteseg
+import liteseg_kernels as lk
+from benchmarks import cpu_training
 from liteseg.bench import kernels, networks, tables, turns
 from liteseg.bench.record import append, latest, read, table
 from liteseg.bench.registry import TWINS
@@ -43,6 +47,13 @@ def test_results_are_appended_and_never_changed(tmp_path: Path) -> None:
     assert read(path) == [{"a": "1", "b": "0.12346"}, {"a": "x, y", "b": ""}]
     with pytest.raises(ValueError, match="expected a results file with the columns a, c"):
         append(path, ("a", "c"), [{"a": 1}])
+    with pytest.raises(ValueError, match=r"rows: expected columns of r.csv, got \['nonsense'\]"):
+        append(path, ("a", "b"), [{"nonsense": 1}])
+    # a column that came later
+    old = path.with_name("old.csv")
+    old.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    append(old, ("a", "new", "b"), [{"a": 2, "new": 3}])
+    assert [tuple(line.values()) for line in read(old)] == [("1", "", "0.12346"), ("x, y", "", ""), ("2", "3", "")]
     assert [line["a"] for line in latest([*read(path), {"a": "1", "b": "2"}], ["a"])] == ["1", "x, y"]
     assert table(("a", "b"), [["x|y", 1.0]]) == "| a | b |\n|---|---:|\n| x\\|y | 1 |"
 
@@ -61,21 +72,78 @@ def _contestant(mark: str, folder: str) -> turns.Contestant:
         if mark == "d" and calls.count("call") == 5:
             os._exit(3)
 
-    return turns.Contestant(call, lambda: calls.append("prepare"), facts={"mark": mark})
+    result = [np.ones(4, np.float32), np.array([1, 2, 3, 4 + (mark == "b")], np.uint8)]
+    finish = {"calls": len(calls)} if mark == "none" else {"last": mark}
+    prepare = functools.partial(calls.append, "prepare")
+    return turns.Contestant(call, prepare, facts={"mark": mark}, result=result, finish=lambda: finish)
 
 
 def test_contestants_take_turns_and_fail_alone(tmp_path: Path) -> None:
     makers = {mark: functools.partial(_contestant, mark, str(tmp_path)) for mark in ("a", "raises", "dies", "d", "b")}
     before = os.environ.get("OMP_NUM_THREADS")
-    found = turns.take_turns(makers, burn_in=1, runs=3, threads=1)
+    found = turns.take_turns(makers, burn_in=1, runs=3, threads=1, reference="a")
     assert os.environ.get("OMP_NUM_THREADS") == before
     assert found["raises"].reason == "ValueError: cannot" and found["dies"].reason == "its process died"
     assert found["d"].reason == "its process died while it was timed" and found["d"].times == []
     for mark in "ab":
-        assert found[mark].facts == {"mark": mark} and len(found[mark].times) == 3
+        assert found[mark].facts == {"mark": mark, "last": mark} and len(found[mark].times) == 3
         assert all(0 < time < 1000 for time in found[mark].times)
     # three calls each to warm up, then in turns until one dies in its fifth call
     assert (tmp_path / "order").read_text() == "aaadddbbb" + "adb" + "adb" + "ab" * 2
+    # the largest difference of an array counts
+    assert (found["a"].difference, found["b"].difference) == (0, 0.25)
+    with pytest.raises(ValueError, match="reference: expected the first contestant, got 'b'"):
+        turns.take_turns(makers, runs=1, threads=1, reference="b")
+
+
+def test_differences_of_results() -> None:
+    assert turns.difference(np.float32([3.0, 4.0]), np.float32([3.0, 5.0])) == pytest.approx(1 / 34**0.5)
+    assert turns.difference(np.float32([np.nan, 4.0]), np.float32([3.0, 5.0])) == float("inf")
+    assert turns.difference(np.uint8([[1, 2]]), np.uint8([[1, 3]])) == 0.5
+    assert turns.difference(np.uint8([1]), np.uint8([[1, 3]])) == float("inf")
+
+
+def test_no_ratio_where_results_differ() -> None:
+    def rows(ours: float | None, other: float | None) -> list[dict[str, Any]]:
+        found = [
+            {"provider": "liteseg", "p50 ms": 2.0, "error": ours},
+            {"provider": "eager", "p50 ms": 3.0, "error": other},
+            {"provider": "gone", "detail": "cannot run"},
+        ]
+        turns.add_ratios(found, "ratio", 0.1)
+        return found
+
+    assert [row.get("ratio") for row in rows(0.01, 0.0)] == [1.0, 1.5, None]
+    for ours, other, known in ((0.5, 0.0, None), (None, 0.0, None), (0.0, 0.5, 1.0), (float("inf"), 0.0, None)):
+        mine, theirs, gone = rows(ours, other)
+        assert mine.get("ratio") == known and "ratio" not in theirs and gone["detail"] == "cannot run"
+        assert theirs["detail"].startswith("no ratio: error") and theirs["detail"].endswith("at most 0.1")
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_a_wrong_gradient_has_no_ratio(fault: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "training.csv"
+
+    def turns_in_this_process(makers: Any, **options: Any) -> dict[str, turns.Outcome]:
+        found, expected = {}, None
+        for name, make in makers.items():
+            one = make()
+            expected = one.result if name == options["reference"] else expected
+            off = max(turns.difference(a, b) for a, b in zip(one.result, expected, strict=True))
+            found[name] = turns.Outcome([1.0, 2.0], one.finish(), difference=off)
+        return found
+
+    monkeypatch.setattr(cpu_training, "take_turns", turns_in_this_process)
+    if fault:
+        monkeypatch.setattr(lk, "UpsampleCrossEntropyLoss", lambda: lk.UpsampleCrossEntropyLoss_(label_smoothing=0.3))
+        monkeypatch.setattr(lk, "UpsampleCrossEntropyLoss_", lk.nn.UpsampleCrossEntropyLoss, raising=False)
+    options = ["--networks", "liteseg_shufflenet", "--size", "2", "64", "96", "--dtypes", "float32", "--rounds", "2"]
+    cpu_training.main([*options, "--providers", "liteseg", "eager channels_last", "--out", str(out)])
+    lines = [line for line in read(out) if line["work"] == "liteseg_shufflenet"]
+    assert [line["provider"] for line in lines] == ["liteseg", "eager channels_last"] and lines[1]["error"] == "0"
+    assert (float(lines[0]["error"]) > 1e-2) == fault
+    assert [bool(line["against liteseg"]) for line in lines] == [not fault] * 2
+    assert lines[0]["detail"].startswith("no ratio") == fault
 
 
 def test_peak_memory_counts_what_a_call_holds() -> None:

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("pytorch_lightning", reason="needs liteseg[train]")
 
 from benchmarks import ablation
-from benchmarks.rows import read
+from liteseg.bench.record import read
 from tests.data import folders
 
 

@@ -11,8 +11,8 @@ pytest.importorskip("pytorch_lightning", reason="needs liteseg[train]")
 import torch
 
 from benchmarks import from_scratch
-from benchmarks.rows import read
 from liteseg.bench.networks import OURS
+from liteseg.bench.record import read
 from liteseg.models.peers import PEERS
 from liteseg.train import cli
 from tests.data import folders

@@ -21,6 +21,7 @@ import pytest
 
 from benchmarks import archive, gpu_call, gpu_pack, rehearsal, rows
 from benchmarks.rehearsal import Call, Machine
+from liteseg.bench.record import read
 
 TOOLS = ("bash", "cp", "dirname", "ls", "mkdir", "tee", "timeout", "unshare", "env", "nproc")
 
@@ -54,7 +55,7 @@ def pack(folder: Path) -> Path:
 
 def sections(machine: Machine) -> dict[str, dict[str, str]]:
     (file,) = machine.back("results/*-sections.csv")
-    return {line["section"]: line for line in rows.read(file)}
+    return {line["section"]: line for line in read(file)}
 
 
 def in_order(call: Call, budget: float) -> None:
@@ -72,7 +73,7 @@ def test_two_calls_run_to_their_end_and_bring_everything_back(machine: Machine, 
     assert first.code == 0, first.output
     assert "pack-short.tar.xz: " in first.output and "3 files" in first.output
     (file,) = machine.back("results/*-networks.csv")
-    measured = [line for line in rows.read(file) if line["p50"]]
+    measured = [line for line in read(file) if line["p50"]]
     assert {line["provider"] for line in measured} >= {"liteseg auto graph", "eager channels_last"}
     assert all(line["status"] == "ok" and line["commit"] == "abcdef1" for line in measured)
     # Triton's cache names its files by the place where they lie now
@@ -125,7 +126,7 @@ def test_a_hang_a_crash_a_device_fault_and_a_missing_package(machine: Machine) -
     found = sections(machine)
     assert "No module named 'a_package_that_is_not_here'" in found["parity"]["detail"]
     (file,) = machine.back("results/*-networks.csv")
-    lines = {line["provider"]: line for line in rows.read(file)}
+    lines = {line["provider"]: line for line in read(file)}
     assert {name: line["status"] for name, line in lines.items()} == {
         "bad": "failed",
         "eager channels_last": "timeout",

@@ -20,8 +20,9 @@ import torch
 
 from benchmarks import archive, gpu_day, launches, parity, plans, race, report, rows, speed
 from benchmarks.day import Day
-from benchmarks.rows import CHECK, CHECK_KEY, SECTION, SPEED, Outcome, Row, Sheet, Skip
+from benchmarks.rows import CHECK, CHECK_KEY, SECTION, SPEED, Outcome, Row, Sheet
 from liteseg.bench import registry, shapes
+from liteseg.bench.record import Skip, read
 from liteseg_kernels import _dispatch
 from tests.kernels import suite
 from tests.worlds import HALF_TOO, World
@@ -60,7 +61,7 @@ def run(rows_: list[Row], folder: Path, seconds: float = 100.0, since: str = "")
 
 
 def statuses(folder: Path) -> list[tuple[str, str]]:
-    return [(line["check"], line["status"]) for line in rows.read(folder / "checks.csv")]
+    return [(line["check"], line["status"]) for line in read(folder / "checks.csv")]
 
 
 def test_dry_run_resumes_and_publishes(
@@ -74,13 +75,13 @@ def test_dry_run_resumes_and_publishes(
     call = ["ceilings", "--dry-run", "--results", str(results), "--logs", str(tmp_path / "logs"), "--only", "copy"]
     assert gpu_day.main(call) == 0
     (file,) = results.glob("*-ceilings.csv")
-    lines = rows.read(file)
+    lines = read(file)
     assert [(line["op"], line["status"]) for line in lines] == [("copy", "ok")] * 2
     assert all(float(line["GB/s"]) > 0 and line["torch"] == torch.__version__ for line in lines)
     os.environ.pop(rows.ENVIRONMENT_VARIABLE)
     rows.environment.cache_clear()
     assert gpu_day.main(call) == 0
-    assert rows.read(file) == lines
+    assert read(file) == lines
     assert "2 ok, 0 failed, 0 skipped, 0 left" in capfd.readouterr().out
     # one archive and its summary come back
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["gpu-day.tar.gz", "summary.md"]
@@ -130,7 +131,7 @@ def test_a_failed_row_leaves_the_others_alone(tmp_path: Path) -> None:
     outcome, _ = run([row("a", fail), row("b", skip), row("c", lambda: {"status": "wrong"}), row("d")], tmp_path)
     assert statuses(tmp_path) == [("a", "failed"), ("b", "skipped"), ("c", "wrong"), ("d", "ok")]
     assert (outcome.ok, outcome.failed, outcome.skipped, outcome.left) == (1, 2, 1, 0)
-    assert rows.read(tmp_path / "checks.csv")[0]["detail"] == "ValueError: this is wrong"
+    assert read(tmp_path / "checks.csv")[0]["detail"] == "ValueError: this is wrong"
 
 
 def test_a_device_fault_ends_the_process_after_its_row(tmp_path: Path) -> None:
@@ -175,9 +176,9 @@ def test_times_of_pytorch_outlive_our_sources(tmp_path: Path, monkeypatch: pytes
 def test_a_csv_of_other_columns_is_not_written_to(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("x,y\n1,2\n")
-    with pytest.raises(ValueError, match="path: expected the columns"):
+    with pytest.raises(ValueError, match="append: path: expected a results file with the columns"):
         rows.append(path, CHECK, {"check": "a"})
-    with pytest.raises(ValueError, match=r"values: expected columns of b.csv, got \['nonsense'\]"):
+    with pytest.raises(ValueError, match=r"append: rows: expected columns of b.csv, got \['nonsense'\]"):
         rows.append(tmp_path / "b.csv", CHECK, {"nonsense": 1})
     assert path.read_text() == "x,y\n1,2\n"
 
@@ -236,7 +237,7 @@ else:
 """,
     )
     assert (result.status, statuses(tmp_path)) == ("ok", [("crashes", "crashed")])
-    assert "exit code -6: here" in rows.read(tmp_path / "checks.csv")[0]["detail"]
+    assert "exit code -6: here" in read(tmp_path / "checks.csv")[0]["detail"]
 
 
 def test_a_section_goes_on_in_a_fresh_process_after_a_device_fault(tmp_path: Path) -> None:
@@ -299,7 +300,7 @@ def test_a_call_of_the_short_plan_fits_into_what_can_be_had() -> None:
 def test_a_row_may_write_lines_of_its_own(tmp_path: Path) -> None:
     lines = [{"case": "first", "detail": "one"}, {"case": "second", "status": "failed"}]
     outcome, _ = run([row("a", lambda: {"lines": list(lines), "detail": "both"})], tmp_path)
-    found = rows.read(tmp_path / "checks.csv")
+    found = read(tmp_path / "checks.csv")
     assert [(x["check"], x["case"], x["status"]) for x in found] == [
         ("a", "first", ""),
         ("a", "second", "failed"),
@@ -331,10 +332,10 @@ def test_contestants_take_turns_and_one_that_faults_is_left_out(
     given = [x for x in race.networks(day) if x.key["dtype"] == "fp16"]
     with pytest.raises(rows.DeviceFault):
         rows.run_rows(given, place, time.time() + 60, "", lambda outcome: None)
-    assert [(x["provider"], x["status"]) for x in rows.read(place.path)] == [("bad", "failed")]
+    assert [(x["provider"], x["status"]) for x in read(place.path)] == [("bad", "failed")]
     assert not place.marker.exists()
     rows.run_rows(given, place, time.time() + 60, "", lambda outcome: None)
-    found = {x["provider"]: x for x in rows.read(place.path)[1:]}
+    found = {x["provider"]: x for x in read(place.path)[1:]}
     assert order == ["a", "b"] * 4
     assert {name: x["status"] for name, x in found.items()} == {
         "a": "ok",
