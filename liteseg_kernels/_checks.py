@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ACTIVATIONS: tuple[str | None, ...] = (None, "relu", "relu6", "leaky_relu")
+from . import activations
+
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -21,9 +22,7 @@ def shape_text(tensor: Tensor) -> str:
 
 
 def activation_index(op: str, activation: str | None) -> int:
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"{op}: activation: expected None, 'relu', 'relu6' or 'leaky_relu', got {activation!r}")
-    return ACTIVATIONS.index(activation)
+    return activations.index_of(activation, f"{op}: activation")
 
 
 def number(op: str, argument: str, value: Any) -> Any:

@@ -14,7 +14,7 @@ _GEOMETRY = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation"
 _SEPARABLE_GEOMETRY = f"{_GEOMETRY}, int activation, float negative_slope"
 _NORMALISED = "Tensor x, Tensor mean, Tensor invstd, Tensor? weight, Tensor? bias, Tensor? residual"
 
-# arguments and results after the op's name; activation is the index in _checks.ACTIVATIONS
+# arguments and results after the op's name; activation is the index in activations.TABLE
 SCHEMAS = {
     "separable_conv2d": "(Tensor x, Tensor depthwise_weight, Tensor pointwise_weight, Tensor? bias, Tensor? residual, "
     f"{_SEPARABLE_GEOMETRY}) -> Tensor",

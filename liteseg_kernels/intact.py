@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _torch_module
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from . import activations
+
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = tuple(getattr(_torch_module, f"_global{name}") for name in HOOKS)
 _PLAIN = (Tensor, nn.Parameter)
-_ACTIVATIONS = {None: nn.Identity, "relu": nn.ReLU, "relu6": nn.ReLU6, "leaky_relu": nn.LeakyReLU}
 _ONNX = ("torch.onnx._internal.exporter._flags", "torch.onnx._internal.torchscript_exporter._globals")
 
 
@@ -138,12 +139,8 @@ def norm(module: Any, name: str) -> str | None:
 
 def activation(module: Any, name: str, activation: str | None, negative_slope: float = 0.01) -> str | None:
     """Why `module` is not what `functional`'s argument of the same name does."""
-    reason = altered(module, name, _ACTIVATIONS[activation])
-    if reason is None and activation == "leaky_relu" and module.negative_slope != negative_slope:
-        return f"{name}.negative_slope: expected {negative_slope}, got {module.negative_slope}"
-    if reason is None and activation == "relu6" and (module.min_val, module.max_val) != (0.0, 6.0):
-        return f"{name}: expected values from 0 to 6, got from {module.min_val} to {module.max_val}"
-    return reason
+    known = activations.TABLE[activations.index_of(activation)]
+    return altered(module, name, known.module) or inside(name, known.reason(module, negative_slope))
 
 
 def training_norm(block: nn.Module) -> str | None:

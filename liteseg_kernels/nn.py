@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as tf
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from . import _loader, intact
+from . import _loader, activations, intact
 from . import functional as lf
 from .block import FusedModule, Weights
 from .plan import Program, Unplannable
@@ -42,15 +42,7 @@ __all__ = [
 
 
 def _activation_module(name: str | None, negative_slope: float) -> nn.Module:
-    if name is None:
-        return nn.Identity()
-    if name == "relu":
-        return nn.ReLU()
-    if name == "relu6":
-        return nn.ReLU6()
-    if name == "leaky_relu":
-        return nn.LeakyReLU(negative_slope)
-    raise ValueError(f"activation: expected None, 'relu', 'relu6' or 'leaky_relu', got {name!r}")
+    return activations.TABLE[activations.index_of(name)].make(negative_slope)
 
 
 _RELU = nn.ReLU()
@@ -328,7 +320,8 @@ def _adds(block: Any, name: str) -> bool:
 class InvertedResidual(FusedModule):
     """MobileNetV2 block: 1x1 expansion, 3x3 depthwise, linear 1x1 projection, normalised, ReLU6 after the first two.
 
-    The input is added to the output when stride is 1 and the channel counts agree, unless `residual=False`.
+    `activation` takes ReLU6's place. The input is added to the output when stride is 1 and the channel counts agree,
+    unless `residual=False`.
     `expand_ratio=1` has no expansion.
     """
 
@@ -341,19 +334,24 @@ class InvertedResidual(FusedModule):
         *,
         dilation: int = 1,
         residual: bool = True,
+        activation: str | None = "relu6",
     ) -> None:
         super().__init__()
         hidden = in_channels * expand_ratio
-        self.expand = ConvNormAct(in_channels, hidden, 1, activation="relu6") if expand_ratio != 1 else None
-        self.depthwise = ConvNormAct(hidden, hidden, 3, stride, dilation, dilation, groups=hidden, activation="relu6")
+        self.activation = activation
+        self.expand = ConvNormAct(in_channels, hidden, 1, activation=activation) if expand_ratio != 1 else None
+        self.depthwise = ConvNormAct(
+            hidden, hidden, 3, stride, dilation, dilation, groups=hidden, activation=activation
+        )
         self.project = ConvNormAct(hidden, out_channels, 1)
         self.residual = residual and stride == 1 and in_channels == out_channels
 
     def alteration(self) -> str | None:
-        reason = None if self.expand is None else _part(self.expand, "expand", intact.pointwise, "relu6", groups=1)
+        known, expand = self.activation, self.expand
+        reason = None if expand is None else _part(expand, "expand", intact.pointwise, known, groups=1)
         return (
             reason
-            or _part(self.depthwise, "depthwise", intact.depthwise, "relu6")
+            or _part(self.depthwise, "depthwise", intact.depthwise, known)
             or intact.inside("depthwise", intact.same_size(self.depthwise.conv, "conv"))
             or _part(self.project, "project", intact.pointwise, None, groups=1)
         )
@@ -370,9 +368,8 @@ class InvertedResidual(FusedModule):
     def lower(self, program: Program, x: int) -> int:
         """Add this module to a plan (`plan.Program`)."""
         conv: Any = self.depthwise.conv
-        return program.inverted_residual(
-            x, self.folded(), stride=conv.stride, dilation=conv.dilation, residual=self.residual
-        )
+        geometry = {"stride": conv.stride, "dilation": conv.dilation, "residual": self.residual}
+        return program.inverted_residual(x, self.folded(), **geometry, activation=self.activation)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training or not self.is_intact():
@@ -383,9 +380,8 @@ class InvertedResidual(FusedModule):
                 return self.project(hidden, x)
             return x + self.project(hidden)
         conv: Any = self.depthwise.conv
-        return lf.inverted_residual(
-            x, **self.folded(), stride=conv.stride, dilation=conv.dilation, residual=self.residual
-        )
+        geometry = {"stride": conv.stride, "dilation": conv.dilation, "residual": self.residual}
+        return lf.inverted_residual(x, **self.folded(), **geometry, activation=self.activation)
 
 
 class ShuffleUnit(FusedModule):

@@ -18,6 +18,7 @@ from torch.nn import functional as tf
 from torch.utils.flop_counter import FlopCounterMode
 
 import liteseg_kernels as lk
+from liteseg_kernels.reference._parts import activate
 
 from .shapes import MAPS, Call, Spec
 
@@ -27,15 +28,6 @@ EAGER, EAGER_LAST, COMPILED = "eager", "eager channels_last", "compiled"
 TOLERANCE = {torch.float32: 2e-3, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 DTYPE_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 PROVIDERS = (*(f"liteseg {backend}" for backend in OURS), EAGER, EAGER_LAST, COMPILED)
-
-
-def _activate(z: Tensor, activation: int, negative_slope: float) -> Tensor:
-    # the order of liteseg_kernels._checks.ACTIVATIONS
-    if activation == 1:
-        return tf.relu(z)
-    if activation == 2:
-        return tf.relu6(z)
-    return tf.leaky_relu(z, negative_slope) if activation == 3 else z
 
 
 def _separable_conv2d(
@@ -51,7 +43,7 @@ def _separable_conv2d(
     negative_slope: float,
 ) -> Tensor:
     out = tf.conv2d(tf.conv2d(x, depthwise, None, stride, padding, dilation, x.shape[1]), pointwise, bias)
-    return _activate(out if residual is None else out + residual, activation, negative_slope)
+    return activate(out if residual is None else out + residual, activation, negative_slope)
 
 
 def _separable_conv2d_classifier(
@@ -80,10 +72,10 @@ def _inverted_residual(
     negative_slope: float,
     residual: bool,
 ) -> Tensor:
-    hidden = x if w1 is None else _activate(tf.conv2d(x, w1, b1), activation, negative_slope)
+    hidden = x if w1 is None else activate(tf.conv2d(x, w1, b1), activation, negative_slope)
     padding = [d * (k - 1) // 2 for d, k in zip(dilation, w2.shape[2:], strict=True)]
     hidden = tf.conv2d(hidden, w2, b2, stride, padding, dilation, w2.shape[0])
-    out = tf.conv2d(_activate(hidden, activation, negative_slope), w3, b3)
+    out = tf.conv2d(activate(hidden, activation, negative_slope), w3, b3)
     return x + out if residual else out
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-# the start of keys that no other backbone or network has
-_BACKBONES = {"backbone.blocks.": "mobilenetv2", "backbone.stage2.": "shufflenet", "backbone.low.": "darknet19"}
+from liteseg.models.encoders import ENCODERS
+
+# the start of keys that no other network has
 _PEERS = {"encoder.initial.": "enet", "encoder.classifier.": "erfnet"}
 # the last layer's weight, and which of its dimensions are the classes
 _LITESEG_CLASSIFIER = ("classifier.weight", 0)
@@ -34,8 +35,8 @@ def detect_config(state: Mapping[str, torch.Tensor]) -> dict[str, Any] | None:
     def starts(prefix: str) -> bool:
         return any(key.startswith(prefix) for key in state)
 
-    for prefix, backbone in _BACKBONES.items():
-        if starts(prefix):
+    for backbone, encoder in ENCODERS.items():
+        if encoder.state_prefix is not None and starts(f"backbone.{encoder.state_prefix}"):
             config: dict[str, Any] = {
                 "backbone": backbone,
                 "separable": starts("decoder.0.depthwise."),

@@ -14,11 +14,9 @@ from liteseg.models.encoders import ENCODERS
 from liteseg.models.fields import check_choice, check_counts, check_flags, check_use, is_int, reject
 from liteseg_kernels import intact
 from liteseg_kernels.nn import DASPP, ConvNormAct, SeparableConv2d, UpsampleConcat
-from liteseg_kernels.plan import PlannedModule, Program, Unplannable
+from liteseg_kernels.plan import PlannedModule, Program
 
 MIN_SIZE = 32
-# channels of the low-level feature inside the decoder, where the backbone's own are too many
-_REDUCED_CHANNELS = {"shufflenet": 48, "darknet19": 32}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +25,7 @@ class ModelConfig:
 
     Attributes:
         name: registry name, for example ``"liteseg_mobilenetv2"``.
-        backbone: ``"mobilenetv2"``, ``"shufflenet"`` or ``"darknet19"``.
+        backbone: a name in ``liteseg.models.encoders.ENCODERS``: ``"mobilenetv2"``, ``"shufflenet"``, ``"darknet19"``.
         num_classes: channels of the logits.
         in_channels: of the input: 3 for RGB, 1 for a thermal camera, 4 for RGB and depth ...
         output_stride: of the backbone; which ones exist depends on it.
@@ -107,10 +105,9 @@ class LiteSeg(PlannedModule):
         self.upsample_concat: UpsampleConcat | None = None
         if config.long_residual:
             low_level_channels = self.backbone.low_level_channels
-            if config.backbone in _REDUCED_CHANNELS:
-                reduced = _REDUCED_CHANNELS[config.backbone]
-                self.reduce = conv(low_level_channels, reduced, 1, activation="relu")
-                low_level_channels = reduced
+            if self.backbone.decoder_channels is not None:
+                self.reduce = conv(low_level_channels, self.backbone.decoder_channels, 1, activation="relu")
+                low_level_channels = self.backbone.decoder_channels
             self.upsample_concat = UpsampleConcat(align_corners=True)
             decoder_channels += low_level_channels
         self.decoder = nn.Sequential(
@@ -133,10 +130,7 @@ class LiteSeg(PlannedModule):
 
     def lower(self, program: Program, x: int) -> int:
         """Describe the network up to its low-resolution logits for a plan (:class:`PlannedModule`)."""
-        encoder = getattr(self.backbone, "lower", None)
-        if encoder is None:
-            raise Unplannable(f"the backbone {self.config.backbone}")
-        low_level, encoded = encoder(program, x)
+        low_level, encoded = self.backbone.lower(program, x)
         y = program.run(self.daspp, "daspp", encoded)
         if self.upsample_concat is None:
             y = program.upsample(y, low_level, concat=False)

@@ -233,7 +233,7 @@ def profile(model: LiteSeg | Peer, size: tuple[int, int], convention: str = "mac
             block = _block_of(plain, name)
             rows.append(ProfileRow(name, block, type(module).__name__, (), params, 0, 0))
             blocks[block] = ()
-    heads = DEAD_HEADS[model.config.backbone] if isinstance(model, LiteSeg) else {}
+    heads = DEAD_HEADS.get(model.config.backbone, {}) if isinstance(model, LiteSeg) else {}
     dead = sum(torch.Size(shape).numel() for shape in heads.values())
     parts = PARTS if isinstance(model, LiteSeg) else PEER_PARTS
     return Profile(model.config.name, (height, width), convention, tuple(rows), blocks, dead, parts)

@@ -43,6 +43,7 @@ _SWITCHES = tuple(dict.fromkeys(_switches(ModelConfig) + sum((_switches(p.config
 
 
 def _presets() -> dict[str, dict[str, Any]]:
+    """What a name stands for, made from the encoders and peers that there are."""
     presets: dict[str, dict[str, Any]] = {}
     for backbone, encoder in ENCODERS.items():
         presets[f"liteseg_{backbone}"] = {"backbone": backbone, "output_stride": encoder.output_strides[0]}
@@ -60,12 +61,9 @@ def _presets() -> dict[str, dict[str, Any]]:
     return presets
 
 
-_PRESETS = _presets()
-
-
 def list_models() -> list[str]:
     """Names that :func:`create_model` takes."""
-    return list(_PRESETS)
+    return list(_presets())
 
 
 def _suggest(given: Any, allowed: tuple[str, ...] | list[str]) -> str:
@@ -74,9 +72,9 @@ def _suggest(given: Any, allowed: tuple[str, ...] | list[str]) -> str:
 
 
 def _check_name(name: Any) -> str:
-    if not isinstance(name, str) or name not in _PRESETS:
+    if not isinstance(name, str) or name not in _presets():
         raise ValueError(
-            f"create_model: name: expected one of {', '.join(_PRESETS)}, got {name!r}{_suggest(name, list(_PRESETS))}"
+            f"create_model: name: expected one of {', '.join(_presets())}, got {name!r}{_suggest(name, list_models())}"
         )
     return name
 
@@ -89,14 +87,14 @@ def _make_config(fields: dict[str, Any], given: dict[str, Any]) -> NetworkConfig
         if switch not in _switches(kind):
             allowed = ", ".join(_switches(kind))
             raise ValueError(f"create_model: {switch}: expected none, {name} takes {allowed}; got {given[switch]!r}")
-    return kind(**{**_PRESETS[name], **fields, **given})
+    return kind(**{**_presets()[name], **fields, **given})
 
 
 def _stored_config(checkpoint: Checkpoint, origin: str) -> dict[str, Any]:
     """What a weights file says of its network: fields of its configuration, the name perhaps not among them."""
     metadata = checkpoint.metadata
     if metadata is not None:
-        preset = _PRESETS.get(str(metadata.get("name")), {})
+        preset = _presets().get(str(metadata.get("name")), {})
         return dataclasses.asdict(config_from_metadata({**preset, **metadata}, origin))
     # a bare state dict: its keys say what it is
     detected = official.detect_config(checkpoint.state)
@@ -119,7 +117,7 @@ def _config_for_file(
         for field in ("num_classes", "class_names", "void_output"):
             stored.pop(field, None)
     if "name" not in stored:
-        fits = name is not None and ("backbone" not in stored or _PRESETS[name].get("backbone") == backbone)
+        fits = name is not None and ("backbone" not in stored or _presets()[name].get("backbone") == backbone)
         stored["name"] = name if fits else f"liteseg_{backbone}"
     expected = stored["name"]
     if name is not None and name != expected:
@@ -184,7 +182,7 @@ def create_model(
         known = _check_name(name)
         model = build(_make_config({"name": known}, given))
     else:
-        backbone = _PRESETS[name].get("backbone", name) if name else _DEFAULT_BACKBONE
+        backbone = _presets()[name].get("backbone", name) if name else _DEFAULT_BACKBONE
         path = resolve_weights(weights, backbone)
         checkpoint = read_checkpoint(path)
         model = build(_config_for_file(name, given, checkpoint, str(path), weights_mode))

@@ -11,11 +11,12 @@ from typing import Any
 
 import yaml
 
+from liteseg.models.encoders import ENCODERS
 from liteseg.models.peers import PEERS
 
 _DATA = ("camvid", "cityscapes", "folder")
 # LiteSeg by its backbone, the peers by their names
-_NETWORKS = ("mobilenetv2", "shufflenet", "darknet19", *PEERS)
+_NETWORKS = (*ENCODERS, *PEERS)
 _RECIPES = ("modern", "official")
 
 

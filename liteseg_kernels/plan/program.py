@@ -116,7 +116,7 @@ class Program:
         stride: Sequence[int],
         dilation: Sequence[int],
         residual: bool,
-        activation: str = "relu6",
+        activation: str | None = "relu6",
     ) -> int:
         """As functional.inverted_residual, `weights` by the names of its arguments."""
         project = weights["project_weight"]

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as tf
 
-NONE, RELU, RELU6, LEAKY_RELU = range(4)
+from .. import activations
+
+RELU = activations.index_of("relu")
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -22,24 +24,12 @@ def up(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor]:
 
 
 def activate(z: Tensor, activation: int, negative_slope: float = 0.0) -> Tensor:
-    if activation == RELU:
-        return tf.relu(z)
-    if activation == RELU6:
-        return tf.relu6(z)
-    if activation == LEAKY_RELU:
-        return tf.leaky_relu(z, negative_slope)
-    return z
+    return activations.TABLE[activation].apply(z, negative_slope)
 
 
 def activation_gradient(grad: Tensor, output: Tensor, activation: int, negative_slope: float = 0.0) -> Tensor:
     """Gradient before the activation, from the activation's output; zero at the kinks, as torch has it."""
-    if activation == RELU:
-        return torch.where(output > 0, grad, 0)
-    if activation == RELU6:
-        return torch.where((output > 0) & (output < 6), grad, 0)
-    if activation == LEAKY_RELU:
-        return torch.where(output > 0, grad, grad * negative_slope)
-    return grad
+    return activations.TABLE[activation].gradient(grad, output, negative_slope)
 
 
 def convolution(

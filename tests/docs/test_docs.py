@@ -19,6 +19,8 @@ import pytest
 
 import liteseg
 from liteseg.cli import main
+from liteseg.models.encoders import ENCODERS
+from liteseg_kernels import ModuleExplanation, _loader
 from tests.data import folders
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,11 +102,20 @@ def test_python_blocks_run(page: Path, workplace: Path) -> None:
         for module in ("onnx", "onnxscript", "onnxruntime"):
             pytest.importorskip(module)
     namespace: dict[str, object] = {"__name__": page.stem}
-    for block in blocks(page):
-        if block.language == "python":
-            # a traceback that shows the page's own lines
-            code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")
-            exec(code, namespace)
+    # a page may add encoders
+    known = dict(ENCODERS)
+    try:
+        for block in blocks(page):
+            if block.language == "python":
+                # a traceback that shows the page's own lines
+                code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")
+                exec(code, namespace)
+        if page.stem == "extending" and _loader.missing("cpu") is None:
+            explained = namespace["explained"]
+            assert isinstance(explained, ModuleExplanation) and explained.plan == ("",), explained
+    finally:
+        ENCODERS.clear()
+        ENCODERS.update(known)
 
 
 @pytest.mark.parametrize(("place", "line"), list(commands()), ids=[place for place, _ in commands()])

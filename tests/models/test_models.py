@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 import liteseg
-from liteseg.models.encoders import ENCODERS, Darknet19
+import liteseg_kernels as lk
+from liteseg.models.encoders import ENCODERS, Darknet19, Encoder
 from liteseg_kernels.testing import trained_like
 from tests.models.base import BaseModelTester, RegistryModelTester, check_compile
 
@@ -162,3 +165,43 @@ def test_baseline_is_table_one_row_one() -> None:
         assert config.output_stride == 32
         assert not (config.separable or config.deeper or config.short_residual)
         assert config.long_residual and config.rates == (3, 6, 9) and config.filters == 96
+
+
+def test_an_encoder_states_what_the_network_needs() -> None:
+    with pytest.raises(TypeError, match="Half: out_channels: expected a class attribute, got none"):
+
+        class Half(Encoder):
+            low_level_channels, output_strides = 8, (4,)
+
+    with pytest.raises(ValueError, match=r"MobileNetV2: output_stride: expected one of \(32, 16, 8\), got 4"):
+        ENCODERS["mobilenetv2"](4)
+
+
+class Bare(Encoder):
+    """Without a part of the plan."""
+
+    low_level_channels, out_channels, output_strides = 8, 16, (4,)
+
+    def __init__(self, output_stride: int = 4, in_channels: int = 3) -> None:
+        super().__init__(output_stride, in_channels)
+        self.stem = lk.ConvNormAct(in_channels, 8, 3, 4, activation="relu")
+        self.last = lk.ConvNormAct(8, 16, 1, activation="relu")
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.stem(x)
+        return x, self.last(x)
+
+
+def test_an_encoder_in_the_registry_is_a_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(ENCODERS, "bare", Bare)
+    assert {"liteseg_bare", "deeplabv3plus_bare"} < set(liteseg.list_models())
+    model = trained_like(liteseg.create_model("liteseg_bare", 4), torch.randn(2, 3, 64, 96))
+    x = torch.randn(1, 3, 40, 44)
+    liteseg.save_weights(model, tmp_path / "bare.safetensors")
+    again = liteseg.create_model(weights=tmp_path / "bare.safetensors").eval()
+    fused = liteseg.fuse(again)
+    with torch.inference_mode():
+        torch.testing.assert_close(fused(x), model(x), rtol=1e-4, atol=1e-4)
+        refused = lk.explain(fused, x).refused
+    assert "backbone: expected Bare to have a lower() that describes its forward()" in refused[""]
+    assert liteseg.profile(model, (64, 96)).params == sum(p.numel() for p in model.parameters())

@@ -611,3 +611,15 @@ def test_two_processes_synchronise_to_one(tmp_path: Path) -> None:
             torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-4, msg=name)
         for name, value in whole.state_dict().items():
             torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
+def test_the_activation_of_an_inverted_residual(activation: str | None) -> None:
+    block = trained_like(lk.InvertedResidual(6, 6, 1, 2, activation=activation))
+    x = torch.randn(2, 6, 7, 5)
+    with torch.no_grad():
+        fused = lk.fuse(block)
+        assert lk.explain(fused).fused == ("",)
+        torch.testing.assert_close(fused(x), lk.to_reference(block)(x), rtol=1e-5, atol=1e-5)
+    block.depthwise.activation = torch.nn.ReLU6()
+    assert "depthwise.activation: expected" in lk.explain(block).refused[""]

@@ -270,11 +270,11 @@ def test_report(model: nn.Module, fused: nn.Module) -> None:
     # Winograd's tiles save more than half of the multiply-adds
     assert report.macs < 0.45 * plain.macs
     by_name = {layer.name: layer for layer in report.layers}
-    assert by_name["1 + 2"].shape == (32, 180, 320)
-    assert by_name["1 + 2"].strategy == "products of copied rows"
-    assert by_name["23"].shape == (1024, 22, 40)
+    assert by_name["low.1 + low.2"].shape == (32, 180, 320)
+    assert by_name["low.1 + low.2"].strategy == "products of copied rows"
+    assert by_name["high.23"].shape == (1024, 22, 40)
     assert by_name["5"].strategy.startswith("Winograd F(2x2, 3x3)")
-    assert by_name["23"].strategy == "Winograd F(4x4, 3x3), passes over all tiles"
+    assert by_name["high.23"].strategy == "Winograd F(4x4, 3x3), passes over all tiles"
     # four times the plain weights of the deep layers
     weights = sum(p.numel() for p in model.parameters()) * 4
     assert 3 * weights < report.packed_bytes < 4.2 * weights

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import nn
 
+from liteseg.models.encoders.base import Encoder
 from liteseg_kernels.nn import ConvNormAct
-from liteseg_kernels.plan import Program
 
 
 class _Layer(NamedTuple):
@@ -49,7 +48,7 @@ _LOW_LEVEL_LAYER = 7
 _LAST_POOL = 18
 
 
-class Darknet19(nn.Module):
+class Darknet19(Encoder):
     """Darknet19 encoder: float [N, in_channels, H, W] -> (low level [N, 128, H/4, W/4], encoded [N, 1024, H/s, W/s]).
 
     Sizes round down, one pool after the other. ``output_stride`` s is 16 (the published network: no fifth pool, layers
@@ -58,15 +57,14 @@ class Darknet19(nn.Module):
     """
 
     low_level_channels = 128
-    low_level_stride = 4
     out_channels = 1024
     output_strides = (16, 32)
+    # the low-level feature's own are too many
+    decoder_channels = 32
+    state_prefix = "low."
 
     def __init__(self, output_stride: int = 16, in_channels: int = 3) -> None:
-        super().__init__()
-        if output_stride not in self.output_strides:
-            raise ValueError(f"Darknet19: output_stride: expected one of {self.output_strides}, got {output_stride!r}")
-        self.output_stride = output_stride
+        super().__init__(output_stride, in_channels)
         official = output_stride == 16
         self.low = nn.Sequential()
         self.high = nn.Sequential()
@@ -92,19 +90,3 @@ class Darknet19(nn.Module):
                 module = nn.MaxPool2d(2)
             part = self.low if layer.number <= _LOW_LEVEL_LAYER else self.high
             part.add_module(str(layer.number), module)
-
-    def lower(self, program: Program, x: int) -> tuple[int, int]:
-        """Add the encoder to a plan; the values of the low-level and the encoded feature."""
-        parts = []
-        for part in (self.low, self.high):
-            for name, module in part.named_children():
-                x = program.run(module, name, x)
-            parts.append(x)
-        return parts[0], parts[1]
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        low_level = self.low(x)
-        return low_level, self.high(low_level)
-
-    def extra_repr(self) -> str:
-        return f"output_stride={self.output_stride}"

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from liteseg.models.encoders.base import Encoder
 from liteseg_kernels.nn import ConvNormAct, InvertedResidual
 from liteseg_kernels.plan import Program
 
@@ -24,7 +25,7 @@ _STAGES = (
 _LOW_LEVEL_BLOCK = 2
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(Encoder):
     """MobileNetV2 encoder: float [N, in_channels, H, W] -> (low level [N, 24, H/4, W/4], encoded [N, 1280, H/s, W/s]).
 
     Sizes round up. ``output_stride`` s is 32 (the published network), 16 or 8: at 16 and 8 the strides that would go
@@ -33,17 +34,12 @@ class MobileNetV2(nn.Module):
     """
 
     low_level_channels = 24
-    low_level_stride = 4
     out_channels = 1280
     output_strides = (32, 16, 8)
+    state_prefix = "blocks."
 
     def __init__(self, output_stride: int = 32, in_channels: int = 3) -> None:
-        super().__init__()
-        if output_stride not in self.output_strides:
-            raise ValueError(
-                f"MobileNetV2: output_stride: expected one of {self.output_strides}, got {output_stride!r}"
-            )
-        self.output_stride = output_stride
+        super().__init__(output_stride, in_channels)
         self.stem = ConvNormAct(in_channels, 32, 3, stride=2, activation="relu6")
         blocks: list[nn.Module] = []
         channels, reached, dilation = 32, 2, 1
@@ -86,6 +82,3 @@ class MobileNetV2(nn.Module):
             if index == _LOW_LEVEL_BLOCK:
                 low_level = x
         return low_level, self.last(x)
-
-    def extra_repr(self) -> str:
-        return f"output_stride={self.output_stride}"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from liteseg.models.encoders.base import Encoder
 from liteseg_kernels.nn import ConvNormAct, ShuffleUnit
 from liteseg_kernels.plan import Program
 
 _GROUPS = 8
 
 
-class ShuffleNet(nn.Module):
+class ShuffleNet(Encoder):
     """ShuffleNet encoder: float [N, in_channels, H, W] -> (low level [N, 384, H/8, W/8], encoded [N, 1536, H/s, W/s]).
 
     Sizes round up. ``output_stride`` s is 32 (the published network) or 16, where stage 4 keeps its input's size and
@@ -19,15 +20,14 @@ class ShuffleNet(nn.Module):
     """
 
     low_level_channels = 384
-    low_level_stride = 8
     out_channels = 1536
     output_strides = (32, 16)
+    # the low-level feature's own are too many
+    decoder_channels = 48
+    state_prefix = "stage2."
 
     def __init__(self, output_stride: int = 32, in_channels: int = 3) -> None:
-        super().__init__()
-        if output_stride not in self.output_strides:
-            raise ValueError(f"ShuffleNet: output_stride: expected one of {self.output_strides}, got {output_stride!r}")
-        self.output_stride = output_stride
+        super().__init__(output_stride, in_channels)
         dense = output_stride == 16
         self.stem = ConvNormAct(in_channels, 24, 3, stride=2, bias=True, norm=False)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
@@ -66,6 +66,3 @@ class ShuffleNet(nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         low_level = self.stage2(self.pool(self.stem(x)))
         return low_level, self.stage4(self.stage3(low_level))
-
-    def extra_repr(self) -> str:
-        return f"output_stride={self.output_stride}"
