@@ -32,7 +32,7 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Plan:
+class DayPlan:
     """Sections in the order of what one wants to know of a day that ends early; seconds that each call may take, the
     last number for all calls after it."""
 
@@ -47,7 +47,7 @@ class Plan:
 
 
 PLANS = {
-    "short": Plan(
+    "short": DayPlan(
         (
             # libraries that were carried need no build
             Section("ready", "machine.ready", "checks", 220, 1),
@@ -63,11 +63,11 @@ PLANS = {
         # two calls, the machine's start and the transfers have to fit into 900 s
         (350,),
     ),
-    "train": Plan(
+    "train": DayPlan(
         (Section("camvid", "train.train", "checks", 600, 1), Section("camvid", "train.train", "checks", 600, 2)),
         (550, 190),
     ),
-    "long": Plan(
+    "long": DayPlan(
         (
             Section("ready", "machine.ready", "checks", 300),
             Section("ceilings", "speed.ceilings", "ceilings", 40),

@@ -56,7 +56,7 @@ def _command(day: Day, out: Path, epochs: int) -> list[str]:
     return [*command, *OPTIONS, *(DRY if day.dry else ()), *extra]
 
 
-class _Run:
+class _TrainingProcess:
     """A training process: when its epochs ended, by the checkpoint that each of them leaves."""
 
     def __init__(self, day: Day, out: Path, epochs: int, log: Path) -> None:
@@ -98,7 +98,7 @@ def _schedule(day: Day, log: Path) -> dict[str, float]:
     probe = TRAINING / "probe"
     shutil.rmtree(probe, ignore_errors=True)
     started = time.time()
-    run = _Run(day, probe, 10**4, log)
+    run = _TrainingProcess(day, probe, 10**4, log)
     code = run.wait(min(day.deadline, started + 180), _TIMED)
     if len(run.ends) < 3:
         raise RuntimeError(f"no three epochs within {time.time() - started:.0f} s, exit code {code}: {_last(log)}")
@@ -130,7 +130,7 @@ def _train(day: Day) -> Values:
     schedule = _schedule(day, log)
     epochs = int(schedule["epochs"])
     started = time.time()
-    run = _Run(day, out, epochs, log)
+    run = _TrainingProcess(day, out, epochs, log)
     code = run.wait(day.deadline - 8)
     returned = day.results / "training"
     shutil.rmtree(returned, ignore_errors=True)

@@ -70,7 +70,7 @@ def _explain_module(module: nn.Module, x: Tensor | None) -> ModuleExplanation:
     for name, network in module.named_modules():
         if not isinstance(network, PlannedModule):
             continue
-        run = runtime.Run(runtime.MODULES) if x is None else runtime.explain(network, x)
+        run = runtime.NetworkExplanation(runtime.MODULES) if x is None else runtime.explain(network, x)
         reason = network.plan_refusal() if x is None else run.refused.get("plan")
         if reason is None:
             plan.append(name)

@@ -18,7 +18,7 @@ from . import functional, intact
 from .graphs import GraphReport
 from .plan import Plan, PlannedModule
 
-__all__ = ["Engine", "Run", "explain", "labels", "logits"]
+__all__ = ["Engine", "NetworkExplanation", "explain", "labels", "logits"]
 
 _logger = logging.getLogger("liteseg_kernels")
 
@@ -86,7 +86,7 @@ MODULES = "modules"
 
 
 @dataclass(frozen=True)
-class Run:
+class NetworkExplanation:
     """How a call of a whole network runs.
 
     Attributes:
@@ -190,7 +190,9 @@ def labels(model: nn.Module, x: Tensor, size: tuple[int, int], *, flip: bool = F
     return _run(model, _Call((size[0], size[1]), flip), x, modules)
 
 
-def explain(model: nn.Module, x: Tensor, size: tuple[int, int] | None = None, *, flip: bool = False) -> Run:
+def explain(
+    model: nn.Module, x: Tensor, size: tuple[int, int] | None = None, *, flip: bool = False
+) -> NetworkExplanation:
     """How `logits(model, x)` runs when it is called now, or with a `size` `labels(model, x, size)`. Runs nothing.
 
     Example:
@@ -205,4 +207,4 @@ def explain(model: nn.Module, x: Tensor, size: tuple[int, int] | None = None, *,
         made = model.plan_or_reason(x) if isinstance(engine, PlanEngine) else None
         plan = made if isinstance(made, Plan) else None
         graph = model.graph_report(x)
-    return Run(MODULES if engine is None else engine.name, refused, plan, graph)
+    return NetworkExplanation(MODULES if engine is None else engine.name, refused, plan, graph)

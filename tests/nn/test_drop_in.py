@@ -195,7 +195,7 @@ def test_explain_tells_the_plan_of_a_network() -> None:
         assert lk.runtime.explain(holder[0], x).engine == "plan"
     # other networks have the same interface
     plain = nn.Conv2d(3, 4, 1)
-    assert lk.runtime.explain(plain, x) == lk.runtime.Run("modules")
+    assert lk.runtime.explain(plain, x) == lk.runtime.NetworkExplanation("modules")
     assert (lk.runtime.labels(plain, x, (16, 16)) < 4).all()
 
 

@@ -273,7 +273,7 @@ def test_report(model: nn.Module, fused: nn.Module) -> None:
     assert by_name["low.1 + low.2"].shape == (32, 180, 320)
     assert by_name["low.1 + low.2"].strategy == "products of copied rows"
     assert by_name["high.23"].shape == (1024, 22, 40)
-    assert by_name["5"].strategy.startswith("Winograd F(2x2, 3x3)")
+    assert by_name["low.5"].strategy.startswith("Winograd F(2x2, 3x3)")
     assert by_name["high.23"].strategy == "Winograd F(4x4, 3x3), passes over all tiles"
     # four times the plain weights of the deep layers
     weights = sum(p.numel() for p in model.parameters()) * 4
