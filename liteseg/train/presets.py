@@ -1,4 +1,13 @@
-"""Named configurations, put together from the small files of `liteseg/configs` (its README lists the words)."""
+"""Named configurations, put together from the small files of `liteseg/configs` (its README lists the words).
+
+The trainer's library can compose files too: several `--config`, merged in their order, which users may add on top here
+as well. It is not enough for the presets. Its order is the command line's, where here a word's file knows its place
+(changes come after recipes, however the name is spelled); it has no file for a pair of words (`official_darknet19`,
+`camvid_ms`, `cityscapes_coarse_official`), which would have to be named by hand, and is silently missing when it is
+not; words that do not go together would merge into some configuration instead of being refused; and `before`, the run
+in front of this one, is a configuration inside of one. So the words stay, 60 lines over the library's own reading and
+checking of what they give.
+"""
 
 from __future__ import annotations
 

@@ -160,10 +160,6 @@ def separable_conv2d_finish_kernel(
     tl.store(pointers, acc.to(out.dtype.element_ty), mask=inside)
 
 
-def _strides(t: Tensor | None) -> tuple[int, ...]:
-    return (0, 0, 0, 0) if t is None else t.stride()
-
-
 def launch_forward(
     x: Tensor,
     depthwise_weight: Tensor | None,
