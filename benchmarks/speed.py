@@ -21,8 +21,8 @@ import liteseg_kernels as lk
 from liteseg.bench import shapes
 from liteseg.bench.networks import calibrated
 from liteseg.bench.record import Skip, now, read
-from liteseg.bench.registry import COMPILED, EAGER, EAGER_LAST, TOLERANCE, cost, error, provide
-from liteseg.bench.timing import Times, best_launch, captured, peak_mb, quantiles, synchronize, wall
+from liteseg.bench.registry import COMPILED, EAGER, EAGER_LAST, cost, error, ready
+from liteseg.bench.timing import Times, captured, peak_mb, quantiles, synchronize, wall
 from liteseg_kernels._dispatch import SMALL_GRIDS
 
 from .checks import TRAINED, backends
@@ -157,29 +157,20 @@ def _op(day: Day, call: shapes.Call, dtype: torch.dtype, provider: str, full: bo
     clean(day)
     exact_float32()
     with nullcontext() if full else torch.inference_mode():
-        work, run = provide(provider, call, dtype, day.device, full=full)
         try:
-            result = run()
+            timed, facts = ready(provider, call, dtype, day.device, full=full)
         except lk.BackendError as reason:
             raise Skip(str(reason)) from None
-        off = error(result, work.exact())
-        del result
-        peak = peak_mb(run, day.device)
-        timed, launch = best_launch(run, day.device)
         times = quantiles(timed, day.device)
     counted = cost(call, dtype, full=full)
     rate = counted.bytes / times.p50 / 1e6
     copy = measured_copy(day)
-    wrong = off > TOLERANCE[dtype] and provider.startswith("liteseg")
     return {
         **columns(times),
-        "launch": launch,
+        **facts,
         "GB/s": rate,
         "share of copy": None if copy is None else rate / copy,
         "TFLOP/s": 2 * counted.macs / times.p50 / 1e9,
-        "peak MB": peak,
-        "error": off,
-        "status": "wrong" if wrong else "ok",
     }
 
 

@@ -15,8 +15,8 @@ import torch
 import liteseg_kernels as lk
 from liteseg.bench import record, shapes, turns
 from liteseg.bench.record import ENVIRONMENT, Line, append, environment, grouped, latest, number, table
-from liteseg.bench.registry import COMPILED, DTYPE_NAMES, EAGER, PROVIDERS, TOLERANCE, cost, error, provide
-from liteseg.bench.timing import best_launch, peak_mb, stopwatch
+from liteseg.bench.registry import COMPILED, DTYPE_NAMES, EAGER, PROVIDERS, cost, ready
+from liteseg.bench.timing import stopwatch
 from liteseg.bench.turns import spread
 
 __all__ = ["COLUMNS", "MODES", "Case", "Peaks", "measure", "report", "run"]
@@ -113,17 +113,6 @@ def cases(
                             yield Case(layer, batch, mode, dtype)
 
 
-def _ready(case: Case, provider: str, device: str) -> tuple[Callable[[], Any], dict[str, Any]]:
-    """The call to time, and what is known about it; raises lk.BackendError where ours has no kernel."""
-    full = case.mode == "full"
-    work, call = provide(provider, case.call, case.dtype, device, full=full)
-    off = error(call(), work.exact())
-    wrong = off > TOLERANCE[case.dtype] and provider.startswith("liteseg")
-    values = {"error": off, "peak MB": peak_mb(call, device), "status": "wrong" if wrong else "ok"}
-    timed, _ = best_launch(call, device)
-    return timed, values
-
-
 def measure(
     case: Case, providers: Sequence[str], known: Peaks, *, device: str = "cpu", rounds: int = 20
 ) -> list[dict[str, Any]]:
@@ -148,7 +137,9 @@ def measure(
                 "FMA GFLOP/s": known.fma[case.dtype],
             }
             try:
-                calls[provider], values = _ready(case, provider, device)
+                calls[provider], values = ready(provider, case.call, case.dtype, device, full=case.mode == "full")
+                # each from a CUDA graph where it can be
+                del values["launch"]
             except lk.BackendError as reason:
                 values = {"status": "skipped", "detail": str(reason)}
             except Exception as problem:

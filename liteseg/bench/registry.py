@@ -21,6 +21,7 @@ import liteseg_kernels as lk
 from liteseg_kernels.reference._parts import activate
 
 from .shapes import MAPS, Call, Spec
+from .timing import best_launch, peak_mb
 
 OURS = ("triton", "cuda", "cpu")
 EAGER, EAGER_LAST, COMPILED = "eager", "eager channels_last", "compiled"
@@ -382,6 +383,22 @@ def on(backend: str, work: Work) -> Callable[[], Tensor]:
             return work.ours()
 
     return run
+
+
+def ready(
+    provider: str, call: Call, dtype: torch.dtype, device: str, *, full: bool = False
+) -> tuple[Callable[[], Any], dict[str, Any]]:
+    """The call of a provider to time, and columns of what is known about it: how it is launched, its error and memory.
+
+    Raises lk.BackendError where ours has no kernel.
+    """
+    work, run = provide(provider, call, dtype, device, full=full)
+    off = error(run(), work.exact())
+    # the twins' own rounding in half precision is theirs
+    wrong = off > TOLERANCE[dtype] and provider.startswith("liteseg")
+    memory = peak_mb(run, device)
+    timed, launch = best_launch(run, device)
+    return timed, {"launch": launch, "error": off, "peak MB": memory, "status": "wrong" if wrong else "ok"}
 
 
 def provide(

@@ -173,16 +173,6 @@ def test_times_of_pytorch_outlive_our_sources(tmp_path: Path, monkeypatch: pytes
     assert rows.known(path, ("provider",), "") == {}
 
 
-def test_a_csv_of_other_columns_is_not_written_to(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text("x,y\n1,2\n")
-    with pytest.raises(ValueError, match="append: path: expected a results file with the columns"):
-        rows.append(path, CHECK, {"check": "a"})
-    with pytest.raises(ValueError, match=r"append: rows: expected columns of b.csv, got \['nonsense'\]"):
-        rows.append(tmp_path / "b.csv", CHECK, {"nonsense": 1})
-    assert path.read_text() == "x,y\n1,2\n"
-
-
 SECTION_SCRIPT = """
 import json, os, sys, time
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""`liteseg benchmark`: what its commands leave behind, what they refuse, and that one failure leaves the rest alone."""
+"""The engine behind all benchmarks, and `liteseg benchmark`: what it leaves behind and refuses, and that one failure
+leaves the rest alone."""
 
 from __future__ import annotations
 
@@ -15,13 +16,14 @@ from PIL import Image
 
 import liteseg
 import liteseg_kernels as lk
-from benchmarks import cpu_training
+from benchmarks import cpu_networks, cpu_training
 from liteseg.bench import kernels, networks, tables, turns
 from liteseg.bench.record import append, latest, read, table
 from liteseg.bench.registry import TWINS
 from liteseg.bench.timing import peak_mb
 from liteseg.cli import main
 from liteseg.models import create_model
+from tests.benchmarks.contestants import contestant
 from tests.data import folders
 
 STREET = Path(__file__).resolve().parents[1] / "data" / "street.jpg"
@@ -58,28 +60,8 @@ def test_results_are_appended_and_never_changed(tmp_path: Path) -> None:
     assert table(("a", "b"), [["x|y", 1.0]]) == "| a | b |\n|---|---:|\n| x\\|y | 1 |"
 
 
-def _contestant(mark: str, folder: str) -> turns.Contestant:
-    if mark == "raises":
-        raise ValueError("cannot\nrun")
-    if mark == "dies":
-        os._exit(3)
-    calls: list[str] = []
-
-    def call() -> None:
-        calls.append("call")
-        with open(os.path.join(folder, "order"), "a") as file:
-            file.write(mark)
-        if mark == "d" and calls.count("call") == 5:
-            os._exit(3)
-
-    result = [np.ones(4, np.float32), np.array([1, 2, 3, 4 + (mark == "b")], np.uint8)]
-    finish = {"calls": len(calls)} if mark == "none" else {"last": mark}
-    prepare = functools.partial(calls.append, "prepare")
-    return turns.Contestant(call, prepare, facts={"mark": mark}, result=result, finish=lambda: finish)
-
-
 def test_contestants_take_turns_and_fail_alone(tmp_path: Path) -> None:
-    makers = {mark: functools.partial(_contestant, mark, str(tmp_path)) for mark in ("a", "raises", "dies", "d", "b")}
+    makers = {mark: functools.partial(contestant, mark, str(tmp_path)) for mark in ("a", "raises", "dies", "d", "b")}
     before = os.environ.get("OMP_NUM_THREADS")
     found = turns.take_turns(makers, burn_in=1, runs=3, threads=1, reference="a")
     assert os.environ.get("OMP_NUM_THREADS") == before
@@ -120,23 +102,32 @@ def test_no_ratio_where_results_differ() -> None:
         assert theirs["detail"].startswith("no ratio: error") and theirs["detail"].endswith("at most 0.1")
 
 
-@pytest.mark.parametrize("fault", [False, True])
-def test_a_wrong_gradient_has_no_ratio(fault: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = tmp_path / "training.csv"
+@pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contestants are made here, and each takes as long as the others."""
 
-    def turns_in_this_process(makers: Any, **options: Any) -> dict[str, turns.Outcome]:
-        found, expected = {}, None
-        for name, make in makers.items():
-            one = make()
-            expected = one.result if name == options["reference"] else expected
+    def take_turns(makers: Any, *, reference: str, **_: Any) -> dict[str, turns.Outcome]:
+        made = {name: make() for name, make in makers.items()}
+        expected = made[reference].result
+
+        def outcome(one: turns.Contestant) -> turns.Outcome:
             off = max(turns.difference(a, b) for a, b in zip(one.result, expected, strict=True))
-            found[name] = turns.Outcome([1.0, 2.0], one.finish(), difference=off)
-        return found
+            return turns.Outcome([1.0, 2.0], one.finish(), difference=off)
 
-    monkeypatch.setattr(cpu_training, "take_turns", turns_in_this_process)
+        return {name: outcome(one) for name, one in made.items()}
+
+    for script in (cpu_training, cpu_networks):
+        monkeypatch.setattr(script, "take_turns", take_turns)
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_a_training_step_with_wrong_gradients_has_no_ratio(
+    fault: bool, one_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "training.csv"
     if fault:
-        monkeypatch.setattr(lk, "UpsampleCrossEntropyLoss", lambda: lk.UpsampleCrossEntropyLoss_(label_smoothing=0.3))
-        monkeypatch.setattr(lk, "UpsampleCrossEntropyLoss_", lk.nn.UpsampleCrossEntropyLoss, raising=False)
+        loss = functools.partial(lk.UpsampleCrossEntropyLoss, label_smoothing=0.3)
+        monkeypatch.setattr(lk, "UpsampleCrossEntropyLoss", loss)
     options = ["--networks", "liteseg_shufflenet", "--size", "2", "64", "96", "--dtypes", "float32", "--rounds", "2"]
     cpu_training.main([*options, "--providers", "liteseg", "eager channels_last", "--out", str(out)])
     lines = [line for line in read(out) if line["work"] == "liteseg_shufflenet"]
@@ -144,6 +135,25 @@ def test_a_wrong_gradient_has_no_ratio(fault: bool, tmp_path: Path, monkeypatch:
     assert (float(lines[0]["error"]) > 1e-2) == fault
     assert [bool(line["against liteseg"]) for line in lines] == [not fault] * 2
     assert lines[0]["detail"].startswith("no ratio") == fault
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_networks_with_wrong_labels_have_no_ratio(
+    fault: bool, one_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "networks.csv"
+    monkeypatch.setattr(cpu_networks, "PROVIDERS", ("liteseg", "eager"))
+    if fault:
+        labels = lk.runtime.labels
+        monkeypatch.setattr(lk.runtime, "labels", lambda model, x, size: labels(model, x + 0.3, size))
+    options = ["--networks", "liteseg_shufflenet", "--sizes", "64x96", "--outputs", "labels", "--threads", "1"]
+    cpu_networks.main([*options, "--rounds", "2", "--out", str(out)])
+    ours, eager = read(out)
+    assert (ours["provider"], eager["provider"]) == ("liteseg", "eager") and eager["equal labels"] == "1.000000"
+    assert ours["min ms"] == "1" and ours["size"] == "64x96" and ours["torch"] == torch.__version__
+    assert (float(ours["equal labels"]) < 0.999) == fault
+    assert (ours["against liteseg"], eager["against liteseg"]) == (("", "") if fault else ("1", "1"))
+    assert eager["detail"].startswith("no ratio: error 0") == fault
 
 
 def test_peak_memory_counts_what_a_call_holds() -> None:
