@@ -36,16 +36,17 @@ class _Call:
     flip: bool = False
 
 
+# module by module: what it computes of an input
+Modules = Callable[[Tensor], Tensor]
+
+
 class Engine(Protocol):
     """One way of running a whole network."""
 
     name: str
 
-    def refusal(self, network: PlannedModule, call: Any, x: Tensor) -> str | None:
-        """Why it does not take the call."""
-
-    def run(self, network: PlannedModule, call: Any, x: Tensor, modules: Callable[[Tensor], Tensor]) -> Tensor:
-        """The result of a call that it takes; `modules` computes it module by module."""
+    def take(self, network: PlannedModule, call: Any, x: Tensor) -> Callable[[Modules], Tensor] | str:
+        """What runs the call, given the network module by module; or why this engine does not take it."""
 
 
 class PlanEngine:
@@ -53,20 +54,18 @@ class PlanEngine:
 
     name = "plan"
 
-    def refusal(self, network: PlannedModule, call: _Call, x: Tensor) -> str | None:
+    def take(self, network: PlannedModule, call: _Call, x: Tensor) -> Callable[[Modules], Tensor] | str:
         if call.flip:
             return "the logits of the mirrored input are wanted too"
-        made = network.plan_or_reason(x)
-        if isinstance(made, Plan) and call.size is not None and made.classes > _MOST_CLASSES:
-            return f"expected at most {_MOST_CLASSES} classes for labels, got {made.classes}"
-        return made if isinstance(made, str) else None
-
-    def run(self, network: PlannedModule, call: _Call, x: Tensor, modules: Callable[[Tensor], Tensor]) -> Tensor:
         plan = network.plan_or_reason(x)
-        # another thread may have changed the network since
         if isinstance(plan, str):
-            return modules(x)
-        return plan.logits(x) if call.size is None else plan.labels(x, call.size)
+            return plan
+        size = call.size
+        if size is None:
+            return lambda modules: plan.logits(x)
+        if plan.classes > _MOST_CLASSES:
+            return f"expected at most {_MOST_CLASSES} classes for labels, got {plan.classes}"
+        return lambda modules: plan.labels(x, size)
 
 
 class GraphEngine:
@@ -74,11 +73,9 @@ class GraphEngine:
 
     name = "cuda graph"
 
-    def refusal(self, network: PlannedModule, call: _Call, x: Tensor) -> str | None:
-        return network.graph_refusal(x)
-
-    def run(self, network: PlannedModule, call: _Call, x: Tensor, modules: Callable[[Tensor], Tensor]) -> Tensor:
-        return network.replay(call, modules, x)
+    def take(self, network: PlannedModule, call: _Call, x: Tensor) -> Callable[[Modules], Tensor] | str:
+        reason = network.graph_refusal(x)
+        return (lambda modules: network.replay(call, modules, x)) if reason is None else reason
 
 
 ENGINES: tuple[Engine, ...] = (PlanEngine(), GraphEngine())
@@ -114,11 +111,11 @@ def _more(model: nn.Module) -> str | None:
     return None
 
 
-def _engines(model: nn.Module, call: _Call, x: Tensor) -> tuple[Engine | None, dict[str, str]]:
-    """The engine that takes the call, and why those before it do not."""
+def _taken(model: nn.Module, call: _Call, x: Tensor) -> tuple[str, Callable[[Modules], Tensor] | None, dict[str, str]]:
+    """Name of the engine that takes the call, what runs it there, and why the engines before it do not."""
     refused: dict[str, str] = {}
     if not isinstance(model, PlannedModule):
-        return None, refused
+        return MODULES, None, refused
     reason = None
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         reason = "it is traced or compiled"
@@ -126,28 +123,27 @@ def _engines(model: nn.Module, call: _Call, x: Tensor) -> tuple[Engine | None, d
         # a method put on the model itself, a compiled one for example, is what its owner wants to run
         reason = f"{_LOW} was put on the network" if intact.replaced(model, _LOW) else _more(model)
     for engine in ENGINES:
-        refused[engine.name] = found = reason or engine.refusal(model, call, x) or ""
-        if not found:
-            del refused[engine.name]
-            return engine, refused
-    return None, refused
+        taken = reason or engine.take(model, call, x)
+        if not isinstance(taken, str):
+            return engine.name, taken, refused
+        refused[engine.name] = taken
+    return MODULES, None, refused
 
 
-def _run(model: nn.Module, call: _Call, x: Tensor, modules: Callable[[Tensor], Tensor]) -> Tensor:
-    engine, refused = _engines(model, call, x)
-    if engine is not None:
-        assert isinstance(model, PlannedModule)
-        return engine.run(model, call, x, modules)
-    if isinstance(model, PlannedModule) and GraphEngine.name in refused:
+def _run(model: nn.Module, call: _Call, x: Tensor, modules: Modules) -> Tensor:
+    # compilers and exporters see through this, and need not see a message
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return modules(x)
+    _, run, refused = _taken(model, call, x)
+    if run is not None:
+        return run(modules)
+    if isinstance(model, PlannedModule):
         model.miss_graph(refused[GraphEngine.name])
     return modules(x)
 
 
 def logits(network: PlannedModule, x: Tensor) -> Tensor:
     """Low-resolution logits [N, K, h, w] of a network's input [N, C, H, W], by the engine that takes them."""
-    # compilers see through this
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return network.forward_modules(x)
     return _run(network, _Call(), x, network.forward_modules)
 
 
@@ -201,10 +197,10 @@ def explain(
         >>> lk.runtime.explain(fused.train(), torch.zeros(1, 3, 64, 96)).refused["plan"]
         'the network is in training mode'
     """
-    engine, refused = _engines(model, _Call(size, flip), x)
+    engine, _, refused = _taken(model, _Call(size, flip), x)
     plan = graph = None
     if isinstance(model, PlannedModule):
-        made = model.plan_or_reason(x) if isinstance(engine, PlanEngine) else None
+        made = model.plan_or_reason(x) if engine == PlanEngine.name else None
         plan = made if isinstance(made, Plan) else None
         graph = model.graph_report(x)
-    return NetworkExplanation(MODULES if engine is None else engine.name, refused, plan, graph)
+    return NetworkExplanation(engine, refused, plan, graph)
