@@ -88,7 +88,9 @@ def test_public_names() -> None:
 def test_import_is_quiet_and_light() -> None:
     # after the submodules as well, `liteseg.predict` and `liteseg.profile` must stay functions
     code = (
-        "import sys, liteseg, liteseg.predict, liteseg.models.profile\n"
+        "import sys, liteseg.bench.record, liteseg.atomic\n"
+        "assert 'torch' not in sys.modules\n"
+        "import liteseg, liteseg.predict, liteseg.models.profile\n"
         "heavy = {'lightning', 'pytorch_lightning', 'av', 'jsonargparse', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "assert callable(liteseg.predict) and callable(liteseg.profile) and callable(liteseg.models.profile)\n"
