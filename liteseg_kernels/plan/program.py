@@ -26,8 +26,8 @@ from .packing import Unplannable
 
 
 class Program:
-    """The network as its modules tell it by their `lower`, before a `Plan` is made of it. (`csrc/cpu/program.h` has a
-    class of this name that reads the words of a finished plan.) Values are numbers: 0 is the network's input."""
+    """The network as its modules tell it by their `lower`, before a `Plan` is made of it. (In C++ the class of
+    this name reads the words of a finished plan.) Values are numbers: 0 is the network's input."""
 
     def __init__(self, in_channels: int) -> None:
         self._channels = [in_channels]
