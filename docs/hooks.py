@@ -14,13 +14,11 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 def _cpu_networks(lines: list[dict[str, str]]) -> str:
     """Ours against the fastest other, of the last rows of each case."""
-    from liteseg.bench.record import latest, table
+    from liteseg.bench.record import grouped, latest, table
 
     key = [name for name in ("network", "size", "output", "threads", "dtype") if name in lines[0]]
-    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
-    for line in latest(lines, [*key, "provider"]):
-        if line["p50 ms"]:
-            groups.setdefault(tuple(line[name] for name in key), []).append(line)
+    # a row without a ratio did not run, or gave another result
+    groups = grouped((line for line in latest(lines, [*key, "provider"]) if line["against liteseg"]), key)
     cells = []
     for case, group in groups.items():
         mine = next((x for x in group if x["provider"] == "liteseg"), None)
