@@ -104,7 +104,7 @@ def separable_conv2d(
         pointwise_weight: [C_out, C, 1, 1].
         bias: [C_out], of the pointwise convolution.
         stride, padding, dilation: of the depthwise convolution, as torch.nn.functional.conv2d takes them.
-        activation: None, "relu", "relu6" or "leaky_relu" (with `negative_slope`).
+        activation: None or a name in `activations`, such as "relu"; `negative_slope` is leaky_relu's.
         residual: [N, C_out, H', W'], added before the activation.
 
     Returns: [N, C_out, H', W']. The depthwise map is never stored. Differentiable once.
@@ -448,7 +448,7 @@ def batch_norm_activation(
         running_mean, running_var: [C], updated in place where given.
         weight, bias: [C].
         momentum: share of the batch in the updated running statistics.
-        activation: None, "relu", "relu6" or "leaky_relu" (with `negative_slope`).
+        activation: None or a name in `activations`, such as "relu"; `negative_slope` is leaky_relu's.
         residual: [N, C, H, W], added before the activation.
         process_group: torch.distributed group over which the statistics are combined (SyncBatchNorm), on any device.
 

@@ -222,7 +222,7 @@ class SeparableConv2d(FusedModule):
         kernel_size, stride, dilation: of the depthwise convolution. `padding=None` means
             `dilation * (kernel_size - 1) // 2`, which keeps the size at stride 1.
         norm: batch normalisation after the pointwise convolution (folded into it in eval).
-        activation: None, "relu", "relu6" or "leaky_relu" (with `negative_slope`), applied last.
+        activation: None or a name in `activations`, such as "relu", applied last; `negative_slope` is leaky_relu's.
         bias: bias of the pointwise convolution.
 
     Shape: [N, in_channels, H, W] -> [N, out_channels, H', W'], any floating dtype, NCHW or channels_last.

@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from .. import activations
+
 # in the order of Activation in csrc/cpu/types.h
-ACTIVATIONS = (None, "relu", "relu6", "leaky_relu", "hardswish", "silu", "hardsigmoid", "sigmoid")
+ACTIVATIONS = (*activations.NAMES, "hardswish", "silu", "hardsigmoid", "sigmoid")
 
 Shape = tuple[int, int, int]  # channels, height, width
 
@@ -28,7 +30,7 @@ class Activation:
     @property
     def smooth(self) -> bool:
         """Whether it is applied to what is stored already."""
-        return ACTIVATIONS.index(self.name) > ACTIVATIONS.index("leaky_relu")
+        return self.name not in activations.NAMES
 
 
 NONE = Activation()
