@@ -12,8 +12,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -84,12 +84,13 @@ def _count(text: str) -> int:
 
 
 def _weights_options(parser: argparse.ArgumentParser, *, weights: str | None = None) -> argparse._ArgumentGroup:
+    """Options that say which network. weights: the default of --weights, "" for a network with none."""
     group = parser.add_argument_group("model")
     group.add_argument("--model", metavar="NAME", help="model name; the weights' own by default")
     group.add_argument(
         "--weights",
         metavar="W",
-        default=weights,
+        default=weights or None,
         required=weights is None,
         help="bundled name (such as camvid) or path of a .safetensors, .pth or .pt file"
         + (f"; default {weights}" if weights else ""),
@@ -104,9 +105,10 @@ def _weights_options(parser: argparse.ArgumentParser, *, weights: str | None = N
     return group
 
 
-def _model_options(parser: argparse.ArgumentParser, *, weights: str | None = None) -> None:
+def _model_options(parser: argparse.ArgumentParser, *, weights: str | None = None, scale: bool = True) -> None:
     group = _weights_options(parser, weights=weights)
-    group.add_argument("--scale", type=_positive, metavar="S", help="input scale; the weights' own by default")
+    if scale:
+        group.add_argument("--scale", type=_positive, metavar="S", help="input scale; the weights' own by default")
     group.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, cuda:N or auto (default)")
     group.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"), help="default float32")
     group.add_argument("--backend", default=None, metavar="B", help="reference, cpu, triton, cuda or auto (default)")
@@ -292,6 +294,18 @@ def _parser() -> argparse.ArgumentParser:
     p.set_defaults(run=_info)
 
     p = commands.add_parser(
+        "explain",
+        parents=[common],
+        help="by which kernels a network runs here, and why not by others",
+        description="Says whether the network runs from one plan, which of its blocks run as one op, and otherwise "
+        "each op with the backend that runs it and the reasons against the others.",
+    )
+    p.add_argument("--size", type=_size, default=(360, 640), metavar="HxW", help="of the picture (default 360x640)")
+    _model_options(p, weights="", scale=False)
+    _fuse_option(p)
+    p.set_defaults(run=_explain)
+
+    p = commands.add_parser(
         "demo",
         parents=[common],
         help="segment a street picture, compare fused with plain PyTorch",
@@ -328,6 +342,60 @@ def _device(text: str) -> Any:
     return device
 
 
+def _check_backend(name: str, device: str) -> None:
+    """UserError for a backend none of whose kernels can run; what a usable one does not take goes to the reference."""
+    import torch
+
+    from liteseg_kernels import info
+
+    usable = info.collect()["backends"]
+    on = _device(device).type
+    # the library of CUDA kernels loads on any machine
+    if usable["cuda"] is None and on != "cuda":
+        seen = "the device is cpu" if torch.cuda.is_available() else "torch sees no CUDA device"
+        usable["cuda"] = seen
+    if on != "cpu":
+        usable["cpu"] = usable["cpu"] or f"the device is {on}"
+    reason = usable.get(name)
+    if reason is not None:
+        known = ", ".join(backend for backend, why in usable.items() if why is None)
+        raise UserError(f"--backend: expected one that can run here ({known} or auto), got {name!r}: {reason}")
+
+
+# options of other names than the arguments that errors name
+_RENAMED = {
+    "create_model: name": "--model",
+    "dataset: name": "--dataset",
+    "export: path": "--out",
+    "use_backend: name": "--backend",
+    # what is wrong is the file in front of it
+    "predict: image": "",
+}
+
+
+def _said(text: str, args: argparse.Namespace) -> str:
+    """The text of an error in the words of the command that was given."""
+    from liteseg.wording import in_options
+
+    given = vars(args)
+    renamed = {**_RENAMED, "create_model: name": "MODEL"} if args.command == "profile" else _RENAMED
+    return in_options(text, lambda name: f"--{name.replace('_', '-')}" if name in given else None, renamed)
+
+
+@contextmanager
+def _in_options(args: argparse.Namespace) -> Iterator[None]:
+    """Errors of the block name options, not functions of the library and their arguments."""
+    try:
+        yield
+    except ElsewhereError:
+        raise
+    except (ValueError, TypeError) as error:
+        said = _said(str(error), args)
+        if said == str(error):
+            raise
+        raise UserError(said) from error
+
+
 def _load(args: argparse.Namespace) -> Network:
     """The model of the command line: eval mode, on its device, in float32."""
     from liteseg.models import create_model
@@ -352,7 +420,12 @@ def _predict(args: argparse.Namespace) -> int:
     from liteseg.distributed import rank, shared_errors
     from liteseg.files import predict_files
     from liteseg.palette import palette_for
+    from liteseg.reading import IMAGE_SUFFIXES
+    from liteseg.video import VIDEO_SUFFIXES
+    from liteseg.wording import counted
 
+    if args.out.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES or args.out.is_file():
+        raise UserError(f"--out: expected a folder, results in it are named after their inputs; got {str(args.out)!r}")
     with shared_errors():
         model = _load(args)
         ready = _finished(model, args)
@@ -378,15 +451,15 @@ def _predict(args: argparse.Namespace) -> int:
         print(f"liteseg: note: {note}", file=sys.stderr)
     if not outcome.done:
         more = len(outcome.failures) - 1
-        raise UserError(outcome.failures[0] + (f" (and {more} more inputs failed)" if more else ""))
+        raise UserError(outcome.failures[0] + (f" (and {counted(more, 'more input')} failed)" if more else ""))
     if outcome.done == 1:
         print("\n".join(map(str, outcome.written)))
     else:
         print(f"{outcome.done} files segmented, {len(outcome.written)} results in {args.out}")
     if outcome.failures:
-        print(f"liteseg: error: {len(outcome.failures)} inputs failed:", file=sys.stderr)
+        print(f"liteseg: error: {counted(len(outcome.failures), 'input')} failed:", file=sys.stderr)
         for reason in outcome.failures:
-            print(f"  {reason}", file=sys.stderr)
+            print(f"  {_said(reason, args)}", file=sys.stderr)
         return EXIT_SOME_FAILED
     return EXIT_OK
 
@@ -537,6 +610,19 @@ def _info(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _explain(args: argparse.Namespace) -> int:
+    from liteseg.explain import explain
+
+    if args.weights is None and args.model is None:
+        args.model = "liteseg_mobilenetv2"
+    model = _finished(_load(args), args)
+    height, width = args.size
+    fused = "not fused" if args.no_fuse else "fused"
+    print(f"{model.config.name}, {fused}, {args.dtype}, a picture of {height}x{width} on {_device(args.device)}")
+    print(explain(model, args.size))
+    return EXIT_OK
+
+
 def _demo(args: argparse.Namespace) -> int:
     from liteseg.demo import demo
 
@@ -553,6 +639,11 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _train(argv: Sequence[str]) -> int:
+    if not argv or {"-h", "--help"}.intersection(argv):
+        from liteseg.train.options import HELP
+
+        print(HELP, end="")
+        return EXIT_OK
     try:
         from liteseg.train.cli import main as train
     except ModuleNotFoundError as error:
@@ -587,13 +678,17 @@ def _run(argv: list[str]) -> int:
         print(f"liteseg {__version__}")
         return EXIT_OK
     if args.command is None:
-        parser.error("expected a command")
+        parser.print_help()
+        return EXIT_OK
     backend = getattr(args, "backend", None)
     with ExitStack() as stack:
+        stack.enter_context(_in_options(args))
         if backend is not None:
             import liteseg_kernels as lk
 
             stack.enter_context(lk.use_backend(backend))
+            if args.command != "explain":
+                _check_backend(backend, args.device)
         if args.command in ("predict", "evaluate") and os.environ.get("WORLD_SIZE", "1") != "1":
             from liteseg.distributed import process_group
 

@@ -51,7 +51,7 @@ def add_parser(
         description="Results are appended to CSV files in --out; a Markdown report and plots (liteseg[bench]) are made "
         "from all that is in them. What cannot run here is a row with the reason.",
     )
-    benchmark.set_defaults(run=lambda args: benchmark.error("expected one of fps, kernels, tables, figures"))
+    benchmark.set_defaults(run=lambda args: benchmark.print_help() or 0)
     inner = benchmark.add_subparsers(dest="benchmark", metavar="COMMAND", parser_class=type(benchmark))
 
     def command(name: str, run: Callable[..., int], help: str, description: str) -> argparse.ArgumentParser:

@@ -55,15 +55,21 @@ def resolve_weights(weights: str | os.PathLike[str], backbone: str) -> Path:
     if not isinstance(weights, (str, os.PathLike)):
         raise TypeError(f"weights: expected a bundled name or a path, got {type(weights).__name__}")
     path = Path(weights)
-    if path.exists():
-        if path.is_dir():
-            raise ValueError(f"weights: expected a file, got the folder {path}")
+    if path.is_file():
         return path
     bundled = list_weights()
     for name in (str(weights), f"{weights}_{backbone}"):
         if name in bundled:
             return _folder() / f"{name}.safetensors"
+    # behind the names: a data set's folder may have that of its weights
+    if path.exists():
+        raise ValueError(f"weights: expected a file, got the folder {path}")
     known = ", ".join(bundled) or "none"
+    others = [name for name in bundled if name.startswith(f"{weights}_")]
+    if others:
+        raise ValueError(
+            f"weights: expected weights of {backbone}, got {str(weights)!r}, of which there is {', '.join(others)} only"
+        )
     raise ValueError(
         f"weights: expected a bundled name ({known}) or the path of an existing file, got {str(weights)!r}"
     )

@@ -16,6 +16,8 @@ from liteseg.data import MEAN, STD
 from liteseg.image_io import overlay
 from liteseg.palette import colorize, palette_for
 
+from .interruption import Interruption
+
 
 class EMA(WeightAveraging):
     """Exponential moving average of weights and batch-norm statistics, used for validation and export.
@@ -42,36 +44,49 @@ class EMA(WeightAveraging):
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes one file at the end of every epoch, and every few steps where asked to.
+    """Writes one file at the end of every epoch, every few steps where asked to, and when the run is interrupted.
 
     Args:
         path: of the file.
         every_steps: optimizer steps between two; 0 for the ends of epochs only.
+        interruption: what it asks whether to stop, after every step.
     """
 
-    def __init__(self, path: Path, every_steps: int = 0) -> None:
+    def __init__(self, path: Path, every_steps: int = 0, interruption: Interruption | None = None) -> None:
         if every_steps < 0:
             raise ValueError(f"checkpoint_steps: expected at least 0, got {every_steps}")
         self.path, self.every_steps = path, every_steps
+        self._interruption = interruption or Interruption()
         self._saved_at = 0
 
-    def _save(self, trainer: pl.Trainer) -> None:
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._saved_at = trainer.global_step
-            trainer.save_checkpoint(self.path)
+    def _save(self, trainer: pl.Trainer) -> Path | None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return None
+        self._saved_at = trainer.global_step
+        trainer.save_checkpoint(self.path)
+        return self.path
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._interruption.training = True
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        # with accumulated gradients several batches end at one step; the last batch of an epoch is followed by its end
-        if self.every_steps == 0 or step % self.every_steps or step == self._saved_at:
+        # the last batch of an epoch is followed by its end
+        if batch_idx + 1 >= trainer.num_training_batches:
             return
-        if batch_idx + 1 < trainer.num_training_batches:
+        # gradients that wait for those of other batches are in no checkpoint
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and self._interruption.asked(trainer):
+            self._interruption.stop(trainer, self._save(trainer))
+        # with accumulated gradients several batches end at one step
+        if self.every_steps and step % self.every_steps == 0 and step != self._saved_at:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._save(trainer)
+        path = self._save(trainer)
+        if self._interruption.asked(trainer):
+            self._interruption.stop(trainer, path)
 
 
 class Pictures(Callback):

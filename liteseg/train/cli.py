@@ -6,11 +6,13 @@ import argparse
 import gc
 import hashlib
 import importlib.util
+import logging
 import os
 import platform
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +24,8 @@ from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelChec
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.trainer.connectors import checkpoint_connector
+from pytorch_lightning.utilities import rank_zero, rank_zero_info
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 import liteseg_kernels as lk
@@ -36,7 +39,9 @@ from liteseg.models import create_model, save_weights
 from .callbacks import EMA, LastCheckpoint, Pictures
 from .checkpoint import AtomicCheckpointIO, model_state, read_checkpoint
 from .datamodule import SegmentationData
+from .interruption import Interruption
 from .module import NotFiniteError, SegmentationModule
+from .options import in_options
 from .presets import resolve, with_config
 from .sync import LayerSync
 
@@ -100,7 +105,7 @@ class TrainCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         # the parent warns whenever arguments are given from within python
-        self.arguments = args
+        self.arguments, self.interruption = args, Interruption()
         self.config = parser.parse_args(args)
 
     def before_instantiate_classes(self) -> None:
@@ -130,7 +135,7 @@ class TrainCLI(LightningCLI):
                 save_on_train_epoch_end=False,
                 enable_version_counter=False,
             ),
-            LastCheckpoint(folder / "last.ckpt", self.config["checkpoint_steps"]),
+            LastCheckpoint(folder / "last.ckpt", self.config["checkpoint_steps"], self.interruption),
         ]
         if self.config["ema_decay"] != 0:
             own.append(EMA(self.config["ema_decay"]))
@@ -220,14 +225,28 @@ def export(cli: TrainCLI, checkpoint_path: Path, path: Path) -> None:
     save_weights(cli.model.model, path, dtype=_DTYPES[cli.config["export_dtype"]], metadata={"provenance": provenance})
 
 
-def _check_resumable(cli: TrainCLI, path: Path) -> None:
-    stored = read_checkpoint(path)["liteseg"]["config"]["model"]
+class InterruptedRun(KeyboardInterrupt):
+    """Ctrl-C ended a run; the text says what is left of it."""
+
+
+def _left_behind(saved: tuple[Path, int] | None, last: Path) -> str:
+    again = "the same command goes on from there"
+    if saved is not None:
+        return f"interrupted; saved step {saved[1]} in {saved[0]}: {again}"
+    return f"interrupted; not saved, {last} is of an earlier step: {again}" if last.is_file() else "interrupted"
+
+
+def _check_resumable(cli: TrainCLI, path: Path) -> int:
+    """The step that a checkpoint was written at; ValueError where it is another run's."""
+    checkpoint = read_checkpoint(path)
+    stored = checkpoint["liteseg"]["config"]["model"]
     for key in ("name", "num_classes", "class_names", "switches"):
         if stored[key] != cli.config_dump["model"][key]:
             raise ValueError(
                 f"{path}: holds a run with model.{key} {stored[key]}, not {cli.config_dump['model'][key]}; "
                 "choose another --out, or start over with --resume false"
             )
+    return checkpoint["global_step"]
 
 
 def train(argv: Sequence[str]) -> Path | None:
@@ -259,9 +278,16 @@ def train(argv: Sequence[str]) -> Path | None:
             remove_leftovers(folder)
     resume = last if cli.config["resume"] and last.is_file() else None
     if resume is not None:
-        _check_resumable(cli, resume)
-        rank_zero_info(f"resuming from {resume}")
-    cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=resume, weights_only=True)
+        step = _check_resumable(cli, resume)
+        rank_zero_info(f"RESUMING at step {step} from {resume} (--resume false starts over)")
+    with cli.interruption:
+        try:
+            cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=resume, weights_only=True)
+        # what lightning makes of an interruption
+        except (KeyboardInterrupt, SystemExit) as end:
+            if isinstance(end, SystemExit) and not isinstance(end.__context__, KeyboardInterrupt):
+                raise
+            raise InterruptedRun(_left_behind(cli.interruption.saved, last)) from end
     if cli.config["trainer"]["fast_dev_run"]:
         return None
     weights = out / "weights.safetensors"
@@ -290,39 +316,74 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: exit code 0 on success; one line on stderr otherwise, with the traceback after `--debug`.
 
     2: bad input, or a file that cannot be read or written. 1: the run stopped: the loss is no longer finite, a loader
-    process died, memory is exhausted. 130: interrupted.
+    process died, memory is exhausted. 130: interrupted; once there are steps, the last one is finished and saved first.
     """
+    with _quiet():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     if debug:
         arguments.remove("--debug")
-    arguments = [_long(argument) for argument in arguments]
+    # lightning's own help has everything
+    arguments = ["--help" if argument == "--help-all" else _long(argument) for argument in arguments]
     if "--deterministic" in arguments:
         position = arguments.index("--deterministic")
         arguments[position : position + 1] = ["--trainer.deterministic", "true"]
-    # lightning's own use of torch, nothing a user could act on
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    # the sampler goes on within an epoch, which lightning cannot know
-    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     try:
         train(arguments)
         _leave()
-    except SystemExit as end:
-        # what lightning makes of it
-        if isinstance(end.__context__, KeyboardInterrupt):
-            return 130
-        raise
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as end:
+        if rank() == 0:
+            print(f"liteseg: {end or 'interrupted'}", file=sys.stderr)
         return 130
     except Exception as error:
         code, reason = _explain(error)
         if debug or code is None:
             raise
         if not isinstance(error, ElsewhereError):
-            who = f" (process {rank()})" if rank() else ""
-            print(f"liteseg train{who}: {reason}", file=sys.stderr)
+            who = f"process {rank()}: " if rank() else ""
+            print(f"liteseg: error: {who}{reason}", file=sys.stderr)
         return code
     return 0
+
+
+# of lightning's warnings, those about its own use of torch, and what it cannot know: the sampler goes on within an
+# epoch, a folder of checkpoints is there because the run was
+_NO_WARNINGS = (".*LeafSpec.*", ".*your dataloader is not resumable.*", ".*Checkpoint directory .* is not empty.*")
+# of what it says: advertisements, and what nobody could act on
+_NO_INFO = ("\N{ELECTRIC LIGHT BULB} Tip:", "`weights_only` was not set", "\nDetected KeyboardInterrupt")
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_NO_INFO)
+
+
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning without the place and the text of the source it comes from."""
+    return f"liteseg: warning: {' '.join(str(message).split())}\n"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's warnings and messages as far as they are worth reading, one line each."""
+    loggers = [logging.getLogger(module.__name__) for module in (rank_zero, checkpoint_connector)]
+    with warnings.catch_warnings():
+        for message in _NO_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        shown, warnings.formatwarning = warnings.formatwarning, _one_line
+        for logger in loggers:
+            logger.addFilter(_worth_saying)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeFilter(_worth_saying)
+            warnings.formatwarning = shown
 
 
 def _long(argument: str) -> str:
@@ -341,15 +402,17 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-_BAD_INPUT = (ValueError, TypeError, OSError, argparse.ArgumentError, MisconfigurationException)
+_BAD_INPUT = (ValueError, TypeError, OSError, MisconfigurationException)
 
 
 def _explain(error: Exception) -> tuple[int | None, str]:
     """Exit code and reason; None for errors that no user can act on."""
     if isinstance(error, NotFiniteError):
         return 1, _reason(error)
+    if isinstance(error, argparse.ArgumentError):
+        return 2, f"{_reason(error)} (see liteseg train --help)"
     if isinstance(error, _BAD_INPUT):
-        return 2, _reason(error)
+        return 2, in_options(_reason(error))
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
         return 1, f"out of memory; try a smaller --data.batch_size or --data.augment.crop ({_reason(error)})"
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):

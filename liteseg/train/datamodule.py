@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader, Sampler, default_collate
 from liteseg.data import Augmentation, Preparation, SegmentationDataset, dataset
 from liteseg.data import check as check_labels
 
+from .interruption import left_to_the_trainer
+
 _DEFAULT_AUGMENTATION = Augmentation()
 
 
@@ -107,10 +109,10 @@ class SegmentationData(pl.LightningDataModule):
         on_error: Literal["fail", "skip"] = "fail",
     ) -> None:
         super().__init__()
-        if batch_size < 1 or val_batch_size < 1:
-            raise ValueError(f"data: batch size: expected at least 1, got {min(batch_size, val_batch_size)}")
-        if num_workers < 0:
-            raise ValueError(f"data: num_workers: expected at least 0, got {num_workers}")
+        counts = (("batch_size", batch_size, 1), ("val_batch_size", val_batch_size, 1), ("num_workers", num_workers, 0))
+        for option, value, least in counts:
+            if value < least:
+                raise ValueError(f"data: {option}: expected at least {least}, got {value}")
         self.name, self.root, self.seed = name, root, seed
         self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
         # of every split
@@ -186,6 +188,7 @@ class SegmentationData(pl.LightningDataModule):
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
+            worker_init_fn=left_to_the_trainer,
             persistent_workers=self.num_workers > 0,
         )
 
@@ -202,6 +205,7 @@ class SegmentationData(pl.LightningDataModule):
             batch_size=self.val_batch_size,
             sampler=share,
             num_workers=self.num_workers,
+            worker_init_fn=left_to_the_trainer,
             collate_fn=_collate,
         )
 

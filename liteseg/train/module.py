@@ -138,11 +138,7 @@ class SegmentationModule(pl.LightningModule):
             **(switches or {}),
         )
         # the peers have no backbone that could be given
-        if weights is None and backbone_weights is None and isinstance(model, LiteSeg):
-            rank_zero_warn(
-                "TRAINING FROM SCRATCH: no --model.backbone_weights. The backbone starts from random numbers; expect a "
-                "far lower mIoU than with ImageNet weights, and give it many more epochs."
-            )
+        self._from_nothing = weights is None and backbone_weights is None and isinstance(model, LiteSeg)
         self.model: Network = model.to(memory_format=torch.channels_last)
         # counted anew from the training labels at every start, so checkpoints do not hold it
         self.loss_weight: Tensor | None
@@ -205,6 +201,14 @@ class SegmentationModule(pl.LightningModule):
             weight = chosen.sum().float()
         weight = mean_over_processes(weight)
         return total / torch.where(weight == 0, 1, weight)
+
+    def on_fit_start(self) -> None:
+        # a run that goes on has trained weights
+        if self._from_nothing and self.trainer.ckpt_path is None:
+            rank_zero_warn(
+                "TRAINING FROM SCRATCH: no --model.backbone_weights. The backbone starts from random numbers; expect a "
+                "far lower mIoU than with ImageNet weights, and give it many more epochs."
+            )
 
     def on_train_start(self) -> None:
         # a run that goes on within an epoch has no start of this epoch

@@ -317,15 +317,15 @@ def test_aoti_without_a_compiler(refused, weights, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--format", "tflite"], "export: format: expected one of onnx, torch_export, aoti, got 'tflite'"),
-        (["--output", "overlay"], "export: output: expected one of logits, labels, got 'overlay'"),
-        (["--out", "model.pt"], "export: path: expected a name ending in .onnx for onnx, got 'model.pt'"),
-        (["--out", "nowhere/model.onnx"], "export: path: expected a folder that exists, got 'nowhere'"),
-        (["--size", "31x512"], "export: size: expected height and width of at least 32, got 31x512"),
-        (["--size", "64x63"], "export: size: expected height and width of at least 64 for a file that takes any size"),
-        (["--size", "31x64", "--fixed-size"], "export: size: expected height and width of at least 32, got 31x64"),
+        (["--format", "tflite"], "--format: expected one of onnx, torch_export, aoti, got 'tflite'"),
+        (["--output", "overlay"], "--output: expected one of logits, labels, got 'overlay'"),
+        (["--out", "model.pt"], "--out: expected a name ending in .onnx for onnx, got 'model.pt'"),
+        (["--out", "nowhere/model.onnx"], "--out: expected a folder that exists, got 'nowhere'"),
+        (["--size", "31x512"], "--size: expected height and width of at least 32, got 31x512"),
+        (["--size", "64x63"], "--size: expected height and width of at least 64 for a file that takes any size"),
+        (["--size", "31x64", "--fixed-size"], "--size: expected height and width of at least 32, got 31x64"),
         (["--size", "large"], "--size: expected HEIGHTxWIDTH"),
-        (["--opset", "17"], "export: opset: expected 18 to 23, got 17"),
+        (["--opset", "17"], "--opset: expected 18 to 23, got 17"),
     ],
 )
 def test_bad_arguments(arguments, text, refused, weights, tmp_path, monkeypatch):
@@ -339,7 +339,7 @@ def test_bad_arguments(arguments, text, refused, weights, tmp_path, monkeypatch)
 def test_a_folder_in_the_way(refused, weights, tmp_path):
     (tmp_path / "model.onnx").mkdir()
     line = refused("export", "--weights", weights, "--format", "onnx", "--out", tmp_path / "model.onnx")
-    assert "export: path: expected a file, got the folder" in line
+    assert "--out: expected a file, got the folder" in line
 
 
 def damaged() -> nn.Module:

@@ -81,7 +81,7 @@ def test_folder_with_a_bad_file_keeps_the_others(run, weights, image_file, tmp_p
     assert lines[0] == "liteseg: error: 2 inputs failed:"
     assert len(lines) == 3
     assert "broken.jpg: damaged picture" in lines[1]
-    assert "small.png: predict: image: expected height and width of at least 32, got 20x40" in lines[2]
+    assert "small.png: expected height and width of at least 32, got 20x40" in lines[2]
 
 
 def test_missing_file_among_good_ones(run, weights, image_file, tmp_path) -> None:

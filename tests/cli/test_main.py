@@ -64,7 +64,7 @@ def test_bad_pictures(refused, weights, image_file, tmp_path) -> None:
     line = refused("predict", image_file("small.png", size=(31, 64)), *base)
     assert "small.png" in line and "at least 32, got 31x64" in line
     line = refused("predict", tmp_path / "cut.png", tmp_path / "text.jpg", *base)
-    assert "cut.png" in line and line.endswith("(and 1 more inputs failed)")
+    assert "cut.png" in line and line.endswith("(and 1 more input failed)")
     assert not (tmp_path / "out").exists()
 
 
@@ -97,16 +97,20 @@ def test_bad_weights(refused, weights, image_file, tmp_path, capsys) -> None:
 
 def test_arguments_that_contradict_the_weights(refused, weights, image_file) -> None:
     base = ("predict", image_file("a.png"), "--weights", weights)
-    assert "num_classes: expected 11" in refused(*base, "--num-classes", "19")
+    assert "--num-classes: expected 11" in refused(*base, "--num-classes", "19")
     assert "got 'liteseg_darknet19'" in refused(*base, "--model", "liteseg_darknet19")
     line = refused(*base, "--model", "liteseg_mobilenet")
-    assert "expected one of" in line and "liteseg_mobilenetv2" in line and "got 'liteseg_mobilenet'" in line
+    assert (
+        "error: --model: expected one of" in line
+        and "liteseg_mobilenetv2" in line
+        and "got 'liteseg_mobilenet'" in line
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--backend", "gpu"], "expected one of 'reference', 'cpu', 'triton', 'cuda', 'auto', got 'gpu'"),
+        (["--backend", "gpu"], "--backend: expected one of 'reference', 'cpu', 'triton', 'cuda', 'auto', got 'gpu'"),
         (["--device", "tpu"], "--device: expected cpu, cuda, cuda:N or auto, got 'tpu'"),
         (["--device", "cuda:99"], "--device: expected a device of this machine"),
         (["--dtype", "int8"], "choose from"),
@@ -128,7 +132,6 @@ def test_unknown_backend_in_the_environment(refused, weights, image_file, monkey
 
 
 def test_usage_errors_are_one_line(refused) -> None:
-    assert "expected a command" in refused()
     assert "invalid choice: 'segment'" in refused("segment")
     line = refused("predict", "a.png")
     assert "required: --weights" in line and line.endswith("(see liteseg predict --help)")
@@ -136,7 +139,7 @@ def test_usage_errors_are_one_line(refused) -> None:
     assert "expected HEIGHTxWIDTH such as 512x1024, got '512'" in refused("profile", "--all", "--size", "512")
 
 
-@pytest.mark.parametrize("command", [[], ["predict"], ["evaluate"], ["profile"], ["info"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["predict"], ["evaluate"], ["profile"], ["info"], ["explain"], ["demo"]])
 def test_help(command, capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main([*command, "--help"])

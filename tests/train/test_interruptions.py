@@ -125,7 +125,7 @@ def test_full_disk_is_one_line_and_keeps_the_old_checkpoint(data: Path, whole: P
     done = _mortal("full", 1_000_000, arguments)
     assert done.returncode == 2, done.stderr
     last = done.stderr.splitlines()[-1]
-    assert last == f"liteseg train: {tmp_path / 'run/checkpoints/last.ckpt'}: not written: File too large"
+    assert last == f"liteseg: error: {tmp_path / 'run/checkpoints/last.ckpt'}: not written: File too large"
     assert "Traceback" not in done.stderr
     assert (tmp_path / "run/checkpoints/last.ckpt").read_bytes() == before
     assert not [path for path in (tmp_path / "run").rglob(".*")]
@@ -150,7 +150,7 @@ def test_vanished_folder_is_named(
     _at_step(monkeypatch, 2, lambda: shutil.rmtree(root))
     assert cli.main(_arguments(root, tmp_path / "run", "--data.on_error", on_error)) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert re.match(r"liteseg train: .*/camvid/train(/train_0\d\d\.png: no such file|: folder not found)", last), last
+    assert re.match(r"liteseg: error: .*/camvid/train(/train_0\d\d\.png: no such file|: folder not found)", last), last
     # the next batch was loaded already
     assert read_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 3
 
@@ -185,7 +185,7 @@ def test_dead_loader_process_is_one_line(
     monkeypatch.setattr(SegmentationDataset, "load", dying)
     assert cli.main(_arguments(data, tmp_path / "run", "--data.num_workers", "1", "--data.val_batch_size", "1")) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("liteseg train: a loader process died") and "DataLoader worker" in last
+    assert last.startswith("liteseg: error: a loader process died") and "DataLoader worker" in last
 
 
 def test_resumed_order_of_images_within_an_epoch() -> None:
