@@ -1,14 +1,15 @@
-"""Writing a file whole or not at all: the one way in which this project writes what others read."""
+"""Writing a file, or a folder, whole or not at all: the one way in which this project writes what others read."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["atomic_path", "remove_leftovers"]
+__all__ = ["atomic_folder", "atomic_path", "remove_leftovers"]
 
 _LEFTOVER = re.compile(r"\..+\.\d+\.tmp(\.[^.]+)?")
 
@@ -41,8 +42,27 @@ def atomic_path(path: str | os.PathLike[str], *, durable: bool = False) -> Itera
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder beside ``path`` that takes its place, and that of a folder there, when the block ends well."""
+    final = Path(path)
+    temporary, old = (final.with_name(f".{final.name}.{os.getpid()}.tmp{suffix}") for suffix in ("", ".old"))
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if final.is_dir():
+            os.replace(final, old)
+        os.replace(temporary, final)
+    finally:
+        for folder in (temporary, old):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
-    """Removes the temporary files that killed processes left in a folder that no other process writes to."""
+    """Removes what killed processes left unfinished in a folder that no other process writes to."""
     found = [path for path in Path(folder).glob(".*") if _LEFTOVER.fullmatch(path.name)]
     for path in found:
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -169,15 +169,20 @@ def _parser() -> argparse.ArgumentParser:
         "predict",
         parents=[common],
         help="segment pictures and videos",
-        description="Writes NAME_labels.png (8-bit train ids, 255 is never written) and NAME_overlay.png for every "
-        "picture, NAME_overlay.mp4 for every video. A file that cannot be read is reported at the end and does not "
-        "stop the others.",
+        description="Writes NAME_labels.png (8-bit train ids, 255 is never written; its palette is the classes' "
+        "colours) and NAME_overlay.png for every picture, NAME_overlay.mp4 for every video. A file that cannot be read "
+        "is reported at the end and does not stop the others.",
     )
     p.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder, glob or video")
     p.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="output folder (default: out)")
     p.add_argument("--alpha", type=_share, default=0.5, metavar="A", help="share of the class colour (default 0.5)")
-    p.add_argument("--labels-only", action="store_true", help="write no overlays")
+    p.add_argument(
+        "--labels-only", action="store_true", help="write no overlays; of a video the folder NAME_labels of its frames"
+    )
     p.add_argument("--legend", action="store_true", help="add the class names to the overlays of pictures")
+    p.add_argument(
+        "--confidence", action="store_true", help="paint fainter where the network is less sure (needs more memory)"
+    )
     p.add_argument("--recursive", action="store_true", help="search sub-folders too; let ** in globs match them")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     _reading_options(p)
@@ -439,6 +444,7 @@ def _predict(args: argparse.Namespace) -> int:
         alpha=args.alpha,
         labels_only=args.labels_only,
         legend=args.legend,
+        confidence=args.confidence,
         recursive=args.recursive,
         scale=args.scale,
         value_range=args.value_range,

@@ -16,7 +16,7 @@ from torch import nn
 import liteseg_kernels as lk
 from liteseg.data import MEAN, STD
 from liteseg.errors import UserError
-from liteseg.image_io import add_legend, overlay, write_image
+from liteseg.image_io import add_legend, overlay, write_image, write_labels
 from liteseg.models import Network
 from liteseg.palette import palette_for
 from liteseg.predict import input_size, predict
@@ -156,7 +156,7 @@ def demo(
     if model.config.class_names is not None:
         painted = add_legend(painted, palette, model.config.class_names)
     labels_path, overlay_path = (out / f"{path.stem}_{what}.png" for what in ("labels", "overlay"))
-    write_image(labels_path, labels)
+    write_labels(labels_path, labels, palette)
     write_image(overlay_path, painted)
     result = compare(model, fused, pixels, scale=scale, rounds=rounds)
     print(f"picture: {overlay_path}")

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import liteseg_kernels as lk
-from liteseg.predict import evaluating, segment
+from liteseg.predict import evaluating, predict
 from liteseg_kernels._dispatch import explain_call
 
 __all__ = ["explain"]
@@ -49,7 +49,7 @@ def explain(model: nn.Module, size: tuple[int, int]) -> str:
         text = [str(how)]
         if "" not in how.plan:
             with _Asked() as asked:
-                segment(ready, x, size)
+                predict(ready, x)
             for op, count in asked.found.items():
                 first, *reasons = op.splitlines()
                 text += [f"{first}, {count} {'call' if count == 1 else 'calls'}", *reasons]

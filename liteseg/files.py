@@ -6,25 +6,27 @@ import glob
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from liteseg.distributed import gather, rank, world_size
-from liteseg.errors import UserError
-from liteseg.image_io import add_legend, overlay, write_image
+from liteseg.image_io import add_legend, overlay, write_image, write_labels
 from liteseg.palette import Palette
-from liteseg.predict import predict
+from liteseg.predict import evaluating, labels_and_confidence, predict_at
 from liteseg.progress import progress_bar
 from liteseg.reading import IMAGE_SUFFIXES, SampleRange, files_in, read_image
-from liteseg.video import VIDEO_SUFFIXES, predict_video
+from liteseg.video import VIDEO_SUFFIXES, label_video, predict_video
 
 __all__ = ["Input", "Outcome", "find_inputs", "predict_files"]
 
 LABELS_END = "_labels.png"
 OVERLAY_END = "_overlay.png"
 VIDEO_END = "_overlay.mp4"
+# a folder, of a video's frames
+FRAMES_END = "_labels"
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,10 @@ class Input:
         return self.path.suffix.lower() in VIDEO_SUFFIXES
 
     def results(self, out: Path, labels_only: bool) -> list[Path]:
-        """The files that segmenting this one writes."""
+        """The files, or the folder, that segmenting this one writes."""
         base = str(out / self.name)
         if self.is_video:
-            return [Path(base + VIDEO_END)]
+            return [Path(base + (FRAMES_END if labels_only else VIDEO_END))]
         return [Path(base + LABELS_END)] if labels_only else [Path(base + LABELS_END), Path(base + OVERLAY_END)]
 
 
@@ -57,7 +59,10 @@ class Outcome:
 
 
 def _is_result(path: Path, out: Path) -> bool:
-    return path.name.endswith((LABELS_END, OVERLAY_END, VIDEO_END)) and path.resolve().is_relative_to(out.resolve())
+    if not path.resolve().is_relative_to(out.resolve()):
+        return False
+    frame = path.parent.name.endswith(FRAMES_END) and path.parent.resolve() != out.resolve()
+    return frame or path.name.endswith((LABELS_END, OVERLAY_END, VIDEO_END))
 
 
 def _in_folder(folder: Path, recursive: bool, out: Path) -> list[Path]:
@@ -138,6 +143,7 @@ def predict_files(
     alpha: float = 0.5,
     labels_only: bool = False,
     legend: bool = False,
+    confidence: bool = False,
     recursive: bool = False,
     scale: float | None = None,
     value_range: SampleRange = None,
@@ -149,13 +155,14 @@ def predict_files(
 
     Args:
         given: names as typed by the user.
-        out: folder of the results: ``NAME_labels.png`` (8-bit train ids) and ``NAME_overlay.png``, or
-            ``NAME_overlay.mp4``.
+        out: folder of the results: ``NAME_labels.png`` (8-bit train ids, with the palette) and ``NAME_overlay.png``; of
+            videos ``NAME_overlay.mp4``, or the folder ``NAME_labels`` of the frames' label maps.
         palette: K rows of R, G, B.
         class_names: for the legend.
         alpha: share of the class colour in the overlay.
         labels_only: leave the overlay out.
         legend: add the class names to the overlay of pictures.
+        confidence: paint overlays fainter where the network is less sure.
         recursive: search sub-folders of folders, and let ``**`` in globs match them.
         scale: input scale; the model's by default.
         value_range: of files with more than 8 bits a sample; read off each file by default.
@@ -176,27 +183,30 @@ def predict_files(
         try:
             results = one.results(out, labels_only)
             if one.is_video:
+                common: dict[str, Any] = {
+                    "palette": palette,
+                    "scale": scale,
+                    "value_range": value_range,
+                    "progress": progress and len(inputs) == 1 and rank() == 0,
+                }
                 if labels_only:
-                    raise UserError(f"{one.path}: expected pictures with --labels-only, got a video")
-                predict_video(
-                    model,
-                    one.path,
-                    results[0],
-                    palette=palette,
-                    alpha=alpha,
-                    scale=scale,
-                    value_range=value_range,
-                    progress=progress and len(inputs) == 1 and rank() == 0,
-                )
+                    label_video(model, one.path, results[0], **common)
+                else:
+                    predict_video(model, one.path, results[0], alpha=alpha, confidence=confidence, **common)
             else:
                 image = read_image(one.path, value_range)
+                sure = None
                 try:
-                    labels = predict(model, image, scale=scale)
+                    with evaluating(model) as ready:
+                        if confidence and not labels_only:
+                            labels, sure = labels_and_confidence(ready, image, scale=scale)
+                        else:
+                            labels = predict_at(ready, image, scale=scale)
                 except ValueError as error:
                     raise ValueError(f"{one.path}: {error}") from error
-                write_image(results[0], labels)
+                write_labels(results[0], labels, palette)
                 if not labels_only:
-                    painted = overlay(image, labels, palette, alpha)
+                    painted = overlay(image, labels, palette, alpha, sure)
                     if legend and class_names is not None:
                         painted = add_legend(painted, palette, class_names)
                     write_image(results[1], painted)

@@ -11,7 +11,25 @@ from PIL import Image, ImageDraw, ImageFont
 from liteseg.atomic import atomic_path
 from liteseg.palette import Palette, check_palette, colorize
 
-__all__ = ["add_legend", "overlay", "write_image"]
+__all__ = ["add_legend", "overlay", "write_image", "write_labels"]
+
+
+def write_labels(path: str | os.PathLike[str], labels: np.ndarray, palette: Palette) -> None:
+    """Writes uint8 [H, W] as a PNG of 8 bits whose values are the ids and whose palette is the classes' colours.
+
+    Viewers show the colours; NumPy arrays of the opened image hold the ids. Ids without a class, 255 (void) among them,
+    are black.
+    """
+    if labels.dtype != np.uint8 or labels.ndim != 2:
+        raise ValueError(f"write_labels: labels: expected uint8 [H, W], got {labels.dtype} {list(labels.shape)}")
+    colours = np.zeros((256, 3), dtype=np.uint8)
+    table = check_palette(palette)
+    colours[: len(table)] = table
+    image = Image.frombytes("P", labels.shape[::-1], np.ascontiguousarray(labels).tobytes())
+    image.putpalette(colours.tobytes())
+    with atomic_path(path) as temporary:
+        # a palette of few colours would be packed into fewer bits
+        image.save(temporary, format="PNG", bits=8)
 
 
 def write_image(path: str | os.PathLike[str], array: np.ndarray) -> None:
@@ -24,7 +42,13 @@ def write_image(path: str | os.PathLike[str], array: np.ndarray) -> None:
         Image.fromarray(array).save(temporary)
 
 
-def overlay(image: np.ndarray, labels: np.ndarray, palette: Palette, alpha: float = 0.5) -> np.ndarray:
+def overlay(
+    image: np.ndarray,
+    labels: np.ndarray,
+    palette: Palette,
+    alpha: float = 0.5,
+    confidence: np.ndarray | None = None,
+) -> np.ndarray:
     """The picture with its classes painted over it.
 
     Args:
@@ -32,6 +56,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, palette: Palette, alpha: floa
         labels: uint8 [H, W]; 255 (void) leaves the picture as it is.
         palette: K rows of R, G, B.
         alpha: share of the class colour, 0..1.
+        confidence: float [H, W] in 0..1, by which that share is multiplied: the less sure, the fainter.
 
     Returns:
         uint8 [H, W, 3] RGB.
@@ -45,7 +70,14 @@ def overlay(image: np.ndarray, labels: np.ndarray, palette: Palette, alpha: floa
         )
     colours = colorize(labels, palette)
     # 8-bit fixed point: exact at alpha 0 and 1, and no float copy of a large picture
-    weight = round(alpha * 256)
+    weight: int | np.ndarray = round(alpha * 256)
+    if confidence is not None:
+        if confidence.shape != labels.shape:
+            raise ValueError(
+                f"overlay: confidence: expected {list(labels.shape)} as the labels have it, got "
+                f"{list(confidence.shape)}"
+            )
+        weight = np.rint(np.clip(confidence, 0, 1) * weight).astype(np.uint16)[:, :, None]
     mixed = (image.astype(np.uint16) * (256 - weight) + colours.astype(np.uint16) * weight + 128) >> 8
     result = np.minimum(mixed, 255).astype(np.uint8)
     void = labels == 255

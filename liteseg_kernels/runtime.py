@@ -18,7 +18,7 @@ from . import functional, intact
 from .graphs import GraphReport
 from .plan import Plan, PlannedModule
 
-__all__ = ["Engine", "NetworkExplanation", "explain", "labels", "logits"]
+__all__ = ["Engine", "checked_logits", "NetworkExplanation", "explain", "labels", "logits"]
 
 _logger = logging.getLogger("liteseg_kernels")
 
@@ -147,7 +147,8 @@ def logits(network: PlannedModule, x: Tensor) -> Tensor:
     return _run(network, _Call(), x, network.forward_modules)
 
 
-def _checked(model: nn.Module, x: Tensor) -> Tensor:
+def checked_logits(model: nn.Module, x: Tensor) -> Tensor:
+    """The logits that `labels` starts from, module by module: low-resolution ones, or `forward`'s where it is more."""
     low = getattr(model, _LOW, None)
     if low is None or (_more(model) is not None and not intact.replaced(model, _LOW)):
         low = model
@@ -178,9 +179,9 @@ def labels(model: nn.Module, x: Tensor, size: tuple[int, int], *, flip: bool = F
     """
 
     def modules(x: Tensor) -> Tensor:
-        found = _checked(model, x)
+        found = checked_logits(model, x)
         if flip:
-            found = (found + _checked(model, x.flip(-1)).flip(-1)) / 2
+            found = (found + checked_logits(model, x.flip(-1)).flip(-1)) / 2
         return functional.upsample_argmax(found, size, align_corners=getattr(model, "align_corners", True))
 
     return _run(model, _Call((size[0], size[1]), flip), x, modules)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import liteseg
-from liteseg.atomic import atomic_path, remove_leftovers
+from liteseg.atomic import atomic_folder, atomic_path, remove_leftovers
 from liteseg.image_io import write_image
 from liteseg.models import export_official
 
@@ -72,12 +72,25 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     assert path.read_text() == "old" and os.listdir(path.parent) == ["x.txt"]
 
 
+def test_folders_too(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "frames"
+    for name in ("old", "new"):
+        with atomic_folder(path) as folder:
+            (folder / name).touch()
+        assert os.listdir(path) == [name] and os.listdir(path.parent) == ["frames"]
+    with pytest.raises(RuntimeError, match="power cut"), atomic_folder(path) as folder:
+        (folder / "half").touch()
+        raise RuntimeError("power cut")
+    assert os.listdir(path) == ["new"] and os.listdir(path.parent) == ["frames"]
+
+
 def test_leftovers_of_killed_processes(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys\n"
-        "from liteseg.atomic import atomic_path\n"
+        "from liteseg.atomic import atomic_folder, atomic_path\n"
         "names = ('weights.safetensors', 'last.ckpt', 'noending')\n"
         "open_ones = [atomic_path(os.path.join(sys.argv[1], name)) for name in names]\n"
+        "open_ones.append(atomic_folder(os.path.join(sys.argv[1], 'frames')))\n"
         "print([one.__enter__() for one in open_ones])\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -86,7 +99,7 @@ def test_leftovers_of_killed_processes(tmp_path: Path) -> None:
     kept = (".hidden", ".a.tmp", "weights.safetensors", ".mine.7.tmporary")
     for name in kept:
         (tmp_path / name).touch()
-    assert len(os.listdir(tmp_path)) == 3 + len(kept)
+    assert len(os.listdir(tmp_path)) == 4 + len(kept)
     remove_leftovers(tmp_path)
     assert sorted(os.listdir(tmp_path)) == sorted(kept)
     remove_leftovers(tmp_path / "none")

@@ -12,6 +12,8 @@ import liteseg
 from liteseg.data import CAMVID_PALETTE
 from liteseg.files import find_inputs
 from liteseg.image_io import overlay
+from liteseg.palette import colorize
+from liteseg.predict import predict
 from liteseg.reading import read_image
 
 from .conftest import SIZE
@@ -28,8 +30,10 @@ def test_one_picture_gives_labels_and_overlay(run, model, weights, image_file, t
     assert printed.splitlines() == [str(out / "street_labels.png"), str(out / "street_overlay.png")]
     assert names(out) == ["street_labels.png", "street_overlay.png"]
     with Image.open(out / "street_labels.png") as image:
-        assert image.mode == "L" and image.size == (SIZE[1], SIZE[0])
+        # the values are the ids, a viewer shows the classes' colours
+        assert image.mode == "P" and image.size == (SIZE[1], SIZE[0])
         labels = np.array(image)
+        assert np.array_equal(np.array(image.convert("RGB")), colorize(labels, CAMVID_PALETTE))
     expected = liteseg.predict(model, read_image(path))
     assert np.array_equal(labels, expected) and len(np.unique(labels)) > 2
     painted = read_image(out / "street_overlay.png")
@@ -52,7 +56,7 @@ def test_half_precision(run, weights, image_file, tmp_path, dtype) -> None:
     path = image_file("a.png")
     assert run("predict", path, "--weights", weights, "--out", tmp_path / "full")[0] == 0
     assert run("predict", path, "--weights", weights, "--out", tmp_path / "half", "--dtype", dtype)[0] == 0
-    full, half = (read_image(tmp_path / d / "a_labels.png")[:, :, 0] for d in ("full", "half"))
+    full, half = (np.array(Image.open(tmp_path / d / "a_labels.png")) for d in ("full", "half"))
     # random weights leave most logits close together; unrelated labels would agree on a fifth
     assert (full == half).mean() > 0.75
 
@@ -64,6 +68,21 @@ def test_alpha_legend_and_scale(run, weights, image_file, tmp_path) -> None:
     assert read_image(out / "a_labels.png").shape[:2] == SIZE
     assert run("predict", path, "--weights", weights, "--out", out, "--legend")[0] == 0
     assert read_image(out / "a_overlay.png").shape[1] > SIZE[1]
+
+
+def test_confidence_fades_the_overlay(run, model, weights, image_file, tmp_path) -> None:
+    path, out = image_file("a.png"), tmp_path / "out"
+    arguments = ("predict", path, "--weights", weights, "--out", out, "--alpha", "1", "--no-fuse")
+    assert run(*arguments)[0] == 0
+    plain = np.array(Image.open(out / "a_labels.png"))
+    assert run(*arguments, "--confidence")[0] == 0
+    assert (np.array(Image.open(out / "a_labels.png")) == plain).mean() >= 0.999
+    image = read_image(path).astype(float)
+    shares = predict(model, path, output="probabilities")
+    sure = shares.max(0)[:, :, None]
+    assert np.ptp(sure) > 0.3
+    painted = (1 - sure) * image + sure * colorize(shares.argmax(0).astype(np.uint8), CAMVID_PALETTE)
+    assert (np.abs(read_image(out / "a_overlay.png") - painted) < 2).mean() >= 0.999
 
 
 def test_folder_with_a_bad_file_keeps_the_others(run, weights, image_file, tmp_path) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from liteseg.atomic import atomic_path
 from liteseg.data import CAMVID_CLASSES, CAMVID_PALETTE, CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
 from liteseg.data.tables import default_palette
-from liteseg.image_io import add_legend, overlay, write_image
+from liteseg.image_io import add_legend, overlay, write_image, write_labels
 from liteseg.palette import colorize, palette_for
 from liteseg.reading import read_image
 
@@ -105,6 +105,27 @@ def test_written_labels_come_back_and_permissions_follow_the_umask(tmp_path) -> 
         assert image.mode == "L"
         assert np.array_equal(np.array(image), labels)
     assert (tmp_path / "deep" / "labels.png").stat().st_mode & 0o777 == 0o644
+
+
+def test_label_files_hold_ids_of_eight_bits_under_the_classes_colours(tmp_path) -> None:
+    labels = np.array([[0, 1, 2], [2, 255, 1]], np.uint8)
+    palette = ((9, 8, 7), (0, 0, 255), (1, 2, 3))
+    write_labels(tmp_path / "a.png", labels, palette)
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.mode == "P" and np.array_equal(np.array(image), labels)
+        assert np.array_equal(np.array(image.convert("RGB")), colorize(labels, palette))
+    # the depth of a sample, behind signature, IHDR's length and name, width and height
+    assert (tmp_path / "a.png").read_bytes()[24] == 8
+    with pytest.raises(ValueError, match=r"write_labels: labels: expected uint8 \[H, W\], got int64"):
+        write_labels(tmp_path / "a.png", labels.astype(np.int64), palette)
+
+
+def test_overlay_by_confidence() -> None:
+    image, labels = np.full((1, 3, 3), 100, np.uint8), np.array([[0, 0, 255]], np.uint8)
+    painted = overlay(image, labels, ((200, 200, 200),), 0.5, np.array([[1.0, 0.5, 1.0]]))
+    assert painted[0, :, 0].tolist() == [150, 125, 100]
+    with pytest.raises(ValueError, match=r"overlay: confidence: expected \[1, 3\] as the labels have it, got \[3\]"):
+        overlay(image, labels, ((200, 200, 200),), 0.5, np.ones(3))
 
 
 def test_write_image_refuses_other_arrays(tmp_path) -> None:

@@ -168,7 +168,7 @@ SMALL = np.zeros((31, 64, 3), np.uint8)
         (torch.zeros(1, 3, 64, 96, dtype=torch.uint8), TypeError, "expected a floating-point tensor.*got torch.uint8"),
         (torch.zeros(1, 3, 64, 96).double(), TypeError, "expected the model's dtype torch.float32, got torch.float64"),
         (torch.zeros(1, 3, 64, 96, device="meta"), ValueError, "expected a tensor on the model's device cpu, got meta"),
-        ("street.jpg", TypeError, "expected a PIL image, a uint8 array .* got str"),
+        (7, TypeError, "expected a PIL image, a path, a uint8 array .* got int"),
     ],
 )
 def test_bad_images_are_named(model, image, error, words) -> None:
@@ -195,3 +195,56 @@ def test_config_is_not_changed_by_predict(model) -> None:
     liteseg.predict(model, picture())
     assert dataclasses.asdict(model.config) == before[0]
     assert all(torch.equal(v, before[1][k]) for k, v in model.state_dict().items())
+
+
+def test_paths_are_read_as_viewers_show_them(model, tmp_path) -> None:
+    image = picture(3, (64, 80))
+    expected = liteseg.predict(model, image)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    assert np.array_equal(liteseg.predict(model, tmp_path / "a.png"), expected)
+    assert np.array_equal(liteseg.predict(model, [str(tmp_path / "a.png"), image])[0], expected)
+    exif = Image.Exif()
+    # stored lying, shown upright
+    exif[0x0112] = 6
+    Image.fromarray(np.ascontiguousarray(np.rot90(image))).save(tmp_path / "lying.png", exif=exif)
+    assert np.array_equal(liteseg.predict(model, tmp_path / "lying.png"), expected)
+    with pytest.raises(FileNotFoundError, match="none.png: no such file"):
+        liteseg.predict(model, "none.png")
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(ValueError, match="text.png: not a picture"):
+        liteseg.predict(model, str(tmp_path / "text.png"))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5])
+@pytest.mark.parametrize("fused", [False, True])
+def test_logits_and_probabilities(model, fused, scale) -> None:
+    image = picture(3, (65, 97))
+    network = lk.fuse(model) if fused else model
+    expected = full_size_logits(model, image, scale)[0]
+    logits = liteseg.predict(network, image, scale=scale, output="logits")
+    assert logits.shape == (11, 65, 97) and logits.dtype == np.float32
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * expected.abs().max().item(), rtol=0)
+    shares = liteseg.predict(network, image, scale=scale, output="probabilities")
+    np.testing.assert_allclose(shares, expected.softmax(0), atol=1e-3)
+    np.testing.assert_allclose(shares.sum(0), 1, atol=1e-5)
+    labels = liteseg.predict(network, image, scale=scale)
+    assert (logits.argmax(0) == labels).mean() >= 0.9999
+
+
+def test_outputs_of_batches_tensors_and_lying_pictures(model) -> None:
+    images = np.stack([picture(1), picture(2)])
+    one, two = (liteseg.predict(model, image, output="logits") for image in images)
+    batch = liteseg.predict(model, images, output="logits")
+    assert batch.shape == (2, 11, *SIZE)
+    np.testing.assert_allclose(batch, np.stack([one, two]), atol=1e-4)
+    listed = liteseg.predict(model, [images[0], images[1][:40]], output="probabilities")
+    assert [part.shape for part in listed] == [(11, *SIZE), (11, 40, SIZE[1])]
+    tensor = liteseg.predict(model, normalised(images[0]), output="logits")
+    assert isinstance(tensor, torch.Tensor) and not tensor.is_inference()
+    np.testing.assert_allclose(tensor[0], one, atol=1e-3)
+    lying = Image.fromarray(np.ascontiguousarray(np.rot90(images[0])))
+    lying.getexif()[0x0112] = 6
+    found = liteseg.predict(model, lying, output="logits")
+    np.testing.assert_allclose(np.rot90(found, -1, axes=(1, 2)), one, atol=1e-4)
+    with pytest.raises(ValueError, match="predict: output: expected one of labels, logits, probabilities, got 'ids'"):
+        liteseg.predict(model, images[0], output="ids")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from liteseg.data import CAMVID_PALETTE
 from liteseg.errors import MissingExtraError
@@ -115,7 +116,31 @@ def test_without_pyav_the_extra_is_named(model, refused, weights, tmp_path, monk
     assert 'pip install "liteseg[video]"' in refused("predict", source, "--weights", weights, "--out", tmp_path / "out")
 
 
-def test_video_has_no_label_file(refused, weights, tmp_path) -> None:
+def test_labels_of_every_frame(run, model, weights, tmp_path) -> None:
+    source = write_video(tmp_path / "a.mp4", [picture(i) for i in range(3)])
+    out = tmp_path / "out"
+    stale = out / "a_labels" / "00099.png"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    arguments = ("--weights", weights, "--out", out, "--labels-only", "--no-fuse", "--quiet")
+    code, printed, _ = run("predict", source, *arguments)
+    assert (code, printed.strip()) == (0, str(out / "a_labels"))
+    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*")) == [
+        "a_labels",
+        *(f"a_labels/0000{i}.png" for i in range(3)),
+    ]
+    for index, frame in enumerate(read_video(source)[0]):
+        with Image.open(out / "a_labels" / f"0000{index}.png") as image:
+            assert image.mode == "P" and np.array_equal(np.array(image), predict(model, frame))
+    # they are results, not pictures to segment
+    assert "no pictures or videos" in run("predict", out, *arguments, "--recursive")[2]
+
+
+def test_confidence_fades_videos_too(model, tmp_path) -> None:
     source = write_video(tmp_path / "a.mp4", [picture()])
-    line = refused("predict", source, "--weights", weights, "--out", tmp_path / "out", "--labels-only")
-    assert "expected pictures with --labels-only, got a video" in line
+    shown = []
+    for sure in (False, True):
+        predict_video(model, source, tmp_path / "out.mp4", palette=CAMVID_PALETTE, alpha=1.0, confidence=sure)
+        shown.append(read_video(tmp_path / "out.mp4")[0][0].astype(int))
+    frame = read_video(source)[0][0]
+    assert np.abs(shown[1] - frame).mean() < np.abs(shown[0] - frame).mean()
