@@ -27,8 +27,9 @@ def _cpu_networks(lines: list[dict[str, str]]) -> str:
             continue
         best = min(others, key=lambda x: float(x["p50 ms"]))
         ratio = float(best["p50 ms"]) / float(mine["p50 ms"])
-        cells.append([*case, mine["p50 ms"], best["p50 ms"], best["provider"], f"{ratio:.2f}", mine["commit"]])
-    return table((*key, "ours, ms", "best other, ms", "which", "ratio", "commit"), cells)
+        times = (mine["p50 ms"], best["p50 ms"], best["provider"], mine["commit"])
+        cells.append([case[0], f"{ratio:.2f}", *case[1:], *times])
+    return table((key[0], "ratio", *key[1:], "ours, ms", "best other, ms", "which", "commit"), cells)
 
 
 def _results(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,7 @@ __all__ = ["add_parser"]
 
 _RESULTS = Path("benchmark_results")
 _QUICK_RUNS = 10
+_QUICK_SECONDS = 240
 
 
 def _weights(text: str) -> tuple[str, str]:
@@ -71,7 +73,7 @@ def add_parser(
     p.add_argument(
         "--quick",
         action="store_true",
-        help=f"{_QUICK_RUNS} calls, 360x640, without SegNet and compiled PyTorch; minutes",
+        help=f"{_QUICK_RUNS} calls, 360x640, without SegNet and compiled PyTorch; some minutes",
     )
     p.add_argument("--networks", nargs="+", metavar="NAME", help="default: all")
     p.add_argument("--size", nargs="+", type=size, metavar="HxW", help="default 360x640 1024x2048")
@@ -90,7 +92,11 @@ def add_parser(
         "single ops at layers of the networks",
         "Time, share of the roofline and peak memory of every op beside PyTorch, forward, and forward with backward.",
     )
-    p.add_argument("--quick", action="store_true", help="one layer of each op at 360x640; minutes")
+    p.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"one layer of each op at 360x640, no compiled PyTorch, no case after {_QUICK_SECONDS} s",
+    )
     p.add_argument("--ops", nargs="+", metavar="OP", help="default: all")
     p.add_argument("--networks", nargs="+", metavar="NAME", help="whose layers; default: our three")
     p.add_argument("--size", nargs="+", type=size, metavar="HxW", help="input of the network; default 512x1024")
@@ -157,14 +163,21 @@ def _chosen(option: str, given: Sequence[Any] | None, allowed: Sequence[Any]) ->
 def _publish(
     folder: Path,
     name: str,
-    ran: int,
+    run: Callable[[], int],
     module: ModuleType,
     draw: Callable[[list[Any], Path], list[Path]],
     say: Callable[[str], None],
 ) -> int:
-    """Report and plots of all that is in a results file."""
+    """Measures, then makes report and plots of all that is in the results file; of what there is when interrupted."""
     from liteseg.bench.record import read, write_text
 
+    interrupted, ran = None, 0
+    try:
+        ran = run()
+    except KeyboardInterrupt as interruption:
+        if not (folder / f"{name}.csv").is_file():
+            raise
+        interrupted = interruption
     lines = read(folder / f"{name}.csv")
     text, plots = module.report(lines), []
     try:
@@ -174,6 +187,8 @@ def _publish(
     text += "".join(f"\n![{path.stem}]({path.name})\n" for path in plots)
     write_text(folder / f"{name}.md", text)
     say(f"{folder / name}.csv, {name}.md" + "".join(f", {path.name}" for path in plots))
+    if interrupted is not None:
+        raise interrupted
     if not ran:
         raise UserError(f"benchmark {name}: expected at least one row that runs here, got none ({folder / name}.md)")
     return 0
@@ -187,12 +202,13 @@ def _fps(args: argparse.Namespace, device: str, say: Callable[[str], None]) -> i
     default = [(360, 640)] if quick else [(360, 640), (1024, 2048)]
     given = args.providers or ([p for p in networks.PROVIDERS if p != "compiled"] if quick else None)
     runs = args.runs or (_QUICK_RUNS if quick else 200)
-    ran = networks.run(
+    run = functools.partial(
+        networks.run,
         args.out,
         networks=_chosen("networks", args.networks or (networks.QUICK if quick else None), networks.NETWORKS),
         sizes=args.size or default,
         batches=args.batch,
-        outputs=_chosen("output", args.output or (["logits"] if quick else None), networks.OUTPUTS),
+        outputs=_chosen("output", args.output, networks.OUTPUTS),
         dtypes=_chosen("dtype", args.dtype, networks.DTYPES),
         providers=_chosen("providers", given, networks.PROVIDERS),
         device=device,
@@ -201,7 +217,7 @@ def _fps(args: argparse.Namespace, device: str, say: Callable[[str], None]) -> i
         threads=args.threads,
         say=say,
     )
-    return _publish(args.out, "fps", ran, networks, draw_networks, say)
+    return _publish(args.out, "fps", run, networks, draw_networks, say)
 
 
 def _kernels(args: argparse.Namespace, device: str, say: Callable[[str], None]) -> int:
@@ -225,8 +241,18 @@ def _kernels(args: argparse.Namespace, device: str, say: Callable[[str], None]) 
         )
     )
     providers = None if args.providers is None else _chosen("providers", args.providers, registry.PROVIDERS)
-    ran = kernels.run(args.out, chosen, providers=providers, device=device, rounds=args.runs, say=say)
-    return _publish(args.out, "kernels", ran, kernels, draw_kernels, say)
+    run = functools.partial(
+        kernels.run,
+        args.out,
+        chosen,
+        providers=providers,
+        without=(registry.COMPILED,) if args.quick else (),
+        seconds=_QUICK_SECONDS if args.quick else None,
+        device=device,
+        rounds=args.runs,
+        say=say,
+    )
+    return _publish(args.out, "kernels", run, kernels, draw_kernels, say)
 
 
 def _tables(args: argparse.Namespace, device: str, say: Callable[[str], None]) -> int:
@@ -235,7 +261,8 @@ def _tables(args: argparse.Namespace, device: str, say: Callable[[str], None]) -
 
     quick = [p for p in tables.PROVIDERS if p != "compiled"] if args.quick else None
     default = [(360, 640)] if args.quick else [(360, 640), (1024, 2048)]
-    ran = tables.run(
+    run = functools.partial(
+        tables.run,
         args.out,
         _chosen("table", args.table, tables.TABLES),
         data=args.data,
@@ -248,7 +275,7 @@ def _tables(args: argparse.Namespace, device: str, say: Callable[[str], None]) -
         providers=_chosen("providers", args.providers or quick, tuple(tables.PROVIDERS)),
         say=say,
     )
-    return _publish(args.out, "tables", ran, tables, draw_tables, say)
+    return _publish(args.out, "tables", run, tables, draw_tables, say)
 
 
 def _figures(args: argparse.Namespace, device: str, say: Callable[[str], None]) -> int:

@@ -180,23 +180,32 @@ def run(
     chosen: Sequence[Case],
     *,
     providers: Sequence[str] | None = None,
+    without: Sequence[str] = (),
+    seconds: float | None = None,
     device: str = "cpu",
     rounds: int = 20,
     say: Callable[[str], None] = lambda text: None,
 ) -> int:
     """Measure all cases, append each to ``folder/kernels.csv`` as it is done.
 
+    Args:
+        providers: those to measure; by default all that the device has, but for those in `without`.
+        seconds: after which no further case is begun.
+
     Returns:
         How many rows ran.
     """
     if providers is None:
         other = ("liteseg cpu",) if device.startswith("cuda") else ("liteseg cuda", "liteseg triton")
-        providers = [name for name in PROVIDERS if name not in other]
+        providers = [name for name in PROVIDERS if name not in (*other, *without)]
     path, ran, started = folder / "kernels.csv", 0, time.monotonic()
     known = peaks(device, sorted({case.dtype for case in chosen}, key=str))
     products = ", ".join(f"{value:.0f} GFLOP/s in {DTYPE_NAMES[dtype]}" for dtype, value in known.fma.items())
     say(f"copy {known.copy:.1f} GB/s, product {products}, {torch.get_num_threads()} threads")
     for index, case in enumerate(chosen, start=1):
+        if seconds is not None and time.monotonic() - started > seconds:
+            say(f"{seconds:.0f} s are over: {len(chosen) - index + 1} of {len(chosen)} cases are not measured")
+            break
         rows = measure(case, providers, known, device=device, rounds=rounds)
         append(path, COLUMNS, rows)
         say(f"{index}/{len(chosen)} ({time.monotonic() - started:.0f} s) {case.name}")
@@ -221,22 +230,22 @@ def summary(lines: Sequence[Line]) -> str:
     """One row a case that ours and PyTorch both ran."""
     header = (
         "op",
+        "ratio",
         "layer",
         "mode",
         "dtype",
         "ours, ms",
         "best PyTorch, ms",
         "which",
-        "ratio",
         "of roofline",
         "MB",
         "MB PyTorch",
     )
     cells = []
     for mine, other, ratio in pairs(lines):
-        what = [mine[name] for name in ("op", "layer", "mode", "dtype")]
+        what = [mine["op"], f"{ratio:.2f}", *(mine[name] for name in ("layer", "mode", "dtype"))]
         roofline = f"{100 * float(mine['of roofline']):.0f} %"
-        times = (number(mine, "p50 ms"), number(other, "p50 ms"), other["provider"], f"{ratio:.2f}")
+        times = (number(mine, "p50 ms"), number(other, "p50 ms"), other["provider"])
         memory = (number(mine, "peak MB", ".3g"), number(other, "peak MB", ".3g"))
         cells.append([*what, *times, roofline, *memory])
     return table(header, cells)

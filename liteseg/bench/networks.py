@@ -323,9 +323,10 @@ def summary(lines: Sequence[Line]) -> str:
     """One row a case: ours, the fastest other, the ratio. Losses first."""
     cells = []
     for mine, other, ratio in pairs(lines):
-        what = [mine[name] for name in ("network", "size", "batch", "output", "dtype", "threads")]
-        cells.append([*what, number(mine, "p50 ms"), number(other, "p50 ms"), other["provider"], f"{ratio:.2f}"])
-    header = ("network", "H x W", "batch", "output", "dtype", "threads", "ours, ms", "best other, ms", "which", "ratio")
+        what = [mine["network"], f"{ratio:.2f}"]
+        what += [mine[name] for name in ("size", "batch", "output", "dtype", "threads")]
+        cells.append([*what, number(mine, "p50 ms"), number(other, "p50 ms"), other["provider"]])
+    header = ("network", "ratio", "H x W", "batch", "output", "dtype", "threads", "ours, ms", "best other, ms", "which")
     return table(header, cells)
 
 

@@ -17,7 +17,7 @@ __all__ = ["draw_kernels", "draw_networks", "draw_tables"]
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999999")
 
 # what the bars of a network are called
-_CASE = "{network}, {size} b{batch}, {output}, {dtype}"
+_CASE = "{network}, {size}, batch {batch}, {output}, {dtype}, {device}, {threads} threads"
 
 
 def need_matplotlib() -> Any:
@@ -45,14 +45,33 @@ def _save(figure: Any, path: Path) -> list[Path]:
     return written
 
 
+def _told_apart(names: Sequence[str]) -> tuple[list[str], str]:
+    """Names of parts with commas between, without the parts that all of them have; and those."""
+    parts = [name.split(", ") for name in names]
+    common = [part for part in parts[0] if len(parts) > 1 and all(part in other for other in parts)]
+    return [", ".join(part for part in name if part not in common) for name in parts], ", ".join(common)
+
+
 def _ratio_bars(path: Path, names: Sequence[str], ratios: Sequence[float], title: str) -> list[Path]:
-    """One bar a case, how many times faster ours is; losses in another colour, left of 1."""
+    """One bar a case, how many times faster ours is, on a logarithmic axis from 1; losses in another colour, left."""
+    names, common = _told_apart(names)
+    title = ", ".join(filter(None, (title, common)))
     figure = need_matplotlib()(figsize=(9, 1.2 + 0.28 * len(names)))
+    from matplotlib.ticker import LogLocator, NullLocator
+
     axes = figure.add_subplot()
     colours = [_COLOURS[0] if ratio >= 1 else _COLOURS[5] for ratio in ratios]
-    axes.barh(range(len(names)), ratios, color=colours)
+    # 2 times as fast and half as fast are equally far from 1
+    axes.set_xscale("log")
+    axes.barh(range(len(names)), [ratio - 1 for ratio in ratios], left=1, color=colours)
     for place, ratio in enumerate(ratios):
-        axes.text(ratio, place, f" {ratio:.2f}", va="center", fontsize=8)
+        axes.text(ratio, place, f" {ratio:.2f} ", va="center", ha="left" if ratio >= 1 else "right", fontsize=8)
+    # room for the numbers
+    left, right = min(1, *ratios) / 1.25, 1.25 * max(1, *ratios)
+    axes.set_xlim(left, right)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if right / left > 4 else (1, 1.2, 1.5, 2, 3, 5, 6, 7, 8)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("time of the fastest other / time of ours")
@@ -82,6 +101,13 @@ def _roofline(path: Path, lines: Sequence[Line], title: str) -> list[Path]:
     return _save(figure, path)
 
 
+def _layer(line: Line) -> str:
+    """`op, network/layer, size`, without the op where the layer has its name."""
+    place, _, size = line["layer"].rpartition(" ")
+    op = "" if place.endswith(f"/{line['op']}") else f"{line['op']}, "
+    return f"{op}{place}, {size}"
+
+
 def draw_kernels(lines: Sequence[Line], folder: Path) -> list[Path]:
     """A roofline for each device and dtype, forward passes of the ops with products; and the ratios of all cases."""
     written: list[Path] = []
@@ -95,7 +121,7 @@ def draw_kernels(lines: Sequence[Line], folder: Path) -> list[Path]:
             written += _roofline(folder / f"kernels-roofline{ending}", points, what)
         found = kernels.pairs(mine)
         if found:
-            names = [f"{x['op']}, {x['layer']}, {x['mode']}" for x, _, _ in found]
+            names = [f"{_layer(x)}, {x['mode']}, batch {x['batch']}" for x, _, _ in found]
             ratios = [ratio for _, _, ratio in found]
             written += _ratio_bars(folder / f"kernels-ratios{ending}", names, ratios, what)
     return written
@@ -107,6 +133,7 @@ def draw_networks(lines: Sequence[Line], folder: Path) -> list[Path]:
     if not groups:
         return []
     names = [_CASE.format(**group[0]) for group in groups]
+    shown, common = _told_apart(names)
     figure = need_matplotlib()(figsize=(9, 1.5 + 0.16 * sum(map(len, groups))))
     axes = figure.add_subplot()
     place, ticks = 0.0, []
@@ -120,10 +147,10 @@ def draw_networks(lines: Sequence[Line], folder: Path) -> list[Path]:
                 place += 1
         ticks.append((first + place - 1) / 2)
         place += 1
-    axes.set_yticks(ticks, names, fontsize=8)
+    axes.set_yticks(ticks, shown, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("images/s")
-    axes.set_title(f"{groups[0][0]['device']}, {groups[0][0]['threads']} threads", fontsize=10)
+    axes.set_title(common, fontsize=10)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     axes.legend(handles.values(), handles.keys(), fontsize=8)
     axes.margins(y=0.01)

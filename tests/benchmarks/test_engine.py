@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import functools
 import os
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -227,8 +230,83 @@ def test_fps(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
         assert (line["burn-in"], line["runs"], line["threads"]) == ("2", "2", "1")
     assert float(lines[-1]["times liteseg"]) == 1.0
     page = (tmp_path / "results" / "fps.md").read_text()
-    assert "| liteseg_shufflenet | 64x96 | 1 | labels | float32 |" in page
+    # the ratio in front, where narrow pages show it
+    assert re.search(r"^\| liteseg_shufflenet \| \d+\.\d\d \| 64x96 \| 1 \| labels \| float32 \|", page, re.MULTILINE)
     assert "onnxruntime" in out
+
+
+def _row(case: kernels.Case, provider: str, time: float) -> dict[str, object]:
+    call = {"op": case.layer.call.op, "layer": case.layer.name, "mode": case.mode, "provider": provider, "batch": 1}
+    counts = {"bytes": 8, "MACs": 0, "of roofline": 0.5, "status": "ok", "dtype": "fp32", "threads": 1, "device": "x"}
+    return {**call, **counts, "p50 ms": time}
+
+
+def test_an_interrupted_benchmark_leaves_its_report(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, ...]] = []
+
+    def measure(case: kernels.Case, providers: tuple[str, ...], known: object, **_: object) -> list[dict[str, object]]:
+        seen.append(tuple(providers))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return [_row(case, "liteseg cpu", 1.0), _row(case, "eager", 2.0)]
+
+    monkeypatch.setattr(kernels, "measure", measure)
+    monkeypatch.setattr(kernels, "peaks", lambda device, dtypes: kernels.Peaks(1.0, {torch.float32: 1.0}))
+    code, _, err = run("kernels", "--quick", "--size", "64x96")
+    assert (code, err) == (130, "liteseg: interrupted\n")
+    # compiling takes longer than all the rest
+    assert seen[0] == ("liteseg cpu", "eager", "eager channels_last")
+    assert len(read(tmp_path / "results" / "kernels.csv")) == 4
+    assert "| 2.00 |" in (tmp_path / "results" / "kernels.md").read_text()
+    # before anything was measured there is nothing to report
+    shutil.rmtree(tmp_path / "results")
+    seen[:] = [()] * 2
+    assert run("kernels", "--quick", "--size", "64x96")[0] == 130 and not (tmp_path / "results").exists()
+
+
+def test_quick_begins_no_case_when_its_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = list(kernels.cases(sizes=[(64, 96)], one_of_each=True))[:4]
+    clock = iter((0.0, 0.0, 90.0, 150.0, 190.0, 250.0))
+    monkeypatch.setattr(kernels, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(kernels, "peaks", lambda device, dtypes: kernels.Peaks(1.0, {torch.float32: 1.0}))
+    monkeypatch.setattr(kernels, "measure", lambda case, *_, **__: [_row(case, "eager", 2.0)])
+    said: list[str] = []
+    assert kernels.run(tmp_path, chosen, seconds=200, say=said.append) == 2
+    assert said[-1] == "200 s are over: 2 of 4 cases are not measured"
+
+
+def test_quick_takes_both_outputs(run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(networks, "measure", lambda case, *_, **__: seen.append(case.output) or [])
+    run("fps", "--quick", "--networks", "enet")
+    assert seen == ["logits", "labels"]
+
+
+def test_ratios_on_a_logarithmic_axis_without_repetitions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    from liteseg.bench import plots
+
+    drawn = {}
+    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.update({path.name: figure}) or [])
+    found = [
+        {name: str(value) for name, value in _row(case, provider, time).items()}
+        for case in kernels.cases(sizes=[(64, 96)], one_of_each=True)
+        for provider, time in (("liteseg cpu", 1.0), ("eager", 3.0 if case.mode == "full" else 0.5))
+    ]
+    plots.draw_kernels(found, tmp_path)
+    (axes,) = drawn["kernels-ratios"].axes
+    assert axes.get_xscale() == "log"
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert len(set(labels)) == len(labels) == len(found) // 2
+    assert "mobilenetv2/upsample_argmax, forward" in labels and "64x96" not in "".join(labels)
+    assert "64x96" in axes.get_title() and "batch 1" in axes.get_title()
+    # bars begin at 1, losses to the left
+    assert {(min(bar.get_x(), bar.get_x() + bar.get_width()), abs(bar.get_width())) for bar in axes.patches} == {
+        (1, 2.0),
+        (0.5, 0.5),
+    }
 
 
 def test_what_unpools_may_differ_more() -> None:
