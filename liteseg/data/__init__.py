@@ -25,7 +25,7 @@ from .tables import (
     STD,
     VOID,
 )
-from .transforms import Augmentation, Preparation, normalise
+from .transforms import Augmentation, Pipeline, Preparation, normalise
 
 DATASETS: dict[str, Callable[..., SegmentationDataset]] = {
     "camvid": CamVid,
@@ -95,6 +95,7 @@ __all__ = [
     "CamVid",
     "Cityscapes",
     "Folder",
+    "Pipeline",
     "Preparation",
     "Report",
     "Sample",

@@ -6,6 +6,7 @@ image float32 [3, H, W] (normalised), label uint8 [H, W] (255 = void; absent whe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -154,6 +155,46 @@ def _rotate(pixels: np.ndarray, ids: np.ndarray, angle: float, colour: np.ndarra
     planes = [Image.fromarray(pixels[:, :, c]).rotate(angle, _BILINEAR, fillcolor=float(colour[c])) for c in range(3)]
     turned = Image.fromarray(ids).rotate(angle, _NEAREST, fillcolor=VOID)
     return np.stack([np.asarray(plane) for plane in planes], axis=-1), np.asarray(turned)
+
+
+class Pipeline:
+    """An augmentation pipeline that is called as albumentations' are: ``pipeline(image=, mask=)`` gives a dict of both.
+
+    Where the pipeline has ``set_random_seed``, as ``albumentations.Compose`` has, it is seeded anew for every sample:
+    results depend neither on loader processes nor on what was loaded before. Normalisation follows it.
+
+    Args:
+        pipeline: takes and gives image, uint8 [H, W, 3] RGB, and mask, uint8 [H, W] with 255 for void: let geometric
+            transforms fill masks with 255 (``fill_mask=255``). All samples of a batch have to come out equally large.
+    """
+
+    def __init__(self, pipeline: Callable[..., Any]) -> None:
+        self.pipeline = pipeline
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+        if sample.label is None:
+            raise ValueError(f"{sample.path}: no label: training needs one")
+        seed = int(rng.integers(2**31))
+        set_seed = getattr(self.pipeline, "set_random_seed", None)
+        if set_seed is not None:
+            set_seed(seed)
+        found = self.pipeline(image=sample.image, mask=sample.label)
+        for name, shape in (("image", "[H, W, 3]"), ("mask", "[H, W]")):
+            value = found.get(name) if isinstance(found, dict) else None
+            right = isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == shape.count(",") + 1
+            if not right:
+                got = f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+                raise ValueError(
+                    f"transform: {name}: expected uint8 {shape} as the pipeline was given it (neither normalised nor a "
+                    f"tensor), got {got}"
+                )
+        image, label = found["image"], found["mask"]
+        if image.shape != (*label.shape, 3) or min(label.shape) < 32:
+            raise ValueError(
+                f"transform: image: expected [H, W, 3] of at least 32x32 and a mask of that size, got "
+                f"{list(image.shape)} and {list(label.shape)}"
+            )
+        return _pack(normalise(image), label, sample)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Sampler, default_collate
 
-from liteseg.data import Augmentation, Preparation, SegmentationDataset, dataset
+from liteseg.data import Augmentation, Pipeline, Preparation, SegmentationDataset, dataset
 from liteseg.data import check as check_labels
+from liteseg.imports import imported
 
 from .interruption import left_to_the_trainer
 
@@ -76,6 +77,8 @@ class SegmentationData(pl.LightningDataModule):
         val_batch_size: images per validation step; above 1 all images must have one size.
         num_workers: loader processes; 0 loads in the training process.
         augment: random transforms of training images.
+        transform: path of a pipeline of your own, such as mine.pipeline, in the place of `augment`: albumentations'
+            Compose, or anything else that is called as that is (see `liteseg.data.Pipeline`).
         passes: passes over the training images that make up an epoch, one after the other; each is the changes it makes
             to `augment`, such as {crop: [768, 1536]}. None is one pass without changes.
         val_input_scale: factor by which validation images are resized before the network; labels keep their size.
@@ -101,6 +104,7 @@ class SegmentationData(pl.LightningDataModule):
         val_batch_size: int = 1,
         num_workers: int = 1,
         augment: Augmentation = _DEFAULT_AUGMENTATION,
+        transform: str | None = None,
         passes: list[dict[str, Any]] | None = None,
         val_input_scale: float = 1.0,
         seed: int = 0,
@@ -120,7 +124,13 @@ class SegmentationData(pl.LightningDataModule):
         if classes is not None:
             self.reading["classes"] = classes
         options: dict[str, Any] = self.reading if mode is None else {**self.reading, "mode": mode}
-        transforms = [_changed(augment, changes) for changes in (passes or [{}])]
+        transforms: list[Augmentation | Pipeline]
+        if transform is None:
+            transforms = [_changed(augment, changes) for changes in (passes or [{}])]
+        elif passes:
+            raise ValueError(f"data: passes: expected none with a transform, whose they cannot change, got {passes}")
+        else:
+            transforms = [_pipeline(transform)]
         self.train_set: SegmentationDataset = dataset(
             name, root, train_split, transform=transforms, seed=seed, **options
         )
@@ -208,6 +218,13 @@ class SegmentationData(pl.LightningDataModule):
             worker_init_fn=left_to_the_trainer,
             collate_fn=_collate,
         )
+
+
+def _pipeline(path: str) -> Pipeline:
+    found = imported(path, "data: transform")
+    if not callable(found) or isinstance(found, type):
+        raise ValueError(f"data: transform: expected a pipeline (an object that is called), got {path}: {found!r}")
+    return Pipeline(found)
 
 
 def _changed(augment: Augmentation, changes: dict[str, Any]) -> Augmentation:

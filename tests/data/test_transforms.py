@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from liteseg.data import MEAN, STD, Augmentation, CamVid, Preparation, Sample, normalise
+from liteseg.data import MEAN, STD, Augmentation, CamVid, Pipeline, Preparation, Sample, normalise
 from liteseg_kernels import functional
 from tests.data import folders
 
@@ -185,3 +185,59 @@ def test_bad_options(options: dict[str, Any], expected: str) -> None:
 def test_bad_input_scale() -> None:
     with pytest.raises(ValueError, match="input_scale: expected a number above 0, got 0"):
         Preparation(0.0)
+
+
+class _Compose:
+    """Called as albumentations.Compose is: draws from a generator of its own, which can be seeded."""
+
+    def __init__(self, change: Any = lambda image, mask: (image, mask)) -> None:
+        self.change = change
+        self.rng = np.random.default_rng()
+
+    def set_random_seed(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+
+    def __call__(self, *, image: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
+        shift = int(self.rng.integers(1, 30))
+        image, mask = self.change(np.roll(image, shift, axis=1), np.roll(mask, shift, axis=1))
+        return {"image": image, "mask": mask}
+
+
+def test_pipelines_are_seeded_for_every_sample_and_normalised() -> None:
+    sample, pipeline = _sample(), Pipeline(_Compose())
+    seen = [pipeline(sample, np.random.default_rng((7, turn, 0))) for turn in (0, 1, 0)]
+    assert torch.equal(seen[0]["image"], seen[2]["image"]) and not torch.equal(seen[0]["image"], seen[1]["image"])
+    for packed in seen:
+        # moved together
+        assert np.allclose(_pixels(packed)[:, :, 0], packed["label"].numpy() * 20.0, atol=1e-3)
+        assert packed["label"].dtype == torch.uint8 and packed["path"] == str(PATH)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda image, mask: (image / 255, mask), r"image: expected uint8 \[H, W, 3\] .*, got float64 \[40, 60, 3\]"),
+        (lambda image, mask: (torch.from_numpy(image), mask), "image: expected uint8 .* got Tensor"),
+        (lambda image, mask: (image, mask.astype(np.int64)), r"mask: expected uint8 \[H, W\] .* got int64"),
+        (lambda image, mask: (image[:32], mask), r".* a mask of that size, got \[32, 60, 3\] and \[40, 60\]"),
+        (lambda image, mask: (image[:31], mask[:31]), r".* at least 32x32 .* got \[31, 60, 3\]"),
+    ],
+)
+def test_what_a_pipeline_must_give(change: Any, text: str) -> None:
+    with pytest.raises(ValueError, match=f"transform: {text}"):
+        Pipeline(_Compose(change))(_sample(), np.random.default_rng(0))
+    with pytest.raises(ValueError, match="no label: training needs one"):
+        Pipeline(_Compose())(Sample(_sample().image, None, PATH, None), np.random.default_rng(0))
+
+
+def test_albumentations() -> None:
+    library = pytest.importorskip("albumentations")
+    steps = [library.RandomCrop(32, 48), library.HorizontalFlip(p=0.5), library.RandomBrightnessContrast(p=0)]
+    pipeline = Pipeline(library.Compose(steps))
+    seen = [pipeline(_sample(), np.random.default_rng((0, turn))) for turn in range(8)]
+    again = [pipeline(_sample(), np.random.default_rng((0, turn))) for turn in range(8)]
+    assert all(torch.equal(one["image"], two["image"]) for one, two in zip(seen, again, strict=True))
+    assert len({one["label"].numpy().tobytes() for one in seen}) > 4
+    for packed in seen:
+        assert packed["image"].shape == (3, 32, 48)
+        assert np.allclose(_pixels(packed)[:, :, 0], packed["label"].numpy() * 20.0, atol=1e-3)

@@ -462,6 +462,28 @@ def test_a_loss_of_ones_own(data: Path, tmp_path: Path, monkeypatch: Any, capsys
         sys.modules.pop("losses_for_a_test", None)
 
 
+def test_a_pipeline_of_ones_own(data: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    (tmp_path / "pipeline_for_a_test.py").write_text(
+        "seen = []\n"
+        "def halves(image, mask):\n"
+        "    seen.append(image.shape)\n"
+        "    return {'image': image[:, :40], 'mask': mask[:, :40]}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    try:
+        arguments = [*_arguments(data, tmp_path / "run"), "--trainer.fast_dev_run", "true", "--data.transform"]
+        assert cli.main([*arguments, "pipeline_for_a_test.halves"]) == 0
+        assert set(sys.modules["pipeline_for_a_test"].seen) == {(64, 80, 3)}
+        for wrong, expected in (
+            (("pipeline_for_a_test.seen",), "--data.transform: expected a pipeline (an object that is called), got"),
+            (("pipeline_for_a_test.halves", "--data.passes", "[{}]"), "--data.passes: expected none with a transform"),
+        ):
+            assert cli.main([*arguments, *wrong]) == 2
+            assert expected in capsys.readouterr().err.splitlines()[-1]
+    finally:
+        sys.modules.pop("pipeline_for_a_test", None)
+
+
 def test_data_of_ones_own(tmp_path: Path, capsys: Any, caplog: Any) -> None:
     caplog.set_level("INFO")
     root = folders.own(tmp_path / "own", size=(64, 80))
