@@ -105,6 +105,6 @@ $(VENV)/stamp-run: $(TORCH_STAMP) $(SOURCES)
 
 $(VENV)/stamp-dev: $(TORCH_STAMP) $(SOURCES)
 	$(BIN)/python -c "import triton" 2>/dev/null || $(PIP_INSTALL) "triton==$(TRITON)"
-	$(PIP_INSTALL) --no-build-isolation -e ".[train,video,export,bench,docs,dev]"
+	$(PIP_INSTALL) --no-build-isolation -e ".[train,video,export,bench,hub,docs,dev]"
 	$(SHOW_LIBRARIES)
 	@touch $(VENV)/stamp-run $@

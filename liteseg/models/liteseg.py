@@ -12,6 +12,7 @@ from torch.nn import functional as F
 import liteseg_kernels as lk
 from liteseg.models.encoders import ENCODERS
 from liteseg.models.fields import check_choice, check_counts, check_flags, check_use, is_int, reject
+from liteseg.models.hub import Hub
 from liteseg_kernels import intact
 from liteseg_kernels.nn import DASPP, ConvNormAct, SeparableConv2d, UpsampleConcat
 from liteseg_kernels.plan import PlannedModule, Program
@@ -73,7 +74,7 @@ class ModelConfig:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
 
-class LiteSeg(PlannedModule):
+class LiteSeg(PlannedModule, Hub):
     """LiteSeg: float [N, in_channels, H, W], normalised (by default RGB) -> logits [N, num_classes, H, W].
 
     Any H and W of at least 32. A plain module: trainable at any batch size (1 included, see :class:`DASPP`), and its

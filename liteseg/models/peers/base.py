@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import liteseg_kernels as lk
 from liteseg.models.fields import check_counts, check_use
+from liteseg.models.hub import Hub
 
 MIN_SIZE = 32
 
@@ -44,7 +45,7 @@ class PeerBlock(nn.Module):
     """A building block: one line in the table of :func:`liteseg.profile`."""
 
 
-class Peer(nn.Module):
+class Peer(nn.Module, Hub):
     """A network to compare with: float [N, 3, H, W], RGB normalised as for our models -> logits [N, num_classes, H, W].
 
     Any H and W of at least 32. Where a network halves and doubles, the input is padded with zeros (the mean colour)
