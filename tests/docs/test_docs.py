@@ -160,4 +160,7 @@ def test_the_documentation_builds_without_a_warning(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "site" / "benchmarks" / "index.html").read_text()
     assert "<!-- results:" not in page and "liteseg_mobilenetv2" in page
+    # in front, where the page shows it without scrolling
+    assert len(re.findall(r"<th>(?:network|op)</th>\s*<th[^>]*>ratio</th>", page)) == 3
+    assert (tmp_path / "site" / "first_hour.ipynb").is_file()
     assert "SeparableConv2d" in (tmp_path / "site" / "api" / "kernels" / "index.html").read_text()
