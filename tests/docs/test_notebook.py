@@ -26,6 +26,6 @@ def test_every_cell_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         exec(compile("".join(cell["source"]), f"{NOTEBOOK.name}, {cell['id']}", "exec"), names)
     truth = np.array(Image.open(tmp_path / "LAWN" / "labels" / "val" / "000.png")) == 255
     assert names["labels"].shape == truth.shape
-    # better than calling everything grass
-    assert ((names["labels"] == 1) == truth).mean() > max(truth.mean(), 1 - truth.mean())
+    found = names["labels"] == 1
+    assert (found & truth).sum() / (found | truth).sum() > 0.6
     assert sorted(os.listdir(tmp_path)) == ["LAWN", "runs"]
