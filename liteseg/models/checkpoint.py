@@ -68,7 +68,8 @@ def resolve_weights(weights: str | os.PathLike[str], backbone: str) -> Path:
     others = [name for name in bundled if name.startswith(f"{weights}_")]
     if others:
         raise ValueError(
-            f"weights: expected weights of {backbone}, got {str(weights)!r}, of which there is {', '.join(others)} only"
+            f"weights: expected weights of {backbone} (of {weights} there is only {', '.join(others)}) or the path of "
+            f"an existing file, got {str(weights)!r}"
         )
     raise ValueError(
         f"weights: expected a bundled name ({known}) or the path of an existing file, got {str(weights)!r}"
