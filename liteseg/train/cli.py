@@ -351,8 +351,13 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 # of lightning's warnings, those about its own use of torch, and what it cannot know: the sampler goes on within an
-# epoch, a folder of checkpoints is there because the run was
-_NO_WARNINGS = (".*LeafSpec.*", ".*your dataloader is not resumable.*", ".*Checkpoint directory .* is not empty.*")
+# epoch, a folder of checkpoints is there because the run was, scores are of the counts of all processes
+_NO_WARNINGS = (
+    ".*LeafSpec.*",
+    ".*your dataloader is not resumable.*",
+    ".*Checkpoint directory .* is not empty.*",
+    ".*It is recommended to use `self.log.*",
+)
 # of what it says: advertisements, and what nobody could act on
 _NO_INFO = ("\N{ELECTRIC LIGHT BULB} Tip:", "`weights_only` was not set", "\nDetected KeyboardInterrupt")
 
