@@ -229,7 +229,7 @@ def test_a_class_of_ones_own(
         assert "train: 4 images" in capsys.readouterr().out
         for wrong, expected in (
             ("mine_for_a_test.Path", "expected a SegmentationDataset, got mine_for_a_test.Path"),
-            ("mine_for_a_test.Loan", "dataset: name: expected a name in mine_for_a_test, got Loan"),
+            ("mine_for_a_test.Loan", "--dataset: expected a name in mine_for_a_test, got Loan"),
             ("no_such_module.Lawn", "expected a module that can be imported, got no_such_module"),
             (
                 "kitti",

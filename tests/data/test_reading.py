@@ -156,8 +156,8 @@ def test_every_reader_sees_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     seen: list[np.ndarray] = []
     model = liteseg.create_model("liteseg_mobilenetv2", 11).eval()
-    for module in ("files", "demo"):
-        monkeypatch.setattr(f"liteseg.{module}.predict", lambda model, image, **_: _kept(seen, image))
+    for reader in ("files.predict_at", "demo.predict"):
+        monkeypatch.setattr(f"liteseg.{reader}", lambda model, image, **_: _kept(seen, image))
     predict_files(model, [str(path)], tmp_path / "out", palette=CAMVID_PALETTE, progress=False)
     monkeypatch.setattr(demo, "compare", lambda model, fused, image, **_: _kept(seen, image))
     demo.demo(model, image=path, out=tmp_path / "out")
