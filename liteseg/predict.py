@@ -78,7 +78,7 @@ def segment(model: nn.Module, x: torch.Tensor, size: tuple[int, int], *, flip: b
 
 
 def full_size_logits(model: nn.Module, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """The logits whose arg max :func:`liteseg_kernels.runtime.labels` gives: float32 [N, K, H, W], interpolated to ``size`` (H, W)."""
+    """The logits whose arg max `liteseg_kernels.runtime.labels` gives: float32 [N, K, H, W], at ``size`` (H, W)."""
     low = checked_logits(model, x).float()
     align_corners = getattr(model, "align_corners", True)
     return nn.functional.interpolate(low, size=size, mode="bilinear", align_corners=align_corners)
