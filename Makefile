@@ -5,7 +5,7 @@
 #   make bench   the benchmarks of ops
 #   make bench-cpu  README's speed on a CPU: whole networks, a training step, a busy core
 #   make sanitize   the CPU kernels' tests under the address and undefined-behaviour sanitizers
-#   make coverage   which branches of the CPU kernels the parity tests take (gcov)
+#   make coverage   which branches of the kernels, CPU, CUDA and Triton, the parity tests take
 #   make fuzz    plans of networks drawn at random against float64, for an hour; FUZZ_ARGS="--seconds 600"
 #   make docs    the documentation as a website in site/
 #   make gpu-day everything that needs a CUDA GPU, measured and checked; SECTIONS="parity ops", GPU_DAY_ARGS=--dry-run

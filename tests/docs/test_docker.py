@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
+FILES = sorted((ROOT / "docs/docker").glob("*.Dockerfile"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

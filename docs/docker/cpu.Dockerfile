@@ -1,5 +1,5 @@
 # LiteSeg on the CPU.
-#   docker build -f docker/cpu.Dockerfile -t liteseg:cpu .
+#   docker build -f docs/docker/cpu.Dockerfile -t liteseg:cpu .
 #   docker run --rm -v "$PWD:/data" liteseg:cpu predict /data/street.jpg --weights camvid --out /data/out
 # TORCH_INDEX: where pip finds torch without CUDA, as PyTorch's own install page gives it; without it the image is larger
 # by the CUDA libraries that nothing in it uses.

@@ -1,5 +1,5 @@
 # LiteSeg on an NVIDIA GPU. nvcc is needed for the build alone: torch brings the run-time libraries, the host the driver.
-#   docker build -f docker/cuda.Dockerfile -t liteseg:cuda .
+#   docker build -f docs/docker/cuda.Dockerfile -t liteseg:cuda .
 #   docker run --rm --gpus all -v "$PWD:/data" liteseg:cuda predict /data/street.jpg --weights camvid --out /data/out
 # CUDA: a tag of the base image, with nvcc; it need not be the CUDA that torch was built with.
 ARG CUDA=13.0.1-devel-ubuntu24.04
