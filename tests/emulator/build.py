@@ -47,6 +47,15 @@ def _flags(csrc: Path) -> list[str]:
     return ["-O2", "-march=native", "-std=c++17", "-fPIC", "-fvisibility=hidden", *warnings, *defines, *include]
 
 
+def _digest(folder: Path) -> str:
+    state = hashlib.sha256()
+    for path in sorted(folder.rglob("*.*h")):
+        # the CPU kernels' headers are for those alone
+        if path.parent.name != "cpu":
+            state.update(path.read_bytes())
+    return state.hexdigest()
+
+
 def compile_module(
     name: str, sources: Sequence[Path], extra: Sequence[str] = (), *, ops: bool = True, csrc: Path = ROOT / "csrc"
 ) -> Path:
@@ -55,14 +64,14 @@ def compile_module(
     if os.environ.get("LITESEG_COVERAGE"):
         extra = (*extra, *COVERAGE)
     FOLDER.mkdir(parents=True, exist_ok=True)
-    headers = [*csrc.rglob("*.*h"), *HEADERS.rglob("*.*h")]
-    common = hashlib.sha256("\n".join([torch.__version__, *_flags(csrc), *extra]).encode())
-    for path in sorted(headers):
-        if path.parent.name != "cpu":
-            common.update(path.read_bytes())
+    emulated, kernels = _digest(HEADERS), _digest(csrc)
 
     def build(source: Path) -> Path:
-        state = common.copy()
+        # where the kernels' headers lie makes no difference to what does not include them
+        ours = source.name in ("emulator.cpp", "controls.cpp")
+        flags = [flag for flag in _flags(csrc) if not (ours and flag.startswith(f"-I{csrc}"))]
+        state = hashlib.sha256("\n".join([torch.__version__, *flags, *extra, emulated]).encode())
+        state.update(b"" if ours else kernels.encode())
         state.update(source.read_bytes())
         if source.name == "controls.cpp":
             state.update(name.encode())
@@ -70,7 +79,7 @@ def compile_module(
         if not target.is_file():
             partial = target.with_suffix(f".{os.getpid()}")
             define = [f"-DLITESEG_EMULATOR_MODULE={name}"]
-            call = ["g++", "-c", *_flags(csrc), *extra, *define, "-x", "c++", str(source), "-o", str(partial)]
+            call = ["g++", "-c", *flags, *extra, *define, "-x", "c++", str(source), "-o", str(partial)]
             subprocess.run(call, check=True)
             os.replace(partial, target)
         return target
