@@ -1,6 +1,7 @@
 """Build of the two compiled libraries; everything static is in pyproject.toml.
 
-liteseg_kernels/_C.abi3.so       C++ CPU kernels (csrc/cpu), built wherever torch >= 2.11 and a C++17 compiler are found
+liteseg_kernels/_C.abi3.so       C++ CPU kernels (csrc/engine, csrc/torch), built wherever torch >= 2.11 and a C++17
+                                 compiler are found
 liteseg_kernels/_C_cuda.abi3.so  CUDA kernels (csrc/cuda), built where nvcc is found too
 
 Both use only torch's stable ABI and no Python API, so one build serves every CPython >= 3.10 and every torch >= 2.11.
@@ -46,24 +47,49 @@ TORCH_TARGET = "0x020b000000000000"
 HEADER = Path("include/torch/csrc/stable/library.h")
 MODES = ("auto", "cpu", "cuda", "none")
 
-# instruction sets that the CPU kernels choose between at run time; the longest matching suffix counts
-AVX2 = ["-mavx2", "-mfma", "-mf16c"]
-AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
-ISA_FLAGS = {
-    "_avx2": AVX2,
-    "_avx512": AVX512,
-    "_avx512bf16": [*AVX512, "-mavx512bf16", "-mavx512vnni"],
-}
+
+@dataclass(frozen=True)
+class InstructionSet:
+    """One way in which the kernels of a folder are compiled; at run time the engine chooses (csrc/engine/runtime)."""
+
+    name: str  # the namespace of what is compiled, as in isa_list.h
+    simd: str  # its vectors: csrc/engine/simd/f32_<simd>.h
+    flags: tuple[str, ...] = ()
+    machines: tuple[str, ...] = ()  # empty: every one
+    folder: str = "csrc/engine/kernels"
+
+
+X86 = ("x86_64", "amd64")
+AVX2 = ("-mavx2", "-mfma", "-mf16c")
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c")
+INSTRUCTION_SETS = (
+    InstructionSet("scalar", "generic"),
+    InstructionSet("avx2", "avx2", AVX2, X86),
+    InstructionSet("avx512", "avx512", AVX512, X86),
+    InstructionSet("avx512bf16", "avx512", (*AVX512, "-mavx512bf16", "-mavx512vnni"), X86, "csrc/engine/kernels/bf16"),
+)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One compiler call: a source, which may be compiled several times, its object and the command without either."""
+
+    source: Path
+    object: str
+    call: list[str]
 
 
 @dataclass
 class Library:
-    """One shared object: its sources, each with its compiler call, and the linker call around the objects."""
+    """One shared object: what is compiled for it, and the linker call around the objects, which come in this order."""
 
     name: str
-    compile: dict[Path, list[str]]
+    units: list[Unit]
     link: list[str]
     linked: list[str]
+
+    def sources(self) -> list[str]:
+        return list(dict.fromkeys(unit.source.as_posix() for unit in self.units))
 
 
 @dataclass
@@ -160,20 +186,25 @@ def cuda_archs() -> list[str]:
     return sorted(dict.fromkeys(archs), key=lambda arch: (int(arch.rstrip("af")), arch))
 
 
-def isa_flags(source: Path) -> list[str]:
-    suffix = max((s for s in ISA_FLAGS if source.stem.endswith(s)), key=len, default=None)
-    return [] if suffix is None else ISA_FLAGS[suffix]
+def unit(library: str, source: Path, call: list[str], instructions: str = "") -> Unit:
+    name = ".".join([*source.relative_to("csrc").parts, *([instructions] if instructions else []), "o"])
+    return Unit(source, f"{library}/{name}", call)
+
+
+def cpu_sources() -> tuple[list[Path], list[tuple[InstructionSet, Path]]]:
+    """Sources that are compiled once, and those of kernels with each instruction set that they are compiled for."""
+    found = [path.relative_to(ROOT) for part in ("engine", "torch") for path in (ROOT / "csrc" / part).rglob("*.cpp")]
+    folders = {instructions.folder for instructions in INSTRUCTION_SETS}
+    plain = sorted(source for source in found if source.parent.as_posix() not in folders)
+    sets = [one for one in INSTRUCTION_SETS if not one.machines or platform.machine().lower() in one.machines]
+    kernels = [(one, source) for one in sets for source in sorted(found) if source.parent.as_posix() == one.folder]
+    return plain, kernels
 
 
 def cpu_library(torch: Path, compiler: list[str]) -> Library:
-    sources = [path.relative_to(ROOT) for path in sorted((ROOT / "csrc/cpu").rglob("*.cpp"))]
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        sources = [source for source in sources if not isa_flags(source)]
-    if not sources:
-        raise Missing("csrc/cpu holds no sources")
-    # the linker keeps the first copy of an inline function that several files contain: the plain files come first, so
-    # that no shared function is the copy compiled for an instruction set the machine may lack
-    sources.sort(key=lambda source: len(isa_flags(source)))
+    plain, kernels = cpu_sources()
+    if not plain:
+        raise Missing("csrc/engine and csrc/torch hold no sources")
     named = os.environ.get("LITESEG_SANITIZE")
     checks = [f"-fsanitize={named}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"] if named else []
     optimise = ["-O0", "-g"] if checks or truthy("DEBUG") else ["-O3", "-DNDEBUG"]
@@ -186,9 +217,14 @@ def cpu_library(torch: Path, compiler: list[str]) -> Library:
     defines = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", "-DPy_LIMITED_API=0x030A0000"]
     include = [f"-I{ROOT / 'csrc'}", "-isystem", str(torch / "include")]
     command = [*compiler, "-c", *flags, *defines, *include]
-    calls = {source: [*command, *isa_flags(source)] for source in sources}
+    # the linker keeps the first copy of an inline function that several files contain: the plain files come first, so
+    # that no shared function is the copy compiled for an instruction set the machine may lack
+    units = [unit("_C", source, command) for source in plain]
+    for one, source in kernels:
+        names = [f"-DLITESEG_ISA={one.name}", f"-DLITESEG_SIMD={one.simd}"]
+        units.append(unit("_C", source, [*command, *names, *one.flags], one.name))
     linked = [f"-L{torch / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"]
-    return Library("_C", calls, [*compiler, "-shared", *checks], linked)
+    return Library("_C", units, [*compiler, "-shared", *checks], linked)
 
 
 def cuda_library(torch: Path, nvcc: str, archs: list[str]) -> Library:
@@ -206,7 +242,8 @@ def cuda_library(torch: Path, nvcc: str, archs: list[str]) -> Library:
     # libtorch.so must stay in DT_NEEDED: torch opens its libraries locally, and only through libtorch.so does a CUDA
     # build of torch offer us the functions of libtorch_cuda. cudart is linked in, so its version ties us to no toolkit.
     linked = [f"-L{torch / 'lib'}", "-Xlinker", "--no-as-needed", "-ltorch", "-ltorch_cpu"]
-    return Library("_C_cuda", dict.fromkeys(sources, command), [nvcc, *host, "-shared", "-cudart", "static"], linked)
+    units = [unit("_C_cuda", source, command) for source in sources]
+    return Library("_C_cuda", units, [nvcc, *host, "-shared", "-cudart", "static"], linked)
 
 
 def make_plan() -> Plan:
@@ -257,10 +294,6 @@ def report(plan: Plan) -> None:
     print("\n".join([rule, *lines, rule]), file=sys.stderr, flush=True)
 
 
-def object_of(library: Library, source: Path) -> str:
-    return f"{library.name}/{'.'.join(source.relative_to('csrc').parts)}.o"
-
-
 def jobs() -> int:
     text = os.environ.get("MAX_JOBS")
     if text is None:
@@ -288,10 +321,10 @@ def compile_with_ninja(ninja: str, plan: Plan, folder: Path) -> None:
     lines += ["rule compile", "  command = $call -MD -MF $out.d -o $out $in", "  depfile = $out.d", "  deps = gcc", ""]
     lines += ["rule link", "  command = $call $in $libraries -o $out", ""]
     for library in plan.libraries:
-        for source, call in library.compile.items():
-            lines += [f"build {escape(object_of(library, source))}: compile {escape(str(ROOT / source))}"]
-            lines += [f"  call = {command(call)}"]
-        objects = [escape(object_of(library, source)) for source in library.compile]
+        for one in library.units:
+            lines += [f"build {escape(one.object)}: compile {escape(str(ROOT / one.source))}"]
+            lines += [f"  call = {command(one.call)}"]
+        objects = [escape(one.object) for one in library.units]
         lines += [f"build {library.name}.abi3.so: link {' '.join(objects)}"]
         lines += [f"  call = {command(library.link)}", f"  libraries = {command(library.linked)}"]
     (folder / "build.ninja").write_text("\n".join(lines) + "\n")
@@ -310,14 +343,14 @@ def compile_with_loop(plan: Plan, folder: Path) -> None:
     with ThreadPoolExecutor(jobs()) as pool:
         commands = []
         for library in plan.libraries:
-            for source, command in library.compile.items():
-                target = folder / object_of(library, source)
+            for one in library.units:
+                target = folder / one.object
                 target.parent.mkdir(parents=True, exist_ok=True)
-                commands.append([*command, "-o", str(target), str(ROOT / source)])
+                commands.append([*one.call, "-o", str(target), str(ROOT / one.source)])
         if any(pool.map(call, commands)):
             failed(plan)
     for library in plan.libraries:
-        objects = [object_of(library, source) for source in library.compile]
+        objects = [one.object for one in library.units]
         if call([*library.link, *objects, *library.linked, "-o", f"{library.name}.abi3.so"]):
             failed(plan)
 
@@ -356,7 +389,7 @@ def replace(target: Path, data: bytes) -> None:
 
 
 def write_build_info(plan: Plan, folder: Path) -> None:
-    sources = {library.name: tuple(s.as_posix() for s in library.compile) for library in plan.libraries}
+    sources = {library.name: tuple(library.sources()) for library in plan.libraries}
     values = [
         ("MODE: str", plan.mode),
         ("TORCH: str | None", plan.torch),
@@ -398,8 +431,7 @@ class BuildPython(build_py):
 
 setup(
     ext_modules=[
-        Extension(f"{PACKAGE}.{library.name}", [str(s) for s in library.compile], py_limited_api=True)
-        for library in PLAN.libraries
+        Extension(f"{PACKAGE}.{library.name}", library.sources(), py_limited_api=True) for library in PLAN.libraries
     ],
     cmdclass={"build_ext": BuildKernels, "build_py": BuildPython},
     options={"bdist_wheel": {"py_limited_api": "cp310"}} if PLAN.libraries else {},

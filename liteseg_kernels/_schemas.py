@@ -103,3 +103,5 @@ _compiled[0].define("run_graph(Tensor[] inputs, Tensor packed, Tensor program, i
 _compiled[0].define("time_graph(Tensor[] inputs, Tensor packed, Tensor program, int[] sizes) -> Tensor")
 _compiled[0].define("fingerprint(Tensor[] weights) -> int")
 _compiled[0].define("panel() -> int")
+# the numbers that programs are written with, see plan/contract.py
+_compiled[0].define("program_constants() -> str")

@@ -1,7 +1,7 @@
 """The activations that ops and modules know, each with its name, module, formula and gradient: the only table of them.
 
-Kernels know an activation by its place here: `triton/_common.py`, and for the compiled ones `types.h` with `vec.h` on
-the CPU and `tile.cuh` in CUDA. Those four and this file are what a new one touches.
+Kernels know an activation by its place here: `triton/_common.py`, and for the compiled ones `types.h` with
+`simd/math.h` on the CPU and `tile.cuh` in CUDA. Those four and this file are what a new one touches.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "common/check.h"
+#include "common/tensors.h"
 
 namespace liteseg {
 
@@ -29,15 +29,6 @@ decltype(auto) dispatch_floating(const char* op, const char* argument, torch::he
     default:
       return f(float{});
   }
-}
-
-template <typename F>
-decltype(auto) dispatch_floating_and_double(const char* op, const char* argument, torch::headeronly::ScalarType dtype,
-                                            F&& f) {
-  if (dtype == torch::headeronly::ScalarType::Double) {
-    return f(double{});
-  }
-  return dispatch_floating(op, argument, dtype, static_cast<F&&>(f));
 }
 
 // Offsets are 32 bits wide unless the largest one (in elements) does not fit: 64-bit index arithmetic costs registers

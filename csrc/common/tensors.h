@@ -14,6 +14,45 @@ namespace liteseg {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// "[2, 19, 64, 128]"
+inline std::string shape_text(const torch::stable::Tensor& tensor) {
+  std::ostringstream stream;
+  stream << '[';
+  for (int64_t i = 0; i < tensor.dim(); ++i) {
+    stream << (i == 0 ? "" : ", ") << tensor.size(i);
+  }
+  stream << ']';
+  return stream.str();
+}
+
+inline const char* dtype_text(torch::headeronly::ScalarType dtype) {
+  using torch::headeronly::ScalarType;
+  switch (dtype) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Short:
+      return "int16";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Bool:
+      return "bool";
+    default:
+      return "another dtype";
+  }
+}
+
 inline void check_4d(const char* op, const char* argument, const Tensor& t) {
   LITESEG_CHECK(t.dim() == 4, op, argument, "4 dimensions", shape_text(t));
 }

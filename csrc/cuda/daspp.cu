@@ -67,7 +67,7 @@ __host__ __device__ Memory<T> carve(Carver& carver, const Window& wide, const Wi
                                     int splits) {
   using S = Shape<T>;
   Memory<T> memory{};
-  // first, so that its address is no register that the products miss
+  // allocated first: a constant address frees a register in the main loop
   memory.sums = Sums<kColumns>::carve(carver, splits);
   memory.wide = carver.template take<int64_t>(wide.slots());
   memory.narrow = carver.template take<int64_t>(narrow.slots());

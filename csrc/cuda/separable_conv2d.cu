@@ -6,12 +6,11 @@
 //           an output at 3 x 3 and dilation 1, and nine (through L2) from dilation 8 on
 // Bound:    memory, in float16, up to C = CO = 96. Not timed yet.
 // Launch:   grid (tiles of up to 64 pixels over all images, blocks of 32 or 96 output channels, splits), 128 threads;
-// up
-//           to three stages of cp.async. On sm_90 up to 8 blocks of a cluster share the channels of a tile with more
+//           up to three stages of cp.async. On sm_90 up to 8 blocks of a cluster share the channels of a tile with more
 //           than 32 outputs where multiprocessors would be idle. Tile, stages and splits are the fastest by Attempt
 // Numerics: float32 taps and accumulation; the depthwise value is rounded to T for the product, as eager stores it.
-//           float32 products are exact unless tf32 is allowed. One block, or one cluster in a fixed order, owns a
-//           tile: deterministic.
+//           float32 products are exact unless tf32 is allowed. One block, or one cluster in a fixed order, owns a tile:
+//           deterministic.
 // Limits:   float32, float16, bfloat16; kernels up to 5 x 5. 16-byte copies need channels that are adjacent, aligned
 //           and a multiple of 16 bytes; everything else (NCHW, views, odd channel counts) is read element by element
 #include <liteseg/separable.cuh>

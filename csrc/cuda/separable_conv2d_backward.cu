@@ -2,9 +2,8 @@
 // Replaces: the backward of two F.conv2d, an add and an activation; the depthwise map is computed again, not kept
 // Shapes:   grad, output [N, CO, HO, WO], x [N, C, H, W], depthwise [C, 1, KH, KW], pointwise [CO, C, 1, 1]
 // Launches: dz * pointwise (the forward's kernel; dz = grad through the activation, formed where it is read) into the
-// one
-//           temporary map [N, HO, WO, C]; a gather from it for x; for each weight the sums of at most 64 parts of the
-//           pixels and their sum in order; dz itself where a residual asks for it
+//           one temporary map [N, HO, WO, C]; a gather from it for x; for each weight the sums of at most 64 parts of
+//           the pixels and their sum in order; dz itself where a residual asks for it
 // Traffic:  grad and output once a block of 96 input channels; the temporary is written once and read twice
 // Bound:    memory; the pointwise weight's gradient reads every pixel once a block of 64 x 32 weights. Not timed yet.
 // Numerics: float32 accumulation; dz, the depthwise value and its gradient are rounded to T, as eager stores them. Sums

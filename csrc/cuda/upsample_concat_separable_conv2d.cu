@@ -1,7 +1,8 @@
 // upsample_concat_separable_conv2d - the decoder's first layer in one launch: x resized to skip's size, concatenated
-// with skip, depthwise k x k, pointwise, + bias, activation. Replaces: F.interpolate, torch.cat, two F.conv2d and an
-// activation; neither the resized map nor the concatenation exists Shapes:   x [N, C1, h, w], skip [N, C2, H, W],
-// depthwise [C1 + C2, 1, KH, KW], pointwise [CO, C1 + C2, 1, 1]
+//           with skip, depthwise k x k, pointwise, + bias, activation.
+// Replaces: F.interpolate, torch.cat, two F.conv2d and an activation; neither the resized map nor the concatenation
+//           exists
+// Shapes:   x [N, C1, h, w], skip [N, C2, H, W], depthwise [C1 + C2, 1, KH, KW], pointwise [CO, C1 + C2, 1, 1]
 //           -> out [N, CO, HO, WO], in skip's memory format; any strides in
 // Traffic:  minimum (N*C1*h*w + N*C2*H*W + N*CO*HO*WO + weights) * sizeof(T); eager moves 2*N*(2*C1 + C2)*H*W*sizeof(T)
 //           and the depthwise map more. A slot's resized value is computed once a tile, 1.6 times at 3 x 3

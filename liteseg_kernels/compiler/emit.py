@@ -1,4 +1,4 @@
-"""From a region's operations to the words of a program and its packed weights, as csrc/cpu/graph.cpp reads them."""
+"""From a region's operations to the words of a program and its packed weights (csrc/engine/plan/graph.cpp)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..plan import contract
+from ..plan.contract import constant
 from ..plan.layers import Convolution as PlanConvolution
 from ..plan.layers import Node
 from ..plan.packing import Writer
 from . import ir, patterns
-
-_VERSION = 1
-_INPUT, _CONVOLUTION, _WINOGRAD, _BLOCK, _DEPTHWISE, _STEM, _WINDOW = range(1, 8)
-_COMBINE, _MEAN, _CONCAT, _RESIZE, _NEAREST, _PAD, _ACTIVATE = range(8, 15)
-_PLANAR, _INNERMOST, _LABELS = range(3)
 
 
 def winograd_tile(op: ir.Convolution) -> int:
@@ -65,11 +62,11 @@ class Sequenced:
 
     def emit(self, arguments: Sequence[Any]) -> tuple[Tensor, Tensor]:
         """Packed weights and program."""
-        out = Writer(torch.ops.liteseg_cpu.panel())
+        out = Writer(torch.ops.liteseg_cpu.panel(), "graph")
         number: dict[ir.Op, int] = {}
         emitter = _Emitter(out, number, arguments)
         maps = [op for op in self.ops if not isinstance(op, ir.Labels)]
-        out.add(_VERSION, out.panel, len(maps))
+        out.add(constant("version.graph"), out.panel, len(maps))
         for op in self.ops:
             if isinstance(op, ir.Labels):
                 emitter.sized(op)
@@ -79,9 +76,9 @@ class Sequenced:
         out.add(len(self.results))
         for op, innermost in zip(self.results, self.innermost, strict=True):
             if not isinstance(op, ir.Labels):
-                out.add(number[op], _INNERMOST if innermost else _PLANAR)
+                out.add(number[op], constant("result.innermost" if innermost else "result.planar"))
                 continue
-            out.add(number[op.inputs[0]], _LABELS, op.sizes is not None)
+            out.add(number[op.inputs[0]], constant("result.labels"), op.sizes is not None)
             if op.sizes is not None:
                 out.add(*emitter.slots[op])
             out.add(op.align_corners)
@@ -128,7 +125,7 @@ class _Emitter:
 
     def _activation(self, activation: ir.Activation) -> None:
         bits = struct.unpack("<I", struct.pack("<f", activation.negative_slope))[0]
-        self.out.add(ir.ACTIVATIONS.index(activation.name), bits)
+        self.out.add(contract.activation(activation.name), bits)
 
     def _matrix(self, part: ir.Weighted) -> None:
         weight, bias = part.folded(self._arguments)
@@ -141,20 +138,28 @@ class _Emitter:
         self.out.bias(bias, part.channels)
 
     def _input(self, op: ir.Input) -> None:
-        self.out.add(_INPUT, self._inputs, op.channels)
+        self.out.layer("input", self._inputs, op.channels)
         self._inputs += 1
 
     def _convolution(self, op: ir.Convolution) -> None:
         tile = winograd_tile(op)
         channels = op.inputs[0].channels
         if tile:
-            self.out.add(_WINOGRAD, *self._sources(op), channels, op.channels, op.padding[0], op.dilation[0], tile // 2)
+            self.out.layer(
+                "winograd",
+                *self._sources(op),
+                channels,
+                op.channels,
+                op.padding[0],
+                op.dilation[0],
+                tile // 2,
+            )
             self._activation(op.activation)
             weight, bias = op.folded(self._arguments)
             self.out.winograd(weight, tile)
             self.out.bias(bias, op.channels)
             return
-        self.out.add(_CONVOLUTION, channels, op.channels, op.kernel[0], op.stride[0], op.dilation[0], *op.padding)
+        self.out.layer("convolution", channels, op.channels, op.kernel[0], op.stride[0], op.dilation[0], *op.padding)
         self._activation(op.activation)
         self.out.add(*self._sources(op))
         self._matrix(op)
@@ -163,14 +168,14 @@ class _Emitter:
         self.out.add(*op.kernel, *op.stride, *op.dilation, *op.padding)
 
     def _depthwise(self, op: ir.Depthwise) -> None:
-        self.out.add(_DEPTHWISE, *self._sources(op), op.channels)
+        self.out.layer("depthwise", *self._sources(op), op.channels)
         self._geometry(op)
         self._activation(op.activation)
         self._taps(op)
 
     def _block(self, op: ir.Block) -> None:
         assert op.depthwise is not None and op.project is not None
-        self.out.add(_BLOCK, *self._sources(op), op.inputs[0].channels, op.expand is not None)
+        self.out.layer("inverted_residual", *self._sources(op), op.inputs[0].channels, op.expand is not None)
         self.out.add(op.depthwise.channels, op.channels)
         self._geometry(op.depthwise)
         self._activation(op.depthwise.activation)
@@ -183,8 +188,8 @@ class _Emitter:
 
     def _stem(self, op: ir.Stem) -> None:
         assert op.conv is not None and op.depthwise is not None and op.project is not None
-        plain = [ir.ACTIVATIONS.index(part.activation.name) for part in (op.conv, op.depthwise)]
-        self.out.add(_STEM, *self._sources(op), op.inputs[0].channels, op.conv.channels, op.conv.stride[0])
+        plain = [contract.activation(part.activation.name) for part in (op.conv, op.depthwise)]
+        self.out.layer("stem", *self._sources(op), op.inputs[0].channels, op.conv.channels, op.conv.stride[0])
         self.out.add(*op.conv.padding, plain[0])
         self.out.add(op.channels, plain[1])
         self._matrix(op.conv)
@@ -192,30 +197,30 @@ class _Emitter:
         self._matrix(op.project)
 
     def _window(self, op: ir.Window) -> None:
-        self.out.add(_WINDOW, *self._sources(op), op.maximum, op.counts_zeros, *op.kernel, *op.stride, *op.padding)
+        self.out.layer("window", *self._sources(op), op.maximum, op.counts_zeros, *op.kernel, *op.stride, *op.padding)
 
     def _combine(self, op: ir.Combine) -> None:
-        self.out.add(_COMBINE, op.multiplies, *self._sources(op))
+        self.out.layer("combine", constant("combine.multiply" if op.multiplies else "combine.add"), *self._sources(op))
         self._activation(op.activation)
 
     def _mean(self, op: ir.Mean) -> None:
-        self.out.add(_MEAN, *self._sources(op))
+        self.out.layer("mean", *self._sources(op))
 
     def _concat(self, op: ir.Concat) -> None:
-        self.out.add(_CONCAT, len(op.inputs), *self._sources(op))
+        self.out.layer("concat", len(op.inputs), *self._sources(op))
 
     def _resize(self, op: ir.Resize) -> None:
         sources = self._sources(op)
-        self.out.add(_RESIZE, sources[0], *self.sized(op), op.align_corners, len(sources) > 1, *sources[1:])
+        self.out.layer("resize", sources[0], *self.sized(op), op.align_corners, len(sources) > 1, *sources[1:])
 
     def _nearest(self, op: ir.Nearest) -> None:
-        self.out.add(_NEAREST, *self._sources(op), *self.sized(op))
+        self.out.layer("nearest", *self._sources(op), *self.sized(op))
 
     def _pad(self, op: ir.Pad) -> None:
-        self.out.add(_PAD, *self._sources(op), *op.padding)
+        self.out.layer("pad", *self._sources(op), *op.padding)
 
     def _activate(self, op: ir.Activate) -> None:
-        self.out.add(_ACTIVATE, *self._sources(op))
+        self.out.layer("activate", *self._sources(op))
         self._activation(op.activation)
 
     _RULES: dict[type[ir.Op], Callable[..., None]] = {

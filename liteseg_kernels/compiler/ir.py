@@ -11,9 +11,6 @@ from torch import Tensor
 
 from .. import activations
 
-# in the order of Activation in csrc/cpu/types.h
-ACTIVATIONS = (*activations.NAMES, "hardswish", "silu", "hardsigmoid", "sigmoid")
-
 Shape = tuple[int, int, int]  # channels, height, width
 
 

@@ -10,14 +10,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx
 
+from ..plan.contract import constant
 from . import ir, resize  # noqa: F401  # defines an op
 
 aten = torch.ops.aten
-
-# largest sides and steps that the compiled layers take
-_MOST_TAPS = {"dense": 7, "depthwise": 31}
-_MOST_STRIDE = 64
-_MOST_CLASSES = 256
 
 
 class Refused(Exception):
@@ -155,17 +151,17 @@ def _convolution(node: fx.Node, read: Reader) -> ir.Op:
         "dilation": dilation,
         "padding": (padding[0], padding[0], padding[1], padding[1]),
     }
-    if max(stride) > _MOST_STRIDE:
+    if max(stride) > constant("most.stride"):
         raise Refused("stride")
     if groups == 1 and not (x.channels == 1 and weight.shape[0] == 1):
         if kernel[0] != kernel[1] or stride[0] != stride[1] or dilation[0] != dilation[1]:
             raise Refused("dense convolution that differs along height and width")
-        if kernel[0] > _MOST_TAPS["dense"]:
+        if kernel[0] > constant("most.dense_taps"):
             raise Refused(f"dense convolution of {kernel[0]}x{kernel[1]}")
         return ir.Convolution(label(node), [x], shape_of(node), **shared)
     if groups != x.channels or weight.shape[0] != x.channels:
         raise Refused("grouped convolution")
-    if max(kernel) > _MOST_TAPS["depthwise"]:
+    if max(kernel) > constant("most.depthwise_taps"):
         raise Refused(f"depthwise convolution of {kernel[0]}x{kernel[1]}")
     return ir.Depthwise(label(node), [x], shape_of(node), **shared)
 
@@ -332,8 +328,8 @@ def _labels(node: fx.Node, read: Reader) -> ir.Op:
     if a["dim"] not in (1, -3) or a["keepdim"]:
         raise Refused("arg max that is not over the channels")
     x = read.map(a["self"])
-    if x.channels > _MOST_CLASSES:
-        raise Refused(f"arg max over more than {_MOST_CLASSES} channels")
+    if x.channels > constant("most.classes"):
+        raise Refused(f"arg max over more than {constant('most.classes')} channels")
     return ir.Labels(label(node), [x], (1, *x.shape[1:]))
 
 

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from ..plan.contract import constant
 from . import ir
 
 Users = Counter[ir.Op]
@@ -170,7 +171,6 @@ def _residual(op: ir.Op, users: Users) -> ir.Op | None:
 
 _STEM_ACTIVATIONS = (None, "relu", "relu6")
 _STEM_CHANNELS = 8
-_STEM_STRIDE = 8
 
 
 def _stem(op: ir.Op, users: Users) -> ir.Op | None:
@@ -185,7 +185,7 @@ def _stem(op: ir.Op, users: Users) -> ir.Op | None:
     if not same or max(conv.padding) > 1 or depthwise.padding != (1, 1, 1, 1) or depthwise.stride != (1, 1):
         return None
     plain = all(part.activation.name in _STEM_ACTIVATIONS for part in (conv, depthwise))
-    if not plain or conv.inputs[0].channels > _STEM_CHANNELS or conv.stride[0] > _STEM_STRIDE:
+    if not plain or conv.inputs[0].channels > _STEM_CHANNELS or conv.stride[0] > constant("most.stem_stride"):
         return None
     return ir.Stem(op.name, conv.inputs, op.shape, conv=conv, depthwise=depthwise, project=op.project)
 

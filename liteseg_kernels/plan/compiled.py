@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .contract import constant
 from .layers import Layer, Shape
-from .packing import VERSIONS, WRITERS, Unplannable
+from .packing import WRITERS, Unplannable
 from .program import Program
 from .report import LayerReport, PlanReport
 
@@ -38,7 +39,7 @@ class Plan:
         number = {0: 0} | {value: index + 1 for index, value in enumerate(values)}
         panel = torch.ops.liteseg_cpu.panel()
         out = WRITERS[dtype](panel)
-        out.add(VERSIONS[dtype], panel, len(layers))
+        out.add(constant(out.version), panel, len(layers))
         inputs = []
         shapes: list[Shape] = [(program.channels(0), *_TYPICAL_SIZE)]
         for layer in layers:

@@ -10,14 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .packing import VECTOR, Unplannable, Writer, activation_word, round_up, sloped_activation_words
+from .contract import constant
+from .packing import Unplannable, Writer, activation_word, sloped_activation_words, whole_vectors
 
 Shape = tuple[int, int, int]  # channels, height, width
 
-_STEM, _INVERTED_RESIDUAL, _PYRAMID, _DECODER = 1, 2, 3, 4
-_STEM_POOL, _SHUFFLE_UNIT, _CONVOLUTION, _WINOGRAD, _MAX_POOL = 5, 6, 7, 8, 9
-_MOST_BRANCHES = 8
-MOST_TAPS = 7
 # floats of the largest compressed map of a shuffle unit that is stored
 _MOST_STORED = 1 << 18
 
@@ -86,7 +83,7 @@ class Stem(Layer):
     def write(self, out: Writer, inputs: Sequence[int]) -> None:
         conv, block = self.conv, self.block
         hidden = conv.channels
-        out.add(_STEM, inputs[0])
+        out.layer("stem", inputs[0])
         _write_dense(conv, out)
         out.add(block.channels, activation_word(block.options["activation"]))
         out.inner_depthwise(block.weights["depthwise_weight"])
@@ -113,7 +110,7 @@ class StemPool(Layer):
     strategy = "dense rows in a ring, then their maxima"
 
     def write(self, out: Writer, inputs: Sequence[int]) -> None:
-        out.add(_STEM_POOL, inputs[0])
+        out.layer("stem_pool", inputs[0])
         _write_dense(self.conv, out)
 
     def shape(self, inputs: Sequence[Shape]) -> Shape:
@@ -136,7 +133,7 @@ class ShuffleUnit(Layer):
     unit: Node
 
     def _stores(self, inputs: Sequence[Shape]) -> bool:
-        floats = math.prod(inputs[0][1:]) * round_up(self.unit.options["bottleneck"], VECTOR)
+        floats = math.prod(inputs[0][1:]) * whole_vectors(self.unit.options["bottleneck"])
         return floats <= _MOST_STORED
 
     def strategy_for(self, inputs: Sequence[Shape]) -> str:
@@ -146,7 +143,15 @@ class ShuffleUnit(Layer):
         options, weights = self.unit.options, self.unit.weights
         channels, bottleneck, groups = options["in_channels"], options["bottleneck"], options["groups"]
         first_groups = options["first_groups"]
-        out.add(_SHUFFLE_UNIT, inputs[0], channels, bottleneck, weights["expand_weight"].shape[0], first_groups, groups)
+        out.layer(
+            "shuffle_unit",
+            inputs[0],
+            channels,
+            bottleneck,
+            weights["expand_weight"].shape[0],
+            first_groups,
+            groups,
+        )
         out.add(options["stride"], options["dilation"], options["concat"], _MOST_STORED)
         out.grouped(weights["compress_weight"], weights["compress_bias"], first_groups)
         # the compressed channels stay in the order in which they are computed, the shuffle is in the weights' order
@@ -191,7 +196,7 @@ class InvertedResidual(Layer):
         block, weights = self.block, self.block.weights
         expands = weights["expand_weight"] is not None
         hidden, channels = weights["depthwise_weight"].shape[0], block.options["in_channels"]
-        out.add(_INVERTED_RESIDUAL, inputs[0], channels, expands, hidden, block.channels)
+        out.layer("inverted_residual", inputs[0], channels, expands, hidden, block.channels)
         out.add(block.options["stride"], block.options["dilation"], activation_word(block.options["activation"]))
         out.add(block.options["residual"])
         if expands:
@@ -218,20 +223,20 @@ class InvertedResidual(Layer):
 
 
 @dataclass(eq=False)
-class Pyramid(Layer):
+class Daspp(Layer):
     last: Node | None
-    pyramid: Node
+    daspp: Node
     strategy = "input channels split over the threads, wide map by slices"
     dtypes = (torch.float32, torch.bfloat16)
 
     def write(self, out: Writer, inputs: Sequence[int]) -> None:
-        weights, options = self.pyramid.weights, self.pyramid.options
-        filters, channels = self.pyramid.channels, options["in_channels"]
+        weights, options = self.daspp.weights, self.daspp.options
+        filters, channels = self.daspp.channels, options["in_channels"]
         if self.last is None:
-            out.add(_PYRAMID, inputs[0], channels, False, channels, filters, 0)
+            out.layer("daspp", inputs[0], channels, False, channels, filters, 0)
         else:
             last = self.last.weights["weight"]
-            out.add(_PYRAMID, inputs[0], last.shape[1], True, channels, filters)
+            out.layer("daspp", inputs[0], last.shape[1], True, channels, filters)
             out.add(activation_word(self.last.options["activation"]))
             out.matrix(last)
             out.bias(self.last.weights["bias"], channels)
@@ -245,7 +250,7 @@ class Pyramid(Layer):
             branches.append((0, (None, *point), None))
         for index, (rate, atrous) in enumerate(zip(options["rates"], weights["atrous"], strict=True)):
             branches.append((rate, atrous, deep[index] if deep else None))
-        if len(branches) > _MOST_BRANCHES:
+        if len(branches) > constant("most.branches"):
             raise Unplannable(f"{len(branches)} branches of the pyramid")
         out.add(len(branches))
         used = 0
@@ -270,11 +275,11 @@ class Pyramid(Layer):
         out.bias(weights["project"][1], filters)
 
     def shape(self, inputs: Sequence[Shape]) -> Shape:
-        return self.pyramid.channels, *inputs[0][1:]
+        return self.daspp.channels, *inputs[0][1:]
 
     def macs(self, inputs: Sequence[Shape]) -> int:
-        weights, filters, channels = self.pyramid.weights, self.pyramid.channels, self.pyramid.options["in_channels"]
-        rates = len(self.pyramid.options["rates"])
+        weights, filters, channels = self.daspp.weights, self.daspp.channels, self.daspp.options["in_channels"]
+        rates = len(self.daspp.options["rates"])
         direct = sum(weights[name] is not None for name in ("direct_weight", "point"))
         each = channels * filters * (direct + rates) + 9 * channels * rates
         each += rates * filters * (filters + (9 + filters if weights["deep"] else 0))
@@ -284,7 +289,7 @@ class Pyramid(Layer):
         return inputs[0][1] * inputs[0][2] * each + filters * (channels + filters)
 
     def weights(self) -> list[Tensor]:
-        return _tensors(self.pyramid.weights, {} if self.last is None else self.last.weights)
+        return _tensors(self.daspp.weights, {} if self.last is None else self.last.weights)
 
 
 @dataclass(eq=False)
@@ -311,7 +316,7 @@ class Decoder(Layer):
     def write(self, out: Writer, inputs: Sequence[int]) -> None:
         first, second = self.first, self.second
         resized, width = self._split()
-        out.add(_DECODER, inputs[0], resized, self.upsample.options["concat"], inputs[1])
+        out.layer("decoder", inputs[0], resized, self.upsample.options["concat"], inputs[1])
         out.add(first.channels, second.channels, self.classifier.channels)
         out.add(activation_word(first.options["activation"]), activation_word(second.options["activation"]), self.lifts)
         depthwise, pointwise = first.weights["depthwise_weight"], first.weights["pointwise_weight"]
@@ -323,7 +328,7 @@ class Decoder(Layer):
             ((depthwise, pointwise), first, width),
             ((second.weights["depthwise_weight"], second.weights["pointwise_weight"]), second, first.channels),
         ):
-            out.depthwise(weights[0], round_up(channels, VECTOR))
+            out.depthwise(weights[0], whole_vectors(channels))
             out.matrix(weights[1])
             out.bias(node.weights["bias"], node.channels)
         out.matrix(self.classifier.weights["weight"])
@@ -396,11 +401,11 @@ class Convolution(Layer):
         out_channels, channels = weight.shape[:2]
         pools, activation = self.pool is not None, sloped_activation_words(options)
         if self.output:
-            out.add(_WINOGRAD, channels, inputs[0], out_channels, options["padding"], options["dilation"])
+            out.layer("winograd", channels, inputs[0], out_channels, options["padding"], options["dilation"])
             out.add(self.output // 2, pools, self._in_passes(), *activation)
             out.winograd(weight, self.output)
         else:
-            out.add(_CONVOLUTION, inputs[0], channels, out_channels, options["kernel"], options["stride"])
+            out.layer("convolution", inputs[0], channels, out_channels, options["kernel"], options["stride"])
             out.add(options["padding"], options["dilation"], pools, *activation)
             out.matrix(weight)
         out.bias(self.conv.weights["bias"], out_channels)
@@ -464,7 +469,7 @@ class MaxPool(Layer):
     strategy = "maxima of 2x2"
 
     def write(self, out: Writer, inputs: Sequence[int]) -> None:
-        out.add(_MAX_POOL, self.channels, inputs[0])
+        out.layer("max_pool", self.channels, inputs[0])
 
     def shape(self, inputs: Sequence[Shape]) -> Shape:
         channels, height, width = inputs[0]

@@ -151,7 +151,7 @@ class PlannedModule(nn.Module):
         backend = _dispatch.selection().name
         if backend not in ("auto", "cpu"):
             return f"the backend {backend!r} was asked for"
-        # what a plan was made from stays, so only a new one looks at the weights
+        # weight changes invalidate plans, so dtypes are checked only when one is built
         dtype = torch.bfloat16 if autocasts else x.dtype
         if dtype not in self._plans:
             found = self._dtype()

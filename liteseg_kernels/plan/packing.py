@@ -9,12 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_VERSION = 1
-# the first word of a program by the dtype of its weights
-VERSIONS = {torch.float32: _VERSION, torch.bfloat16: _VERSION + 256}
+from .contract import activation, constant
+
 _ACTIVATIONS: tuple[str | None, ...] = (None, "relu", "relu6")
-# floats, the widest vector of any instruction set; also 64 bytes
-VECTOR = 16
 
 
 class Unplannable(Exception):
@@ -25,17 +22,22 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
+def whole_vectors(values: int) -> int:
+    """Values with room for a whole vector of any instruction set."""
+    return round_up(values, constant("packing.vector"))
+
+
 def activation_word(name: str | None) -> int:
     if name not in _ACTIVATIONS:
         raise Unplannable(f"activation {name!r}")
-    return _ACTIVATIONS.index(name)
+    return activation(name)
 
 
 def sloped_activation_words(options: dict[str, Any]) -> tuple[int, int]:
     """The words of an activation that may be leaky: its number and the bits of its slope as a float."""
     slope = struct.unpack("<I", struct.pack("<f", options["negative_slope"]))[0]
     if options["activation"] == "leaky_relu":
-        return len(_ACTIVATIONS), slope
+        return activation("leaky_relu"), slope
     return activation_word(options["activation"]), slope
 
 
@@ -57,8 +59,12 @@ def _winograd_transform(output: int) -> Tensor:
 class Writer:
     """Collects the words of a program and the packed weights they point to."""
 
-    def __init__(self, panel: int) -> None:
+    # the name of a plan's first word
+    version = "version.plan"
+
+    def __init__(self, panel: int, kind: str = "plan") -> None:
         self.panel = panel
+        self._kind = kind
         self.words: list[int] = []
         self._pieces: list[Tensor] = []
         self._floats = 0
@@ -66,10 +72,13 @@ class Writer:
     def add(self, *words: int) -> None:
         self.words += [int(word) for word in words]
 
+    def layer(self, name: str, *words: int) -> None:
+        self.add(constant(f"{self._kind}.{name}"), *words)
+
     def _weight(self, values: Tensor) -> None:
         flat = values.reshape(-1)
         self.add(self._floats)
-        room = round_up(flat.numel(), VECTOR)
+        room = whole_vectors(flat.numel())
         self._pieces.append(nn.functional.pad(flat, (0, room - flat.numel())))
         self._floats += room
 
@@ -100,7 +109,15 @@ class Writer:
         columns, vector = weight.shape[0] // groups, self.panel // 2
         short = round_up(columns, vector) - columns
         rows = nn.functional.pad(weight.float().flatten(1).unflatten(0, (groups, columns)), (0, 0, 0, short))
-        self._weight(torch.cat([part.transpose(1, 2).flatten(1) for part in rows.split(3 * vector, 1)], 1))
+        self._weight(
+            torch.cat(
+                [
+                    part.transpose(1, 2).flatten(1)
+                    for part in rows.split(constant("packing.grouped_vectors") * vector, 1)
+                ],
+                1,
+            )
+        )
         self._weight(nn.functional.pad(bias.float().unflatten(0, (groups, columns)), (0, short)))
 
     def depthwise(self, weight: Tensor, channels: int | None = None) -> None:
@@ -126,6 +143,8 @@ class Writer:
 class Bf16Writer(Writer):
     """Matrices as words of two neighbouring rows, each word in the place of a float."""
 
+    version = "version.bf16_plan"
+
     def matrix(self, weight: Tensor) -> None:
         """[N, K] or [N, K, h, w] as panels [N / panel][h stretches of taps and channels, made even][panel] of words."""
         rows = weight.float()
@@ -138,10 +157,10 @@ class Bf16Writer(Writer):
 
     def inner_depthwise(self, weight: Tensor) -> None:
         """[C, 1, 3, 3] as sets of pair rows [8][3 columns][C up to whole vectors] of words: the taps that the even and
-        the odd row of a pair meet, in the order of TapSet in csrc/cpu/pairs.h."""
+        the odd row of a pair meet, in the order of TapSet in csrc/engine/blocks/pairs.h."""
         channels = weight.shape[0]
         rows = weight.float().flatten(1).t().unflatten(0, (3, 3))
-        rows = nn.functional.pad(rows, (0, round_up(channels, VECTOR) - channels, 0, 0, 0, 1))
+        rows = nn.functional.pad(rows, (0, whole_vectors(channels) - channels, 0, 0, 0, 1))
         # the fourth row is zero: no tap
         even_and_odd = [(3, 0), (1, 2), (0, 1), (2, 3), (0, 3), (1, 3), (3, 1), (3, 2)]
         sets = torch.stack([torch.stack((rows[even], rows[odd]), -1) for even, odd in even_and_odd])

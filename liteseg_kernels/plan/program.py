@@ -9,15 +9,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import intact
+from .contract import constant
 from .layers import (
-    MOST_TAPS,
     Convolution,
+    Daspp,
     Decoder,
     InvertedResidual,
     Layer,
     MaxPool,
     Node,
-    Pyramid,
     ShuffleUnit,
     Stem,
     StemPool,
@@ -217,22 +217,22 @@ class Program:
             if node.kind == "inverted_residual" and options["kernel"] == 3:
                 layer = InvertedResidual([node.name], node.inputs, node.channels, node)
             elif node.kind == "daspp":
-                layer = Pyramid([node.name], node.inputs, node.channels, None, node)
+                layer = Daspp([node.name], node.inputs, node.channels, None, node)
             elif node.kind == "shuffle_unit":
                 layer = ShuffleUnit([node.name], node.inputs, node.channels, node)
             elif node.kind == "convolution" and options["groups"] == 1:
-                block, pyramid = only(value, "inverted_residual"), only(value, "daspp")
+                block, daspp = only(value, "inverted_residual"), only(value, "daspp")
                 pool = only(value, "max_pool")
                 if block is not None and node.inputs == (0,) and _is_stem(node, block):
                     layer = Stem([node.name, block.name], node.inputs, block.channels, node, block)
                     value = self._nodes.index(block) + 1
-                elif pyramid is not None and _is_last(node):
-                    layer = Pyramid([node.name, pyramid.name], node.inputs, pyramid.channels, node, pyramid)
-                    value = self._nodes.index(pyramid) + 1
+                elif daspp is not None and _is_last(node):
+                    layer = Daspp([node.name, daspp.name], node.inputs, daspp.channels, node, daspp)
+                    value = self._nodes.index(daspp) + 1
                 elif pool is not None and node.inputs == (0,) and _is_stem_pool(node, pool):
                     layer = StemPool([node.name, pool.name], node.inputs, node.channels, node, pool)
                     value = self._nodes.index(pool) + 1
-                elif options["kernel"] <= MOST_TAPS:
+                elif options["kernel"] <= constant("most.dense_taps"):
                     if pool is None or not _is_half(pool) or not _is_fused_pool(node):
                         pool = None
                     names = [node.name] if pool is None else [node.name, pool.name]

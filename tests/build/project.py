@@ -26,9 +26,9 @@ def copy(target: Path, *, tiny: bool = False) -> Path:
         shutil.copy(ROOT / name, target / name)
     if tiny:
         shutil.rmtree(target / "csrc")
-        (target / "csrc/cpu").mkdir(parents=True)
+        (target / "csrc/torch").mkdir(parents=True)
         (target / "csrc/common").mkdir()
-        (target / "csrc/cpu/tiny.cpp").write_text(TINY_SOURCE)
+        (target / "csrc/torch/tiny.cpp").write_text(TINY_SOURCE)
         (target / "csrc/common/tiny.h").write_text("#define TINY 1\n")
     return target
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -123,7 +124,7 @@ runpy.run_path("setup.py", run_name="__main__")
 
 @needs_compiler
 def test_compiler_errors_are_shown(project: Path) -> None:
-    (project / "csrc/cpu/tiny.cpp").write_text(TINY_SOURCE + "int wrong = no_such_name;\n")
+    (project / "csrc/torch/tiny.cpp").write_text(TINY_SOURCE + "int wrong = no_such_name;\n")
     done = in_place(project)
     assert done.returncode != 0
     assert "no_such_name" in done.stdout + done.stderr
@@ -140,23 +141,32 @@ def test_a_library_left_out_later_is_removed(project: Path) -> None:
 
 
 @needs_compiler
-def test_instruction_sets_are_flags_of_their_own_files_only(project: Path) -> None:
-    for suffix in ("_avx2", "_avx512", "_avx512bf16"):
-        (project / f"csrc/cpu/tiny{suffix}.cpp").write_text("")
+def test_a_kernel_is_compiled_for_each_instruction_set(project: Path) -> None:
+    (project / "csrc/engine/kernels/bf16").mkdir(parents=True)
+    for folder in ("kernels", "kernels/bf16"):
+        (project / f"csrc/engine/{folder}/tiny.cpp").write_text("")
     done = in_place(project, LITESEG_BUILD="cpu")
     assert done.returncode == 0, done.stdout + done.stderr
     calls = (next(project.rglob("build.ninja"))).read_text().split("\nbuild ")
-    flags = {call.split(":")[0]: {word for word in call.split() if word.startswith("-m")} for call in calls[1:]}
-    assert flags["_C/cpu.tiny.cpp.o"] == set()
-    if "_C/cpu.tiny_avx2.cpp.o" in flags:  # x86-64
-        assert flags["_C/cpu.tiny_avx2.cpp.o"] == {"-mavx2", "-mfma", "-mf16c"}
-        assert "-mavx512f" in flags["_C/cpu.tiny_avx512.cpp.o"]
-        assert flags["_C/cpu.tiny_avx512bf16.cpp.o"] - flags["_C/cpu.tiny_avx512.cpp.o"] == {
-            "-mavx512bf16",
-            "-mavx512vnni",
-        }
-        objects = next(call for call in calls if call.startswith("_C.abi3.so")).splitlines()[0].split()[2:]
-        assert objects[0] == "_C/cpu.tiny.cpp.o"
+    flags = {
+        call.split(":")[0]: {word for word in call.split() if word.startswith(("-m", "-DLITESEG"))} for call in calls
+    }
+    objects = next(call for call in calls if call.startswith("_C.abi3.so")).splitlines()[0].split()[2:]
+    # what is compiled for every processor comes first
+    assert objects[0] == "_C/torch.tiny.cpp.o" and flags[objects[0]] == set()
+    assert objects[1] == "_C/engine.kernels.tiny.cpp.scalar.o"
+    assert flags[objects[1]] == {"-DLITESEG_ISA=scalar", "-DLITESEG_SIMD=generic"}
+    if platform.machine() != "x86_64":
+        return
+    assert objects[2:] == [
+        "_C/engine.kernels.tiny.cpp.avx2.o",
+        "_C/engine.kernels.tiny.cpp.avx512.o",
+        "_C/engine.kernels.bf16.tiny.cpp.avx512bf16.o",
+    ]
+    avx2, avx512, bf16 = (flags[name] for name in objects[2:])
+    assert avx2 == {"-DLITESEG_ISA=avx2", "-DLITESEG_SIMD=avx2", "-mavx2", "-mfma", "-mf16c"}
+    assert {"-DLITESEG_ISA=avx512", "-DLITESEG_SIMD=avx512", "-mavx512f"} < avx512
+    assert bf16 - avx512 == {"-DLITESEG_ISA=avx512bf16", "-mavx512bf16", "-mavx512vnni"}
 
 
 @pytest.mark.slow

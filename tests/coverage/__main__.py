@@ -84,7 +84,7 @@ def _triton_share() -> float:
 
 
 PARTS: dict[str, tuple[Callable[[list[str]], None], Callable[[], float]]] = {
-    "cpu": (_cpu, lambda: _gcov_share(gcov.read(FOLDER, ("csrc/cpu/",)))),
+    "cpu": (_cpu, lambda: _gcov_share(gcov.read(FOLDER, ("csrc/engine/", "csrc/torch/")))),
     "cuda": (_cuda, lambda: _gcov_share(gcov.read(emulator.FOLDER, ("csrc/cuda/",)))),
     "triton": (_triton, _triton_share),
 }

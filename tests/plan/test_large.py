@@ -162,7 +162,7 @@ HEADS = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_avx512bf16)], ids=str)
 @pytest.mark.parametrize("name", HEADS)
-def test_slices_of_a_pyramid(name: str, dtype: torch.dtype) -> None:
+def test_slices_of_daspp(name: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     channels, filters, rates, last, deeper = HEADS[name]
     model = Head(channels, filters, rates, last=last, deeper=deeper)

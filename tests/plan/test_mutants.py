@@ -24,17 +24,17 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
-# file, what is there, what is put there instead: each between two slices of a pyramid's channels
+# file, what is there, what is put there instead: each between two slices of DASPP's channels
 MUTANTS = {
-    "a bias for every slice": ("plan_daspp_impl.h", "first && group == 0 &&", "group == 0 &&"),
-    "no bias at all": ("plan_daspp_impl.h", "first && group == 0 &&", "false &&"),
-    "the first slice for all": ("plan_daspp_impl.h", "first ? nullptr : sum + p0 * g.filters", "nullptr"),
-    "pooled sums begun anew": ("plan_daspp_impl.h", "first ? nullptr : pooled", "nullptr"),
+    "a bias for every slice": ("sliced_daspp.cpp", "first && group == 0 &&", "group == 0 &&"),
+    "no bias at all": ("sliced_daspp.cpp", "first && group == 0 &&", "false &&"),
+    "the first slice for all": ("sliced_daspp.cpp", "first ? nullptr : sum + p0 * g.filters", "nullptr"),
+    "pooled sums begun anew": ("sliced_daspp.cpp", "first ? nullptr : pooled", "nullptr"),
 }
 # the base instruction set is compiled fastest
 ISA = "scalar"
 # only what a plan of a small network links
-TEST = "tests/plan/test_large.py::test_slices_of_a_pyramid"
+TEST = "tests/plan/test_large.py::test_slices_of_daspp"
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def survives(project: Path) -> bool:
 def test_mutants(project: Path) -> None:
     assert survives(project)
     for name, (file, before, after) in MUTANTS.items():
-        source = project / "csrc/cpu" / file
+        source = project / "csrc/engine/kernels" / file
         text = source.read_text()
         assert text.count(before) == 1, f"{name}: the source has changed: {text.count(before)} places to plant it"
         source.write_text(text.replace(before, after))

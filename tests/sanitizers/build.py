@@ -38,7 +38,7 @@ SANITIZE = {"LITESEG_SANITIZE": "address,undefined"}
 
 
 def build(project: Path = ROOT, folder: Path = FOLDER, how: Mapping[str, str] = SANITIZE) -> Path:
-    """The folder with the library of `project`'s csrc/cpu, compiled in `folder`; only what changed is compiled.
+    """The folder with the CPU library of `project`, compiled in `folder`; only what changed is compiled.
 
     `how`: what setup.py is told besides, in its environment.
     """

@@ -4,9 +4,9 @@
 
 #include <limits>
 
-#include "cpu/arena.h"
-#include "cpu/rows.h"
-#include "cpu/tensors.h"
+#include "engine/blocks/rows.h"
+#include "engine/runtime/arena.h"
+#include "torch/tensors.h"
 
 namespace liteseg::cpu {
 namespace {

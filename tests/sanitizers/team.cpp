@@ -1,37 +1,39 @@
-// The team of threads (cpu/team.cpp) on a pool of plain threads, without torch: a program for the thread sanitizer.
+// The team of threads (engine/runtime/team.cpp) on a pool of plain threads: a program for the thread sanitizer.
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <thread>
 #include <vector>
 
-#include "cpu/team.h"
-#include "cpu/tensors.h"
+#include "engine/runtime/arena.h"
+#include "engine/runtime/team.h"
 
 namespace {
 
-thread_local uint32_t pool_size = 1;
+class PlainThreads final : public liteseg::cpu::Threads {
+ public:
+  explicit PlainThreads(int64_t count) : count_(count) {}
+  int64_t count() const override {
+    return count_;
+  }
+  void run(int64_t count, const std::function<void()>& body) const override {
+    std::vector<std::thread> others;
+    for (int64_t i = 1; i < count; ++i) {
+      others.emplace_back(body);
+    }
+    body();
+    for (std::thread& other : others) {
+      other.join();
+    }
+  }
+
+ private:
+  int64_t count_;
+};
 
 }  // namespace
 
-// what team.cpp takes from torch and from cpu/tensors.cpp
-extern "C" AOTITorchError torch_get_num_threads(uint32_t* out) {
-  *out = pool_size;
-  return 0;
-}
-
-extern "C" AOTITorchError torch_parallel_for(int64_t begin, int64_t end, int64_t, ParallelFunc f, void* context) {
-  std::vector<std::thread> others;
-  for (int64_t i = begin + 1; i < end; ++i) {
-    others.emplace_back(f, i, i + 1, context);
-  }
-  f(begin, begin + 1, context);
-  for (std::thread& other : others) {
-    other.join();
-  }
-  return 0;
-}
-
+// what team.cpp takes from arena.cpp
 namespace liteseg::cpu {
 
 char* thread_buffer(Slot, int64_t bytes) {
@@ -46,10 +48,9 @@ namespace {
 
 // Chains of stages in which every item reads two items of the stage before, whoever has written them. With `racing` a
 // stage does not wait: it reads what is written in the same one.
-bool run(uint32_t threads, bool racing) {
+bool run(int64_t threads, bool racing) {
   constexpr int64_t items = 61;
   constexpr int kStages = 20;
-  pool_size = threads;
   std::vector<std::vector<int64_t>> values(kStages + 1, std::vector<int64_t>(items, 1));
   std::vector<liteseg::cpu::Stage> stages;
   for (int s = 0; s < kStages; ++s) {
@@ -67,7 +68,7 @@ bool run(uint32_t threads, bool racing) {
                       }});
   }
   std::vector<double> seconds;
-  liteseg::cpu::run_stages(stages, &seconds);
+  liteseg::cpu::run_stages(stages, PlainThreads(threads), &seconds);
   for (int s = 0; s < kStages; ++s) {
     for (int64_t i = 0; i < items; ++i) {
       const auto& from = values[static_cast<size_t>(s)];
@@ -86,7 +87,7 @@ bool run(uint32_t threads, bool racing) {
 int main(int count, char** arguments) {
   const bool racing = count > 1 && std::atoi(arguments[1]) != 0;
   std::atomic<bool> right{true};
-  for (const uint32_t threads : {1u, 2u, 3u, 8u}) {
+  for (const int64_t threads : {1, 2, 3, 8}) {
     for (int round = 0; round < 50; ++round) {
       const auto call = [&] {
         if (!run(threads, racing)) {

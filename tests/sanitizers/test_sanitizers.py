@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.build.project import copy
 
@@ -38,11 +37,11 @@ REPORTS = {
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library of a project whose only kernels are the planted faults."""
     project = copy(tmp_path_factory.mktemp("faults") / "project")
-    kept = ("arena.cpp", "tensors.cpp")
-    for source in (project / "csrc/cpu").glob("*.cpp"):
-        if source.name not in kept:
+    kept = ("engine/runtime/arena.cpp", "torch/tensors.cpp")
+    for source in (project / "csrc").rglob("*.cpp"):
+        if source.relative_to(project / "csrc").as_posix() not in kept:
             source.unlink()
-    shutil.copy(build.HERE / "faults.cpp", project / "csrc/cpu")
+    shutil.copy(build.HERE / "faults.cpp", project / "csrc/torch")
     return build.build(project, project / "build")
 
 
@@ -86,10 +85,9 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], subproces
     if platform.machine() != "x86_64":
         pytest.skip("the thread sanitizer needs x86-64")
     program = tmp_path_factory.mktemp("team") / "team"
-    include = [f"-I{build.ROOT / 'csrc'}", "-isystem", str(Path(torch.__file__).parent / "include")]
-    sources = [str(build.HERE / "team.cpp"), str(build.ROOT / "csrc/cpu/team.cpp")]
-    flags = ["-std=c++17", "-O1", "-g", "-fsanitize=thread", "-DTORCH_TARGET_VERSION=0x020b000000000000", "-pthread"]
-    subprocess.run(["g++", *flags, *include, *sources, "-o", str(program)], check=True)
+    sources = [str(build.HERE / "team.cpp"), str(build.ROOT / "csrc/engine/runtime/team.cpp")]
+    flags = ["-std=c++17", "-O1", "-g", "-fsanitize=thread", "-pthread", f"-I{build.ROOT / 'csrc'}"]
+    subprocess.run(["g++", *flags, *sources, "-o", str(program)], check=True)
     return lambda racing: subprocess.run([str(program), str(int(racing))], capture_output=True, text=True)
 
 

@@ -283,7 +283,7 @@ __global__ void __launch_bounds__(kSeparableThreads, kTiles > 4 ? 2 : 3)
   using T = typename M::Element;
   SharedCarver carver;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
-  // first, so that its address is no register that the product misses
+  // allocated first: a constant address frees a register in the main loop
   const int splits = kSplits<kTiles> ? g.splits : 1;
   float* sums = Sums<kTiles * 8>::carve(carver, splits);
   float* bias = carver.template take<float>(kTiles * 8);

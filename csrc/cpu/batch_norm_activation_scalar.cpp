@@ -1,1 +1,0 @@
-#include "batch_norm_activation_impl.h"

@@ -1,1 +1,0 @@
-#include "daspp_impl.h"

@@ -1,1 +1,0 @@
-#include "depthwise_conv2d_impl.h"

@@ -1,1 +1,0 @@
-#include "graph_impl.h"

@@ -1,1 +1,0 @@
-#include "inverted_residual_impl.h"

@@ -1,1 +1,0 @@
-#include "pack_impl.h"

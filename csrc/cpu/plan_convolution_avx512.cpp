@@ -1,1 +1,0 @@
-#include "plan_convolution_impl.h"

@@ -1,1 +1,0 @@
-#include "plan_daspp_impl.h"

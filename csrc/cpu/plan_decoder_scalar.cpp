@@ -1,1 +1,0 @@
-#include "plan_decoder_impl.h"

@@ -1,1 +1,0 @@
-#include "plan_stem_pool_impl.h"

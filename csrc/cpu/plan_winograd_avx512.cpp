@@ -1,1 +1,0 @@
-#include "plan_winograd_impl.h"

@@ -1,1 +1,0 @@
-#include "preprocess_impl.h"

@@ -1,1 +1,0 @@
-#include "separable_conv2d_impl.h"

@@ -1,1 +1,0 @@
-#include "shuffle_unit_impl.h"

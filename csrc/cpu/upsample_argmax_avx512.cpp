@@ -1,1 +1,0 @@
-#include "upsample_argmax_impl.h"

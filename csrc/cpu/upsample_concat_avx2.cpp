@@ -1,1 +1,0 @@
-#include "upsample_concat_impl.h"

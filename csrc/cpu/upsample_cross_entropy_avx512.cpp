@@ -1,1 +1,0 @@
-#include "upsample_cross_entropy_impl.h"

@@ -1,0 +1,69 @@
+#include "engine/plan/plan.h"
+
+#include "engine/plan/layers.h"
+#include "engine/runtime/isa.h"
+
+namespace liteseg::cpu {
+namespace {
+
+void read_layer(Builder& b) {
+  const int64_t kind = b.code().word();
+  switch (kind) {
+#define LITESEG_READ_LAYER(number, layer, has_bf16)                                                              \
+  case number:                                                                                                   \
+    LITESEG_CHECK(b.bf16_tables() == nullptr || has_bf16, kRunPlan, "program", "a layer with a bfloat16 kernel", \
+                  kind);                                                                                         \
+    plan_##layer(b);                                                                                             \
+    break;
+    LITESEG_PLAN_LAYERS(LITESEG_READ_LAYER)
+#undef LITESEG_READ_LAYER
+    default:
+      LITESEG_CHECK(false, kRunPlan, "program", "a known layer", "another one");
+  }
+}
+
+}  // namespace
+
+const Bf16Tables* plan_tables(bool bf16) {
+#if defined(__x86_64__)
+  static constexpr Bf16Tables tables = {&avx512bf16::stem_bf16_table, &avx512bf16::inverted_residual_bf16_table,
+                                        &avx512bf16::sliced_daspp_bf16_table, &avx512bf16::decoder_bf16_table};
+  const Bf16Tables* here = isa() == Isa::avx512bf16 ? &tables : nullptr;
+#else
+  const Bf16Tables* here = nullptr;
+#endif
+  LITESEG_CHECK(!bf16 || here != nullptr, kRunPlan, "x", "float32, or bfloat16 on a processor with AVX512_BF16",
+                "bfloat16");
+  return bf16 ? here : nullptr;
+}
+
+void read_plan(Builder& b, const std::vector<int64_t>& size, bool channels_last) {
+  const int64_t version = b.bf16_tables() == nullptr ? kPlanVersion : kBf16PlanVersion;
+  LITESEG_CHECK(b.code().word() == version, kRunPlan, "program", text("version ", version, " for this dtype of x"),
+                "another one");
+  b.check_panel();
+  const int64_t layers = b.code().word("a number of layers", 1, 1000);
+  const Input& x = b.inputs().front();
+  Map& first = b.map(b.add_map(x.n, x.c, x.h, x.w));
+  first.stored = false;
+  first.dense = false;
+  first.input = x.data;
+  first.strides = x.strides;
+  for (int64_t i = 0; i < layers; ++i) {
+    read_layer(b);
+    b.next_layer();
+  }
+  LITESEG_CHECK(b.code().done(), kRunPlan, "program", text("no words after ", layers, " layers"), "some");
+  const size_t last = b.map_count() - 1;
+  LITESEG_CHECK(b.bf16_tables() == nullptr || b.map(last).scores, kRunPlan, "program", "a decoder at its end",
+                "another layer");
+  if (size.empty()) {
+    b.add_result(last, b.bf16_tables() == nullptr ? Result::kFloats : Result::kBf16, channels_last);
+    return;
+  }
+  LITESEG_CHECK(size.size() == 2 && size[0] > 0 && size[1] > 0, kRunPlan, "size", "none or two numbers of at least 1",
+                size.size());
+  b.add_labels(last, Result::kBytes, size[0], size[1], true);
+}
+
+}  // namespace liteseg::cpu

@@ -1,0 +1,83 @@
+#include "engine/runtime/isa.h"
+
+#include <cstdlib>
+#include <string>
+
+#include "common/check.h"
+
+namespace liteseg::cpu {
+namespace {
+
+#define LITESEG_HAS(feature) static_cast<bool>(__builtin_cpu_supports(feature))
+
+// each set's own function: has_avx2() and so on
+#define LITESEG_DETECT(name, has, ...) \
+  bool has_##name() {                  \
+    return has;                        \
+  }
+LITESEG_FOR_EACH_ISA(LITESEG_DETECT, )
+
+bool has_avx512bf16() {
+#if defined(__x86_64__)
+  return has_avx512() && LITESEG_HAS("avx512bf16") && LITESEG_HAS("avx512vnni");
+#else
+  return false;
+#endif
+}
+
+struct Candidate {
+  Isa isa;
+  const char* name;
+  bool (*supported)();
+};
+
+#define LITESEG_CANDIDATE(name, has, ...) {Isa::name, #name, has_##name},
+constexpr Candidate kCandidates[] = {
+    LITESEG_FOR_EACH_ISA(LITESEG_CANDIDATE, ){Isa::avx512bf16, "avx512bf16", has_avx512bf16},
+};
+
+Isa detect() {
+  const char* forced = std::getenv("LITESEG_CPU_ISA");
+  if (forced == nullptr || *forced == '\0') {
+    Isa best = Isa::scalar;
+    for (const Candidate& candidate : kCandidates) {
+      best = candidate.supported() ? candidate.isa : best;
+    }
+    return best;
+  }
+  std::string names;
+  for (const Candidate& candidate : kCandidates) {
+    if (std::string(forced) == candidate.name) {
+      LITESEG_CHECK(candidate.supported(), "liteseg_cpu", "LITESEG_CPU_ISA", "an instruction set of this processor",
+                    forced);
+      return candidate.isa;
+    }
+    names += (names.empty()                             ? ""
+              : &candidate + 1 == std::end(kCandidates) ? " or "
+                                                        : ", ") +
+             std::string(candidate.name);
+  }
+  LITESEG_CHECK(false, "liteseg_cpu", "LITESEG_CPU_ISA", names, forced);
+  return Isa::scalar;
+}
+
+}  // namespace
+
+Isa isa() {
+  static const Isa chosen = detect();
+  return chosen;
+}
+
+const char* isa_name(Isa isa) {
+  return kCandidates[static_cast<int>(isa)].name;
+}
+
+int table_index() {
+#if defined(__x86_64__)
+  return static_cast<int>(isa() == Isa::avx512bf16 ? Isa::avx512 : isa());
+#else
+  return static_cast<int>(isa());
+#endif
+}
+
+}  // namespace liteseg::cpu

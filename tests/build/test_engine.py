@@ -1,0 +1,75 @@
+"""The engine stands alone: no torch in its sources or objects, and one source of what programs are made of."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from liteseg_kernels import _loader, activations
+from liteseg_kernels.plan import contract
+
+from .project import ROOT
+
+CSRC = ROOT / "csrc"
+INCLUDE = re.compile(r"^\s*#\s*include\s+(\S+)", re.M)
+
+
+def _included(file: Path) -> set[str]:
+    return set(INCLUDE.findall(file.read_text()))
+
+
+def test_the_engine_includes_nothing_of_torch() -> None:
+    files = [file for file in (CSRC / "engine").rglob("*") if file.is_file()]
+    assert len(files) > 50
+    for file in [*files, CSRC / "common/check.h"]:
+        for name in _included(file):
+            inside = re.fullmatch(r'"(engine/[\w/]+\.h|common/check\.h)"', name)
+            # named by the macro of the instruction set
+            computed = file.name == "vec.h" and name.startswith("LITESEG_SIMD_HEADER_OF")
+            system = re.fullmatch(r"<(\w+|immintrin\.h|pthread\.h|unistd\.h|(sys|linux|sanitizer)/\w+\.h)>", name)
+            assert inside or computed or system, f"{file.relative_to(ROOT)} includes {name}"
+            assert inside is None or (CSRC / inside[1]).is_file(), f"{file.relative_to(ROOT)} includes {name}"
+
+
+def test_blocks_and_kernels_do_not_include_upwards() -> None:
+    order = ("simd", "blocks", "kernels", "plan")
+    for room, above in ((order[i], order[i + 1 :]) for i in range(3)):
+        for file in (CSRC / "engine" / room).rglob("*.*"):
+            upwards = [name for name in _included(file) if name.startswith(tuple(f'"engine/{one}/' for one in above))]
+            assert not upwards, f"{file.relative_to(ROOT)} includes {upwards}"
+
+
+def test_no_object_of_the_engine_needs_a_symbol_of_torch() -> None:
+    builds = sorted((ROOT / "build").glob("temp*/build.ninja"), key=lambda file: file.stat().st_mtime)
+    if not builds or shutil.which("nm") is None:
+        pytest.skip("no build folder here" if not builds else "no nm on PATH")
+    text = builds[-1].read_text()
+    objects = [builds[-1].parent / name for name in re.findall(r"^build (_C/engine\.\S+\.o):", text, re.M)]
+    assert len(objects) > 50 and all(file.is_file() for file in objects)
+    told = subprocess.run(["nm", "-uC", *map(str, objects)], check=True, capture_output=True, text=True).stdout
+    needed = set(re.findall(r"^\s+[Uwv] (.+)$", told, re.M))
+    assert any(name.startswith("liteseg::") for name in needed) and "mmap" in needed
+    assert sorted(name for name in needed if re.search(r"torch|c10|\bat::", name)) == []
+
+
+@pytest.mark.skipif(_loader.missing("cpu") is not None, reason="the compiled CPU kernels are not loaded")
+def test_python_reads_the_numbers_of_programs_from_the_engine() -> None:
+    header = (CSRC / "engine/plan/program.h").read_text()
+    lists = {
+        kind: text for kind, text in re.findall(r"#define LITESEG_(PLAN|GRAPH)_LAYERS\(X\)((?:.*\\\n)*.*)", header)
+    }
+    for kind, text in lists.items():
+        layers = re.findall(r"X\((\d+), (\w+), (?:true|false)\)", text)
+        assert len(layers) >= 9
+        for number, name in layers:
+            assert contract.constant(f"{kind.lower()}.{name}") == int(number)
+            assert (CSRC / f"engine/plan/layers/{name}.cpp").is_file()
+    assert len(lists) == 2
+    with pytest.raises(KeyError, match="plan\\.nothing"):
+        contract.constant("plan.nothing")
+    # ops number their activations by the same places
+    assert [contract.activation(name) for name in activations.NAMES] == list(range(len(activations.NAMES)))
