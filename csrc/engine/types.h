@@ -20,6 +20,8 @@ enum Activation : int {
   kRelu = 1,
   kRelu6 = 2,
   kLeakyRelu = 3,
+  // what ops and the stores of kernels know ends here
+  kLastOfOps = kLeakyRelu,
   // the rest is applied to finished rows (smooth.h): `activate` does not know them, and no registered op takes them
   kHardswish = 4,
   kSilu = 5,

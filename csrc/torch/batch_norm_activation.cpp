@@ -49,7 +49,8 @@ void read_channel(const char* name, const Tensor& t, int64_t c, std::vector<floa
 void normaliser(BatchNormArgs& g, Channels& channels, const Tensor& x, const Tensor& mean, const Tensor& invstd,
                 const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& residual,
                 int64_t activation, double slope) {
-  LITESEG_CHECK(activation >= kNone && activation <= kLeakyRelu, kOp, "activation", "0, 1, 2 or 3", activation);
+  LITESEG_CHECK(activation >= kNone && activation <= kLastOfOps, kOp, "activation", text("0 to ", kLastOfOps),
+                activation);
   g.activation = static_cast<int>(activation);
   g.slope = static_cast<float>(slope);
   read_channel("mean", mean, g.c, channels.mean);

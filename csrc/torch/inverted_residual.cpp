@@ -47,7 +47,8 @@ Tensor inverted_residual(Tensor x, std::optional<Tensor> expand_weight, std::opt
   if (project_bias.has_value()) {
     check_shape(kOp, "project_bias", *project_bias, {g.co});
   }
-  LITESEG_CHECK(activation >= kNone && activation <= kLeakyRelu, kOp, "activation", "0, 1, 2 or 3", activation);
+  LITESEG_CHECK(activation >= kNone && activation <= kLastOfOps, kOp, "activation", text("0 to ", kLastOfOps),
+                activation);
   LITESEG_CHECK(g.kh % 2 == 1 && g.kw % 2 == 1, kOp, "depthwise_weight", "an odd kernel", shape_text(depthwise_weight));
   g.sh = stride[0];
   g.sw = stride[1];

@@ -30,7 +30,8 @@ Tensor separable_conv2d(Tensor x, Tensor depthwise_weight, Tensor pointwise_weig
   check_shape(kOp, "pointwise_weight", pointwise_weight, {g.co, g.c, 1, 1});
   check_same_dtype(kOp, "depthwise_weight", depthwise_weight, x);
   check_same_dtype(kOp, "pointwise_weight", pointwise_weight, x);
-  LITESEG_CHECK(activation >= kNone && activation <= kLeakyRelu, kOp, "activation", "0, 1, 2 or 3", activation);
+  LITESEG_CHECK(activation >= kNone && activation <= kLastOfOps, kOp, "activation", text("0 to ", kLastOfOps),
+                activation);
   g.sh = stride[0];
   g.sw = stride[1];
   g.ph = padding[0];

@@ -47,7 +47,8 @@ Gradients separable_conv2d_backward(Tensor grad, Tensor x, Tensor depthwise_weig
   g.co = pointwise_weight.size(0);
   check_shape(kOp, "depthwise_weight", depthwise_weight, {g.c, 1, g.kh, g.kw});
   check_shape(kOp, "pointwise_weight", pointwise_weight, {g.co, g.c, 1, 1});
-  LITESEG_CHECK(activation >= kNone && activation <= kLeakyRelu, kOp, "activation", "0, 1, 2 or 3", activation);
+  LITESEG_CHECK(activation >= kNone && activation <= kLastOfOps, kOp, "activation", text("0 to ", kLastOfOps),
+                activation);
   g.sh = stride[0];
   g.sw = stride[1];
   g.ph = padding[0];

@@ -7,7 +7,7 @@
 namespace liteseg::LITESEG_ISA {
 
 LITESEG_INLINE bool is_smooth(int activation) {
-  return activation > cpu::kLeakyRelu;
+  return activation > cpu::kLastOfOps;
 }
 // what is left for the kernel's own stores
 LITESEG_INLINE int plain_activation(int activation) {

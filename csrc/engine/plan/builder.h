@@ -224,7 +224,7 @@ int64_t padded_size(const Builder& b, int64_t size, int64_t kernel, int64_t stri
 
 // smooth activations are applied by a kernel of their own, after a layer whose kernels do not know them
 inline int kernels_activation(int activation) {
-  return activation <= kLeakyRelu ? activation : kNone;
+  return activation <= kLastOfOps ? activation : kNone;
 }
 
 }  // namespace liteseg::cpu

@@ -33,7 +33,7 @@ class Program {
   }
   // an activation, and the slope of a leaky one as the bits of a float
   int activation(float* slope) {
-    return activation(slope, kLeakyRelu);
+    return activation(slope, kLastOfOps);
   }
   // smooth ones too
   int any_activation(float* slope) {
