@@ -32,7 +32,7 @@ class Interruption:
             raise KeyboardInterrupt
         self._asked = True
         if rank() == 0:
-            print("\nliteseg: stopping after this step (Ctrl-C again: at once, without saving)", file=sys.stderr)
+            sys.stderr.write("\nliteseg: stopping after this step (Ctrl-C again: at once, without saving)\n")
 
     def __enter__(self) -> Interruption:
         # no other thread may say what signals do
