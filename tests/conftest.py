@@ -33,6 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("first") is None)
     quick = config.getoption("--quick")
     for item in items:
         marks = {mark.name for mark in item.iter_markers()}

@@ -62,6 +62,7 @@ def test_a_planted_fault_ends_the_process(faulty: Path, fault: str) -> None:
     assert wrong.returncode != 0 and REPORTS[fault] in wrong.stderr and "faults.cpp" in wrong.stderr
 
 
+@pytest.mark.first
 @pytest.mark.slow
 def test_kernels_and_plans_run_clean() -> None:
     libraries = build.build()
