@@ -231,8 +231,13 @@ class PlannedModule(nn.Module):
     def replayed(self, call: Hashable, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Deprecated: `runtime.logits` and `runtime.labels` replay what may be replayed."""
         _deprecated("replayed(...)", "runtime.logits(network, x) or runtime.labels(network, x, size)")
-        reason = "it is traced or compiled" if torch.compiler.is_compiling() else self.graph_refusal(x)
-        return run(x) if reason is not None else self.replay(call, run, x)
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return run(x)
+        reason = self.graph_refusal(x)
+        if reason is None:
+            return self.replay(call, run, x)
+        self.miss_graph(reason)
+        return run(x)
 
     def _forget_graphs(self) -> None:
         if self._graphs is not None:
