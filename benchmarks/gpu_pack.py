@@ -22,6 +22,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from liteseg.bench.record import commit
+
 from . import rows
 from .gpu_call import CACHE, COMMIT, FOLDER, PACKAGES, TRAINING, pack_of
 from .machine import BUILT, LIBRARIES
@@ -148,7 +150,7 @@ def main(given: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(given)
     started = time.time()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    COMMIT.write_text(rows._commit())
+    COMMIT.write_text(commit())
     if arguments.plan == "short":
         build()
         if arguments.gpu_python:

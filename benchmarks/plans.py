@@ -51,11 +51,12 @@ PLANS = {
         (
             # libraries that were carried need no build
             Section("ready", "machine.ready", "checks", 220, 1),
-            Section("parity", "parity.parity", "checks", 190, 1),
-            Section("switches", "checks.switches", "checks", 40, 1),
             Section("networks", "race.networks", "networks", 100, 1),
+            Section("launches", "launches.launches", "checks", 45, 1),
+            Section("counters", "counters.counters", "checks", 60, 1),
+            Section("switches", "checks.switches", "checks", 40, 1),
+            Section("parity", "parity.parity", "checks", 190, 1),
             Section("compiled", "race.compiled", "networks", 170, 2),
-            Section("launches", "launches.launches", "checks", 40, 2),
             Section("training", "speed.training", "training", 45, 2),
             # racecheck is the first thing to go where time runs out
             Section("sanitizer", "checks.sanitizer", "checks", 130, 2),
@@ -78,6 +79,7 @@ PLANS = {
             Section("ops", "speed.ops", "ops", 150),
             Section("graphs", "checks.graphs", "checks", 90),
             Section("launches", "launches.launches", "checks", 40),
+            Section("counters", "counters.counters", "checks", 100),
             Section("training", "speed.training", "training", 120),
             Section("large", "checks.large", "checks", 90),
             Section("sanitizer", "checks.sanitizer", "checks", 150),

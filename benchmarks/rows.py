@@ -50,6 +50,12 @@ CHECK = (*CHECK_KEY, "status", "seconds", "detail", *ENVIRONMENT)
 KERNEL = ("network", "provider", "kernel", "calls", "us", "share", *ENVIRONMENT)
 LAUNCH_KEY = ("network", "provider", "launch")
 LAUNCH = (*LAUNCH_KEY, "layer", "kernel", "us", "predicted us", "measured/predicted", "source", *ENVIRONMENT)
+COUNTER = (
+    *LAUNCH_KEY,
+    *("kernel", "us", "grid", "threads", "registers", "blocks an SM", "warps active %", "issue active %"),
+    *("instructions", "SM %", "memory %", "waits"),
+    *ENVIRONMENT,
+)
 SECTION = ("section", "status", "ok", "failed", "skipped", "left", "seconds", "detail", *ENVIRONMENT)
 
 Values = dict[str, Any]

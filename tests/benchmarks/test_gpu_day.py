@@ -284,7 +284,7 @@ def test_a_call_of_the_short_plan_fits_into_what_can_be_had() -> None:
     assert all(plan.budget(call) + 15 < 600 for plan in plans.PLANS.values() for call in (1, 2))
     # what one wants to know first comes first
     names = [section.name for section in short.sections]
-    assert names[:2] == ["ready", "parity"] and names[-1] == "sanitizer"
+    assert names[:2] == ["ready", "networks"] and names[-1] == "sanitizer"
 
 
 def test_a_row_may_write_lines_of_its_own(tmp_path: Path) -> None:
