@@ -76,7 +76,7 @@ class FusedModule(nn.Module):
         watch = self._watch
         return (watch is not None and watch.holds(self)) or self._look()
 
-    @torch._dynamo.assume_constant_result
+    @intact.constant_about
     def _traced_answer(self) -> bool:
         return self.one_by_one() is None
 
@@ -97,7 +97,7 @@ class FusedModule(nn.Module):
         self._watch = watch
         return True
 
-    @torch._dynamo.assume_constant_result
+    @intact.constant_about
     def is_current(self) -> bool:
         """Whether what was folded is what the modules hold: functional_call and assignments put other tensors there."""
         if torch.compiler.is_compiling():

@@ -11,12 +11,14 @@ at every call, for much of it (hooks, functional_call, `norm.train()`) changes w
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import sys
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from operator import is_, itemgetter
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +30,25 @@ from . import activations
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = tuple(getattr(_torch_module, f"_global{name}") for name in HOOKS)
 _PLAIN = (Tensor, nn.Parameter)
+_Answer = TypeVar("_Answer", bound=Callable[..., Any])
 _ONNX = ("torch.onnx._internal.exporter._flags", "torch.onnx._internal.torchscript_exporter._globals")
+
+
+def constant_about(function: _Answer) -> _Answer:
+    """For a function of a module: compilers call it while they trace, and its answer is part of what they trace."""
+
+    # up to torch 2.12 the arguments of a constant function cannot be modules; an address is a number, and guarded
+    @torch._dynamo.assume_constant_result
+    def traced(address: int, *args: Any, **options: Any) -> Any:
+        return function(ctypes.cast(address, ctypes.py_object).value, *args, **options)
+
+    @functools.wraps(function)
+    def ask(module: Any, *args: Any, **options: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return traced(id(module), *args, **options)
+        return function(module, *args, **options)
+
+    return cast(_Answer, ask)
 
 
 # constant for compilers: the answer is part of what they trace
@@ -61,7 +81,7 @@ def replaced(module: nn.Module, method: str) -> bool:
     return method in vars(module)
 
 
-@torch._dynamo.assume_constant_result
+@constant_about
 def altered(module: Any, name: str, *types: type[nn.Module]) -> str | None:
     """Why calling `module` may not be what one of `types` does with its own tensors."""
     if type(module) not in types:
@@ -91,7 +111,7 @@ def _missing(module: nn.Module, name: str, *keys: str) -> str | None:
     return None if gone is None else f"{name}.{gone}: expected a parameter or buffer, got a computed attribute"
 
 
-@torch._dynamo.assume_constant_result
+@constant_about
 def convolution(conv: Any, name: str, **geometry: Any) -> str | None:
     """Why `conv` is no plain Conv2d with zero padding and these values of its attributes."""
     reason = altered(conv, name, nn.Conv2d) or _missing(conv, name, "weight", "bias")

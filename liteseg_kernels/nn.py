@@ -109,14 +109,19 @@ def _normalise(
             )
         if single and isinstance(norm, nn.BatchNorm2d):
             # one value a channel has no variance (the pooled branch at batch 1): the running statistics stand in
-            norm = copy.copy(norm)
-            norm.training = False
+            if torch.compiler.is_compiling():
+                # compilers do not see through a copied module
+                state = norm.running_mean, norm.running_var, norm.weight, norm.bias
+                x, norm = tf.batch_norm(x, *state, training=norm.running_mean is None, eps=norm.eps), None
+            else:
+                norm = copy.copy(norm)
+                norm.training = False
     if norm is not None:
         x = norm(x)
     return activation(x if residual is None else residual + x)
 
 
-@torch._dynamo.assume_constant_result
+@intact.constant_about
 def _plain_norm(block: Any) -> bool:
     """Whether normalisation and activation at the end of `block` are what it was built with."""
     reason = intact.environment() or intact.norm(block.norm, "norm")
@@ -311,7 +316,7 @@ def _part(part: Any, name: str, conv: Callable[..., str | None], activation: str
     return reason
 
 
-@torch._dynamo.assume_constant_result
+@intact.constant_about
 def _adds(block: Any, name: str) -> bool:
     """Whether in training the block's input may be added to what its part of this name normalises, as one op."""
     return not block.plain and _part(getattr(block, name), name, intact.convolution, None) is None
