@@ -1,7 +1,7 @@
 """What the hardware counters say of every launch of a network: Nsight Compute around one run, picture to labels.
 
-The raw CSV goes to the logs, a line a launch with the figures below to <device>-counters.csv. Kernels run one by one
-and at the clocks they find.
+The raw CSV goes to the logs, a line a launch with the figures below to <device>-counters.csv. Kernels run one by one,
+with the caches and at the clocks they find.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _count(day: Day, network: str, size: tuple[int, int]) -> Values:
     if day.dry:
         raise Skip("a dry run has no hardware counters")
     # the clocks of a machine that others use too are left alone
-    command = [_program(), "--clock-control", "none", "--profile-from-start", "off", "--csv", "--page", "raw"]
+    command = [_program(), "--clock-control", "none", "--cache-control", "none", "--profile-from-start", "off", "--csv", "--page", "raw"]
     command += [option for name in SECTIONS for option in ("--section", name)]
     command += [sys.executable, "-m", "benchmarks.counters", day.plan, network, *map(str, size)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -7,6 +7,7 @@ are the profiler's, of the kernels alone: without what early launches hide, and 
 from __future__ import annotations
 
 import csv
+import inspect
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -59,24 +60,26 @@ class Span:
 class _Each(TorchDispatchMode):
     """Runs every op by itself and notes its layer, its name and when it ran."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, model: nn.Module) -> None:
         super().__init__()
         self.device = device
-        self.place: list[str] = []
+        self.names = {id(module): name for name, module in model.named_modules()}
         self.spans: list[Span] = []
 
-    def follow(self, model: nn.Module) -> list[Any]:
-        def leave(*_: Any) -> None:
-            self.place.pop()
-
-        hooks = []
-        for name, module in model.named_modules():
-            hooks.append(module.register_forward_pre_hook(lambda *_, name=name: self.place.append(name)))
-            hooks.append(module.register_forward_hook(leave))
-        return hooks
+    def _place(self) -> str:
+        """Name of the innermost module whose forward is running. Hooks would know it, and keep every block from its
+        fused op."""
+        frame = inspect.currentframe()
+        while frame is not None:
+            module = frame.f_locals.get("self") if frame.f_code.co_name == "forward" else None
+            if isinstance(module, nn.Module) and id(module) in self.names:
+                return self.names[id(module)]
+            frame = frame.f_back
+        return ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name
+        place = self._place()
         synchronize(self.device)
         start = time.time_ns() / 1e3
         result = func(*args, **(kwargs or {}))
@@ -84,7 +87,7 @@ class _Each(TorchDispatchMode):
         if name not in _VIEWS:
             own = name.partition("::")[2]
             ours = name.startswith("liteseg::")
-            layer = (self.place[-1] if self.place else "") or own
+            layer = place or own
             self.spans.append(Span(layer if ours else f"{layer} {own}", start, time.time_ns() / 1e3))
         return result
 
@@ -108,8 +111,7 @@ def _measure(day: Day, network: str, size: tuple[int, int], backend: str) -> Val
     provider = f"liteseg {backend}"
     model: Any = speed.network_model(network, provider, dtype, day)
     picture = speed.inputs(size, 1, dtype, "labels", 1)[0].to(day.device)
-    each = _Each(day.device)
-    each.follow(model)
+    each = _Each(day.device, model)
 
     def run() -> Tensor:
         x = lk.functional.preprocess(picture, dtype=dtype)

@@ -10,6 +10,7 @@ hold is compiled there.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,8 @@ import torch
 from .rows import ROOT
 
 TARGET = "sm_90"
+# functions of the driver
+_CALLED = re.compile(r"\b(cu[A-Z]\w+)\(")
 
 
 def compile_only() -> None:
@@ -43,7 +46,11 @@ def compile_only() -> None:
     # built to be loaded where there is a driver
     build._load_module_from_path = lambda name, path: _Anything()
     folder = Path(tempfile.mkdtemp())
-    subprocess.run(["gcc", "-shared", "-x", "c", os.devnull, "-o", folder / "libcuda.so.1"], check=True)
+    # where it has no functions that are called, the launchers would not need it, and find none on the GPU machine
+    called = {name for path in Path(driver.__file__).parent.glob("driver.*") for name in _CALLED.findall(path.read_text())}
+    text = "".join(f"void {name}(void) {{}}\n" for name in sorted(called))
+    command = ["gcc", "-shared", "-Wl,-soname,libcuda.so.1", "-x", "c", "-", "-o", folder / "libcuda.so.1"]
+    subprocess.run(command, input=text, text=True, check=True)
     os.environ["TRITON_LIBCUDA_PATH"] = str(folder)
     driver.CudaUtils()
     launch = JITFunction.run

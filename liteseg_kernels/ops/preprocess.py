@@ -53,4 +53,5 @@ def _fake(
 
 _register.define(OP, check, _fake, reference.forward)
 _register.add_compiled(OP, "cpu", dtype=4)
+_register.add_compiled(OP, "cuda", dtype=4)
 _register.add_triton(OP, OP, dtype=4)
