@@ -73,7 +73,8 @@ def _count(day: Day, network: str, size: tuple[int, int]) -> Values:
     if day.dry:
         raise Skip("a dry run has no hardware counters")
     # the clocks of a machine that others use too are left alone
-    command = [_program(), "--clock-control", "none", "--cache-control", "none", "--profile-from-start", "off", "--csv", "--page", "raw"]
+    command = [_program(), "--clock-control", "none", "--cache-control", "none"]
+    command += ["--profile-from-start", "off", "--csv", "--page", "raw"]
     command += [option for name in SECTIONS for option in ("--section", name)]
     command += [sys.executable, "-m", "benchmarks.counters", day.plan, network, *map(str, size)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

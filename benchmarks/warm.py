@@ -47,7 +47,8 @@ def compile_only() -> None:
     build._load_module_from_path = lambda name, path: _Anything()
     folder = Path(tempfile.mkdtemp())
     # where it has no functions that are called, the launchers would not need it, and find none on the GPU machine
-    called = {name for path in Path(driver.__file__).parent.glob("driver.*") for name in _CALLED.findall(path.read_text())}
+    sources = Path(driver.__file__).parent.glob("driver.*")
+    called = {name for path in sources for name in _CALLED.findall(path.read_text())}
     text = "".join(f"void {name}(void) {{}}\n" for name in sorted(called))
     command = ["gcc", "-shared", "-Wl,-soname,libcuda.so.1", "-x", "c", "-", "-o", folder / "libcuda.so.1"]
     subprocess.run(command, input=text, text=True, check=True)

@@ -218,8 +218,9 @@ class TestFallback:
         assert str(error.value) == f"upsample_concat: backend 'cpu' refused: {reason}"
 
     def test_a_backend_without_a_kernel(self) -> None:
-        with lk.use_backend("cuda", strict=True), pytest.raises(lk.BackendError, match="has no kernel for preprocess"):
-            F.preprocess(**example("preprocess"))
+        refused = pytest.raises(lk.BackendError, match="has no kernel for upsample_concat")
+        with lk.use_backend("cuda", strict=True), refused:
+            F.upsample_concat(**example("upsample_concat"))
 
     def test_triton_needs_cuda_or_its_interpreter(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
@@ -238,6 +239,17 @@ class TestFallback:
             part = ran(monkeypatch, "separable_conv2d", "cuda")
             F.separable_conv2d(**example("separable_conv2d"))
             assert part == []
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+    def test_half_precision_may_have_an_order_of_its_own(self, dtype: torch.dtype) -> None:
+        x = torch.empty(1, 2, 4, 4, dtype=dtype, device="meta")
+        measured = ("cuda", "triton") if dtype != torch.float32 else ("triton", "cuda")
+        orders = {}
+        for op in ("upsample_argmax", "separable_conv2d_backward"):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(_dispatch, "_device_type", lambda args: "cuda")
+                orders[op] = tuple(_dispatch._order(op, _dispatch.Selection("auto"), (x,)))
+        assert orders == {"upsample_argmax": measured, "separable_conv2d_backward": ("triton", "cuda")}
 
     def test_backward_runs_what_forward_ran(self, monkeypatch: pytest.MonkeyPatch) -> None:
         forward = ran(monkeypatch, "separable_conv2d", "cuda")
@@ -454,7 +466,7 @@ CPU_KERNELS |= {"depthwise_conv2d", "depthwise_conv2d_backward"}
 CUDA_KERNELS = {
     *("separable_conv2d", "separable_conv2d_backward", "separable_conv2d_classifier", "inverted_residual"),
     *("shuffle_unit", "daspp"),
-    *("upsample_concat_separable_conv2d", "upsample_argmax"),
+    *("upsample_concat_separable_conv2d", "upsample_argmax", "preprocess"),
 }
 
 

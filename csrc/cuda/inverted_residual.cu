@@ -4,8 +4,8 @@
 //           -> out [N, CO, HO, WO], in x's memory format; any strides in
 // Traffic:  minimum (N*C*H*W + N*CO*HO*WO + weights) * sizeof(T); eager moves 4*N*E*H*W*sizeof(T) more. The
 //           expansion is computed for a tile's slots: 1.6 times at stride 1 and dilation 1, 1.1 times at stride 2
-// Bound:    instructions; at batch 1 from stride 16 on the length of a block's chain of them. Not timed yet; what the
-//           code costs is in benchmarks/results/nvcc.csv
+// Bound:    instructions; at batch 1 from stride 16 on the length of a block's chain of them. Measured
+//           launch by launch in benchmarks/results/predicted-gpu.md; what the code costs is in nvcc.csv beside it
 // Launch:   grid (tiles of up to 64 pixels over all images, blocks of 64 or 160 output channels, splits), 256 threads.
 //           x's slots stay in shared memory; the weights and biases of up to two more chunks of 64 bytes of hidden
 //           channels are on their way while one is worked on. Tile, splits and stages are those that the costs of the

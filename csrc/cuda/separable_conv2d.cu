@@ -4,7 +4,7 @@
 //           format; any strides in
 // Traffic:  minimum (N*C*H*W + N*CO*HO*WO [+ residual] + C*KH*KW + C*CO) * sizeof(T); a tile of 8 x 8 reads 1.6 pixels
 //           an output at 3 x 3 and dilation 1, and nine (through L2) from dilation 8 on
-// Bound:    memory, in float16, up to C = CO = 96. Not timed yet.
+// Bound:    memory, in float16, up to C = CO = 96. Not timed on its own yet.
 // Launch:   grid (tiles of up to 64 pixels over all images, blocks of 32 or 96 output channels, splits), 128 threads;
 //           up to three stages of cp.async. On sm_90 up to 8 blocks of a cluster share the channels of a tile with more
 //           than 32 outputs where multiprocessors would be idle. Tile, stages and splits are the fastest by Attempt

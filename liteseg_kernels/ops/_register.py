@@ -90,6 +90,14 @@ def add_compiled(
     _dispatch.implement(op, backend, run, refuses)
 
 
+def shared_memory(x: torch.Tensor) -> int:
+    """Bytes of shared memory that a block of a CUDA kernel may ask for on the device of `x`; sm_80's elsewhere."""
+    if x.device.type == "cuda":
+        properties: Any = torch.cuda.get_device_properties(x.device)
+        return properties.shared_memory_per_block_optin
+    return 163 * 1024
+
+
 def small_kernel(weight: torch.Tensor, most: int = 5) -> str | None:
     """The limit of the CUDA kernels on a depthwise weight."""
     if max(weight.shape[2:]) > most:

@@ -96,8 +96,24 @@ def _compose(backend: str) -> None:
     _dispatch.implement(OP, backend, run, refuses, note="as separable_conv2d, then conv2d")
 
 
+def _cuda_limits(*args: Any) -> str | None:
+    """A tile's hidden channels and the whole classifier lie in shared memory: `carve` in the kernel's file, with one
+    buffered chunk of the smallest tile."""
+    x, depthwise_weight, pointwise_weight, classifier_weight = args[0], args[1], args[2], args[4]
+    hidden, classes = pointwise_weight.shape[0], -(-classifier_weight.shape[0] // 16) * 16
+    # chunks of 64 bytes in rows of 80
+    chunk, columns = 64 // x.element_size(), 32 if hidden <= 32 else 96
+    chunks, taps = -(-hidden // columns) * columns // chunk, depthwise_weight.shape[2] * depthwise_weight.shape[3]
+    held = chunks * (64 + classes) * 80 + 4 * (chunks * chunk + classes)
+    buffers = (taps + columns + 64) * 80 + (taps + 1) * chunk * (4 + x.element_size()) + 8 * taps
+    if held + buffers > (there := _register.shared_memory(x)):
+        classes = classifier_weight.shape[0]
+        return f"{hidden} hidden channels and {classes} classes do not fit {there} B of shared memory"
+    return _register.small_kernel(depthwise_weight)
+
+
 _register.define(OP, check, _fake, reference.forward)
 torch.library.register_autograd(f"liteseg::{OP}", _backward, setup_context=_setup_context, lib=public)
-_register.add_compiled(OP, "cuda", limits=lambda *args: _register.small_kernel(args[1]))
+_register.add_compiled(OP, "cuda", limits=_cuda_limits)
 for _backend in ("cpu", "triton"):
     _compose(_backend)

@@ -5,7 +5,7 @@ Shapes:   x [N, C, H, W], branches of F channels at any rates, any number of the
           format; any strides in
 Traffic:  minimum (N*C*H*W + N*CO*H*W) * sizeof(T) and the weights; besides, the first layer's maps are written and read
           in float32 parts (4 * _SPLITS * N*H*W*F bytes a map) and once in T
-Bound:    latency at 12 x 20, weights from L2 at 32 x 64; not measured on a GPU yet
+Bound:    latency at 12 x 20, weights from L2 at 32 x 64; not timed on its own yet
 Launch:   four. `first`: grid (N * pixel tiles, blocks of F, C splits) reads x once for the linear path, the 1x1 branch,
           all atrous branches and the sums of the pooled one (_SLOTS maps a launch: their accumulators fill the
           registers). `collect`: the parts in order, to T. `pool`: the pooled branch, one vector an image. `project`:

@@ -5,7 +5,7 @@ Shapes:   x [N, C, H, W], expand [M, C, 1, 1] or none, depthwise [M, 1, KH, KW],
           -> out [N, CO, HO, WO] in x's memory format; any strides in, any odd kernel, stride and dilation
 Traffic:  one launch: minimum (N*C*H*W + N*CO*HO*WO) * sizeof(T) and the weights; two launches write and read the
           hidden map N*M*H*W besides; eager moves 4*N*M*H*W + 4*N*M*HO*WO elements more
-Bound:    one launch: products (the expansion is computed once a tap); two: memory; not measured on a GPU yet
+Bound:    one launch: products (the expansion is computed once a tap); two: memory; not timed on its own yet
 Launch:   half types with C <= _FUSED_CHANNELS: one launch, grid (N * pixel tiles, CO blocks), tiles.csv: rows by
           (dtype class, CO block). Else two: the pointwise expansion, then depthwise + activation + project, both
           separable_conv2d's kernel: with wide maps the nine-fold expansion costs more than the hidden map, as it does

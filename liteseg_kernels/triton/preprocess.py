@@ -3,7 +3,7 @@
 Replaces: permute, cast, F.interpolate, three elementwise operations and a cast; the float picture is never stored
 Shapes:   image [N, H, W, C] uint8, any strides -> out [N, C, HO, WO], NCHW or channels_last
 Traffic:  minimum N*C*H*W + N*C*HO*WO * sizeof(T); eager moves about 10 * N*C*HO*WO floats more
-Bound:    memory; not measured on a GPU yet
+Bound:    memory; not timed on its own yet
 Launch:   grid (N * pixel tiles), four channels a launch; tiles.csv has one row
 Numerics: float32 coordinates (torch's rules) and values, rounded once; mean and std become a factor and an offset in
           double precision on the host. Deterministic

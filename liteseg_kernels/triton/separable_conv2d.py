@@ -5,7 +5,7 @@ Shapes:   x [N, C, H, W], depthwise [C, 1, KH, KW], pointwise [CO, C, 1, 1] -> o
           out in x's memory format; any kernel size, stride, padding and dilation
 Traffic:  minimum (N*C*H*W + N*CO*HO*WO [+ residual] + C*KH*KW + C*CO) * sizeof(T); eager moves 2*N*C*HO*WO*sizeof(T)
           more, and 2*N*CO*HO*WO*sizeof(T) more for each of add and activation
-Bound:    memory, in float16, up to C = CO = 96; not measured on a GPU yet
+Bound:    memory, in float16, up to C = CO = 96; not timed on its own yet
 Launch:   forward grid (N * pixel tiles, CO blocks, C splits); tiles.csv: rows by (pass, dtype class, CO or C block).
           From C = 512 on, C is split eight ways so that a stride-32 map fills the device: float32 parts, then a sum
 Numerics: float32 taps and accumulation; the depthwise value is rounded to T for the product, as eager stores it.

@@ -5,7 +5,7 @@ Shapes:   x [N, C, H, W], compress [B, C / G1, 1, 1], depthwise [B, 1, 3, 3], ex
           -> out [N, D, H, W] (D = C), or [N, C + D, HO, WO] with concat; any strides in, out in x's memory format
 Traffic:  minimum (N*C*H*W + N*CO*HO*WO [+ 9/4 of x for the pool]) * sizeof(T), and the compressed map N*B*H*W written
           and read; eager moves 3*N*B*H*W + 3*N*B*HO*WO + 3*N*CO*HO*WO elements more
-Bound:    memory; not measured on a GPU yet
+Bound:    memory; not timed on its own yet
 Launch:   two: the compression (_layers.py), then the rest on a grid (N * pixel tiles, G * blocks of D / G [+ blocks of
           C that pool]); tiles.csv: rows by (dtype class, D / G). The products are those of the groups alone
           (B / G = 12, 24, 48), not a dense one with zeros

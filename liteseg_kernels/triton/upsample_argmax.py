@@ -3,7 +3,7 @@
 Replaces: F.interpolate + argmax(1); the K x H x W logits are never stored
 Shapes:   logits [N, K, h, w], any strides -> labels [N, H, W] uint8
 Traffic:  minimum N*K*h*w * sizeof(T) + N*H*W; eager moves 2*N*K*H*W*sizeof(T) + 7*N*H*W more (argmax gives int64)
-Bound:    the four loads a class and pixel, out of the caches; not measured on a GPU yet
+Bound:    the four loads a class and pixel, out of the caches; not timed on its own yet
 Launch:   grid (N * pixel tiles); tiles.csv has one row
 Numerics: float32 coordinates (torch's rules) and values, never rounded to T; ties go to the lowest class, the first NaN
           wins; deterministic

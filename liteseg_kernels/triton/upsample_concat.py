@@ -3,7 +3,7 @@
 Replaces: F.interpolate + torch.cat (the resized map is written once, where it belongs)
 Shapes:   x [N, C1, h, w], skip [N, C2, H, W], any strides -> out [N, C1+C2, H, W] in skip's memory format
 Traffic:  minimum (N*C1*h*w + N*C2*H*W + N*(C1+C2)*H*W) * sizeof(T); eager moves 2*N*C1*H*W*sizeof(T) more
-Bound:    memory; not measured on a GPU yet
+Bound:    memory; not timed on its own yet
 Launch:   grid (N * pixel tiles, C1 blocks + C2 blocks); tiles.csv: rows by (pass, memory format)
 Numerics: float32 coordinates (torch's rules) and sums; deterministic
 Backward: a gather in two passes, along the width into a float32 [N, C1, H, w] map, then along the height; torch's own

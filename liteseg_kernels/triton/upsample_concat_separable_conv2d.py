@@ -5,7 +5,7 @@ Shapes:   x [N, C1, h, w], skip [N, C2, H, W], depthwise [C1 + C2, 1, KH, KW], p
           -> out [N, CO, HO, WO] in skip's memory format; any strides in
 Traffic:  minimum (N*C1*h*w + N*C2*H*W + N*CO*HO*WO) * sizeof(T) and the weights; as two launches
           2*N*(C1 + C2)*H*W*sizeof(T) more
-Bound:    products; not measured on a GPU yet
+Bound:    products; not timed on its own yet
 Launch:   one, grid (N * pixel tiles, CO blocks), tiles.csv: rows by (dtype class, CO block). A tile and its taps read a
           window of x of at most _WINDOW pixels: each tap's bilinear samples are a product, its weights [pixels, window]
           times the window [window, channels], so x is loaded once a tile and not four times a tap. Where the map does

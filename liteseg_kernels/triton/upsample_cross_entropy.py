@@ -5,7 +5,7 @@ Shapes:   logits [N, K, h, w], target [N, H, W], any strides -> loss and weight 
           [N, H, W] float32; backward -> grad_logits [N, K, h, w]
 Traffic:  forward minimum N*K*h*w * sizeof(T) + N*H*W * sizeof(target); eager moves at least 5*N*K*H*W*sizeof(T) more.
           backward reads 4 + sizeof(target) bytes a pixel and class, out of the caches where N*H*W fits
-Bound:    exponentials and loads out of the caches; not measured on a GPU yet
+Bound:    exponentials and loads out of the caches; not timed on its own yet
 Launch:   forward grid (N * pixel tiles), one part a tile, then one program an image; backward the same tiles for the
           log-sum-exp [N, H, W] float32 (its only temporary), then grid (N * source tiles, K); tiles.csv: one row a pass
 Numerics: float32 throughout; online log-sum-exp. grad_logits is gathered: a source tile's gradient is Ay^T G Ax with G
