@@ -116,10 +116,10 @@ def _small_grids(values: tuple[str, str]) -> Iterator[None]:
 def _switched(day: Day, network: str, size: tuple[int, int], dtype: torch.dtype) -> Values:
     """An early start may change no bit. Clusters add up in another order, so they may change the last ones; with and
     without them each run has to give the same bits as the run before it, also from a CUDA graph."""
-    from . import speed
+    from . import runners
 
-    runner = speed.runner(day, network, size, dtype, "logits", "liteseg cuda")
-    picture = speed.inputs(size, 1, dtype, "logits", 1)[0].to(day.device)
+    runner = runners.runner(day, network, size, dtype, "logits", "liteseg cuda")
+    picture = runners.inputs(size, 1, dtype, "logits", 1)[0].to(day.device)
     picture = picture.contiguous(memory_format=torch.channels_last)
     found: dict[tuple[str, str], Tensor] = {}
     repeats = 1 if day.dry else 20
@@ -173,14 +173,14 @@ def _behind_a_copy(day: Day, layer: shapes.Layer) -> Callable[[], Values]:
 
 def _two_threads(day: Day, backend: str) -> Values:
     """Two threads run the network at two sizes, so that equal kernels want unequal shared memory at the same time."""
-    from . import speed
+    from . import runners
 
     height, width = day.small
     sizes = ((height, width), (2 * height, 3 * width // 2))
     runners = [
-        speed.runner(day, day.networks[0], size, torch.float16, "logits", f"liteseg {backend}") for size in sizes
+        runners.runner(day, day.networks[0], size, torch.float16, "logits", f"liteseg {backend}") for size in sizes
     ]
-    pictures = [speed.inputs(size, 1, torch.float16, "logits", 1)[0].to(day.device) for size in sizes]
+    pictures = [runners.inputs(size, 1, torch.float16, "logits", 1)[0].to(day.device) for size in sizes]
     with torch.inference_mode():
         expected = [run(picture).clone() for run, picture in zip(runners, pictures, strict=True)]
     synchronize(day.device)

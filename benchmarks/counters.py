@@ -21,7 +21,7 @@ import liteseg_kernels as lk
 from liteseg.bench.record import Skip, now
 from liteseg.bench.timing import synchronize
 
-from . import speed
+from . import runners
 from .checks import backends
 from .day import Day
 from .rows import COUNTER, ROOT, Row, Values, append, environment, slug
@@ -126,8 +126,8 @@ def main() -> None:
     plan, network, *size = sys.argv[1:]
     height, width = map(int, size)
     day = Day.make(plan, dry=False)
-    model: Any = speed.network_model(network, "liteseg cuda", torch.float16, day)
-    picture = speed.inputs((height, width), 1, torch.float16, "labels", 1)[0].to(day.device)
+    model: Any = runners.network_model(network, "liteseg cuda", torch.float16, day)
+    picture = runners.inputs((height, width), 1, torch.float16, "labels", 1)[0].to(day.device)
     with torch.inference_mode(), lk.use_backend("cuda"):
 
         def run() -> None:

@@ -80,6 +80,11 @@ class Day:
         tiny |= {"networks": whole.networks[:2], "batches": batches, "trained": ((small, 2),)}
         return replace(whole, sizes=(small,), small=small, **tiny)
 
+    def takes(self, compiled: bool, *off: int) -> bool:
+        """Whether a dry run takes a row: `off` are its positions on the axes of the grid, one of which may be left.
+        What compiling costs is paid once."""
+        return not self.dry or sum(position > 0 for position in off) <= (0 if compiled else 1)
+
     @staticmethod
     def dtype_name(dtype: torch.dtype) -> str:
         return DTYPE_NAMES[dtype]

@@ -24,7 +24,7 @@ import liteseg_kernels as lk
 from liteseg.bench.record import now
 from liteseg.bench.timing import synchronize
 
-from . import speed
+from . import runners
 from .checks import backends
 from .day import Day
 from .rows import LAUNCH, Row, Values, append, environment, slug
@@ -105,12 +105,12 @@ def attribute(ops: Sequence[Span], kernels: Sequence[Span]) -> list[tuple[str, s
 def _measure(day: Day, network: str, size: tuple[int, int], backend: str) -> Values:
     from torch.profiler import ProfilerActivity, profile
 
-    speed.clean(day)
-    speed.exact_float32()
+    runners.clean(day)
+    runners.exact_float32()
     dtype = torch.float16
     provider = f"liteseg {backend}"
-    model: Any = speed.network_model(network, provider, dtype, day)
-    picture = speed.inputs(size, 1, dtype, "labels", 1)[0].to(day.device)
+    model: Any = runners.network_model(network, provider, dtype, day)
+    picture = runners.inputs(size, 1, dtype, "labels", 1)[0].to(day.device)
     each = _Each(day.device, model)
 
     def run() -> Tensor:

@@ -22,7 +22,7 @@ from liteseg.bench import shapes, turns
 from liteseg.bench.registry import COMPILED, EAGER_LAST, Work, error
 from liteseg.bench.timing import QUANTILES, captured, peak_mb, synchronize
 
-from . import speed
+from . import runners
 from .checks import backends
 from .day import Day
 from .rows import DeviceFault, Row, Values, failure, is_device_fault, sheet
@@ -59,7 +59,7 @@ def _races(day: Day, section: str, contestants: tuple[str, ...], name: str, **se
     for network_rank, network in enumerate(day.networks):
         for dtype_rank, dtype in enumerate(day.dtypes):
             for size_rank, size in enumerate(day.sizes):
-                key = speed.network_key(network, name, "labels", size, 1, day.dtype_name(dtype))
+                key = runners.network_key(network, name, "labels", size, 1, day.dtype_name(dtype))
                 run = functools.partial(_race, day, section, key, network, size, dtype, contestants)
                 yield Row(key, run, 100 * network_rank + 10 * dtype_rank + size_rank, **settings)
 
@@ -82,18 +82,18 @@ def _race(
     contestants: tuple[str, ...],
 ) -> Values:
     place = sheet("networks", section, day.results, day.logs)
-    speed.clean(day)
-    speed.exact_float32()
-    host = speed.inputs(size, 1, dtype, "labels", 8)
+    runners.clean(day)
+    runners.exact_float32()
+    host = runners.inputs(size, 1, dtype, "labels", 8)
     if day.device == "cuda":
         host = [image.pin_memory() for image in host]
-    expected = speed.expected(day, network, size, dtype, "labels")
+    expected = runners.expected(day, network, size, dtype, "labels")
     known = place.known()
     ready: list[_Runner] = []
     lines: list[Values] = []
     wrong: list[str] = []
     for provider in contestants:
-        own = speed.network_key(network, provider, "labels", size, 1, day.dtype_name(dtype))
+        own = runners.network_key(network, provider, "labels", size, 1, day.dtype_name(dtype))
         # what ended the process before would do so again
         if known.get(tuple(own.values())) in ("failed", "crashed", "timeout"):
             wrong.append(provider)
@@ -148,7 +148,7 @@ def _make(
     expected: Tensor,
 ) -> _Runner:
     """A contestant with its own model, input and, where its name says so, CUDA graph; its result is checked."""
-    function = speed.runner(day, network, size, dtype, "labels", provider)
+    function = runners.runner(day, network, size, dtype, "labels", provider)
     static = first.to(day.device, copy=True)
 
     def call() -> Tensor:
@@ -160,7 +160,7 @@ def _make(
         peak = peak_mb(call, day.device)
         run: Callable[[], Any] = call
         launch = "graph" if provider == COMPILED else "stream"
-        if speed.is_graph(provider):
+        if runners.is_graph(provider):
             run, result = captured(call, day.device)
             launch = "graph"
             run()
@@ -172,13 +172,13 @@ def _make(
             for _ in range(3):
                 call()
         synchronize(day.device)
-    mode = [speed.compile_mode(day, provider)] if provider.startswith(COMPILED) else []
+    mode = [runners.compile_mode(day, provider)] if provider.startswith(COMPILED) else []
     notes = [
         *mode,
         f"ready after {time.perf_counter() - started:.0f} s",
         *_elsewhere(day, network, size, dtype, provider),
     ]
-    status = "ok" if off <= speed.LIMITS["labels"][dtype] else "wrong"
+    status = "ok" if off <= runners.LIMITS["labels"][dtype] else "wrong"
     facts = {"launch": launch, "peak MB": peak, "error": off, "status": status, "detail": "; ".join(notes)}
     return _Runner(key, run, static, facts)
 

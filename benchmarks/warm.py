@@ -97,15 +97,15 @@ def pytest_collection_modifyitems(items: list[Any]) -> None:
 
 
 def networks(day: Any, deadline: float) -> None:
-    from . import speed
+    from . import runners
 
     for dtype in day.dtypes:
         for size in day.sizes:
             if time.time() > deadline:
                 return
-            picture = speed.inputs(size, 1, dtype, "labels", 1)[0]
+            picture = runners.inputs(size, 1, dtype, "labels", 1)[0]
             with torch.inference_mode():
-                speed.runner(day, day.networks[0], size, dtype, "labels", "liteseg triton")(picture)
+                runners.runner(day, day.networks[0], size, dtype, "labels", "liteseg triton")(picture)
             print(f"{day.networks[0]} {size[0]}x{size[1]} {day.dtype_name(dtype)}", flush=True)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import archive, gpu_day, launches, parity, plans, race, report, rows, speed
+from benchmarks import archive, gpu_day, launches, parity, plans, race, report, rows, runners, supervisor
 from benchmarks.day import Day
 from benchmarks.rows import CHECK, CHECK_KEY, SECTION, SPEED, Outcome, Row, Sheet
 from liteseg.bench import registry, shapes
@@ -188,10 +188,10 @@ print("here", flush=True)
 """
 
 
-def supervised(tmp_path: Path, script: str, seconds: float = 60.0) -> gpu_day.Result:
+def supervised(tmp_path: Path, script: str, seconds: float = 60.0) -> supervisor.Result:
     place = checks(tmp_path)
     command = [sys.executable, "-c", SECTION_SCRIPT + script, str(tmp_path), str(tmp_path)]
-    return gpu_day.supervise("parity", command, place, tmp_path, time.time() + seconds)
+    return supervisor.supervise("parity", command, place, tmp_path, time.time() + seconds)
 
 
 def test_a_hanging_row_is_recorded_and_passed_over(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_a_section_goes_on_in_a_fresh_process_after_a_device_fault(tmp_path: Pat
 outcome(failed=1, ok=5)
 if not (folder / "second").exists():
     (folder / "second").write_text("")
-    sys.exit({gpu_day._DEVICE_FAULT})
+    sys.exit({supervisor.DEVICE_FAULT})
 """,
     )
     assert (result.status, result.outcome.ok, result.detail) == ("failed", 5, "")
@@ -304,8 +304,8 @@ def test_contestants_take_turns_and_one_that_faults_is_left_out(
 ) -> None:
     day = Day.make("short", True, tmp_path, tmp_path)
     order: list[str] = []
-    monkeypatch.setattr(speed, "expected", lambda *_: torch.zeros(1))
-    monkeypatch.setattr(speed, "inputs", lambda *_: [torch.zeros(1)])
+    monkeypatch.setattr(runners, "expected", lambda *_: torch.zeros(1))
+    monkeypatch.setattr(runners, "inputs", lambda *_: [torch.zeros(1)])
 
     def make(day: Day, key: dict[str, str], *_: Any) -> Any:
         name = key["provider"]
@@ -481,8 +481,8 @@ def test_a_network_is_measured_without_what_small_grids_do(monkeypatch: pytest.M
     monkeypatch.setenv("LITESEG_EARLY_LAUNCH", "1")
     monkeypatch.delenv("LITESEG_CLUSTERS", raising=False)
     seen = []
-    for provider in ("liteseg cuda graph", *speed.WITHOUT):
-        with speed.switched_off(provider):
+    for provider in ("liteseg cuda graph", *runners.WITHOUT):
+        with runners.switched_off(provider):
             seen.append(_dispatch.small_grids())
     off = [{name for name, on in switches.items() if not on} for switches in seen]
     assert off == [set(), {"early launches"}, {"clusters"}]
@@ -576,12 +576,12 @@ def test_the_summary_lists_losses_and_wrong_results(tmp_path: Path) -> None:
 
 def test_a_stopped_command_leaves_no_section_behind(tmp_path: Path) -> None:
     script = (
-        "import signal, sys, time; from pathlib import Path; from benchmarks import gpu_day, rows;"
+        "import signal, sys, time; from pathlib import Path; from benchmarks import rows, supervisor;"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); folder = Path(sys.argv[1]);"
         "place = rows.Sheet(folder / 'c.csv', rows.CHECK, rows.CHECK_KEY, folder / 'running.json');"
         "inner = 'import os, sys, time; open(sys.argv[1], \"w\").write(str(os.getpid())); time.sleep(100)';"
         "command = [sys.executable, '-c', inner, str(folder / 'pid')];"
-        "gpu_day.supervise('info', command, place, folder, time.time() + 60)"
+        "supervisor.supervise('info', command, place, folder, time.time() + 60)"
     )
     started = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=rows.ROOT)
     pid = tmp_path / "pid"
