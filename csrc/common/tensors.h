@@ -5,6 +5,8 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <sstream>
+#include <string>
 #include <vector>
 
 #include "common/check.h"

@@ -3,6 +3,7 @@
 
 #include <limits>
 
+#include "engine/picture.h"
 #include "engine/resample.h"
 #include "engine/runtime/isa.h"
 #include "torch/tensors.h"
@@ -11,38 +12,6 @@ namespace liteseg::cpu {
 namespace {
 
 constexpr const char* kOp = "preprocess";
-
-// the arrays behind PreprocessColumns; whole vectors can be read at the end of each run
-struct Columns {
-  std::vector<int32_t> i0, i1;
-  std::vector<float> w0, w1, shift;
-  int64_t pitch;
-
-  Columns(const Axis& x, int64_t width, const std::vector<double>& mean, const std::vector<double>& std,
-          bool channels_last) {
-    const int64_t c = static_cast<int64_t>(mean.size());
-    const int64_t runs = channels_last ? 1 : c;
-    const int64_t length = width * c / runs;
-    pitch = length + Axis::padding;
-    const size_t size = static_cast<size_t>(runs * pitch);
-    i0.resize(size);
-    i1.resize(size);
-    w0.resize(size);
-    w1.resize(size);
-    shift.resize(size);
-    for (int64_t ox = 0; ox < width; ++ox) {
-      for (int64_t k = 0; k < c; ++k) {
-        const size_t at = static_cast<size_t>(channels_last ? ox * c + k : k * pitch + ox);
-        const double factor = 1.0 / (255.0 * std[k]);
-        i0[at] = static_cast<int32_t>(x.i0[ox] * c + k);
-        i1[at] = static_cast<int32_t>(x.i1[ox] * c + k);
-        w0[at] = static_cast<float>(x.w0[ox] * factor);
-        w1[at] = static_cast<float>(x.w1[ox] * factor);
-        shift[at] = static_cast<float>(-mean[k] / std[k]);
-      }
-    }
-  }
-};
 
 Tensor preprocess(Tensor image, std::vector<int64_t> size, std::vector<double> mean, std::vector<double> std,
                   ScalarType dtype, bool channels_last) {
@@ -70,7 +39,7 @@ Tensor preprocess(Tensor image, std::vector<int64_t> size, std::vector<double> m
   }
   const Axis y(g.h, g.oh, false);
   const Axis x(g.w, ow, false);
-  const Columns columns(x, ow, mean, std, channels_last);
+  const PictureColumns columns(x, g.w, ow, mean, std, channels_last);
   g.image = static_cast<const uint8_t*>(read_of(image));
   g.image_n = image.stride(0);
   g.image_h = image.stride(1);
@@ -81,15 +50,7 @@ Tensor preprocess(Tensor image, std::vector<int64_t> size, std::vector<double> m
   g.out_h = channels_last ? ow * g.c : ow;
   g.out_run = g.oh * ow;
   g.y = y.view();
-  g.columns = {columns.i0.data(),
-               columns.i1.data(),
-               columns.w0.data(),
-               columns.w1.data(),
-               columns.shift.data(),
-               channels_last ? 1 : g.c,
-               ow * (channels_last ? g.c : 1),
-               columns.pitch,
-               ow == g.w && (channels_last || g.c == 1)};
+  g.columns = columns.view();
   const PreprocessTable& table = LITESEG_CHOOSE(preprocess_table);
   const int64_t scratch_bytes = table.scratch_bytes(g);
   parallel(n * g.oh, 4 * g.c * (ow + g.w), [&](int64_t begin, int64_t end) {

@@ -3,10 +3,10 @@
 
 #include <string>
 
-#include "engine/blocks/grouped_pointwise.h"
 #include "engine/kernels/convolution.h"
 #include "engine/kernels/sliced_daspp.h"
 #include "engine/plan/program.h"
+#include "engine/plan/weights.h"
 
 namespace liteseg::cpu {
 namespace {
@@ -49,7 +49,9 @@ std::string program_constants() {
   add("result.innermost", kInnermost);
   add("result.labels", kLabels);
   add("packing.vector", kWidestVector);
-  add("packing.grouped_vectors", kGroupedVectors);
+#define LITESEG_ADD_WEIGHT_KIND(number, kind) add("weight." #kind, number);
+  LITESEG_WEIGHT_KINDS(LITESEG_ADD_WEIGHT_KIND)
+  add("weight.dims", kWeightDims);
   add("most.branches", kMaxBranches);
   add("most.dense_taps", kMostTaps);
   add("most.depthwise_taps", kMostDepthwiseTaps);

@@ -10,12 +10,32 @@ from torch import Tensor
 
 from .contract import constant
 from .layers import Layer, Shape
-from .packing import WRITERS, Unplannable
+from .packing import Unplannable, Writer
 from .program import Program
 from .report import LayerReport, PlanReport
 
 # what strategies are chosen for; they depend on the ratios of sizes only, which hardly change with the input's size
 _TYPICAL_SIZE = (512, 1024)
+
+
+def write(program: Program, out: Writer) -> tuple[tuple[Layer, ...], tuple[tuple[int, ...], ...]]:
+    """The whole program into `out`; its layers, and the maps that each one reads. Raises Unplannable."""
+    layers, values = program.layers()
+    for layer in layers:
+        if out.dtype not in layer.dtypes:
+            raise Unplannable(f"{' + '.join(layer.names)}: no kernel for {out.dtype}")
+    number = {0: 0} | {value: index + 1 for index, value in enumerate(values)}
+    version = "version.bf16_plan" if out.dtype == torch.bfloat16 else "version.plan"
+    out.add(constant(version), out.panel, len(layers))
+    inputs = []
+    shapes: list[Shape] = [(program.channels(0), *_TYPICAL_SIZE)]
+    for layer in layers:
+        inputs.append(tuple(number[value] for value in layer.inputs))
+        given = [shapes[i] for i in inputs[-1]]
+        layer.choose(given)
+        layer.write(out, inputs[-1])
+        shapes.append(layer.shape(given))
+    return tuple(layers), tuple(inputs)
 
 
 @dataclass(frozen=True)
@@ -32,24 +52,10 @@ class Plan:
     @classmethod
     def compile(cls, program: Program, dtype: torch.dtype = torch.float32) -> Plan:
         """Raises Unplannable where a part of the network has no layer, or none of this dtype."""
-        layers, values = program.layers()
-        for layer in layers:
-            if dtype not in layer.dtypes:
-                raise Unplannable(f"{' + '.join(layer.names)}: no kernel for {dtype}")
-        number = {0: 0} | {value: index + 1 for index, value in enumerate(values)}
-        panel = torch.ops.liteseg_cpu.panel()
-        out = WRITERS[dtype](panel)
-        out.add(constant(out.version), panel, len(layers))
-        inputs = []
-        shapes: list[Shape] = [(program.channels(0), *_TYPICAL_SIZE)]
-        for layer in layers:
-            inputs.append(tuple(number[value] for value in layer.inputs))
-            given = [shapes[i] for i in inputs[-1]]
-            layer.choose(given)
-            layer.write(out, inputs[-1])
-            shapes.append(layer.shape(given))
+        out = Writer(torch.ops.liteseg_cpu.panel(), dtype=dtype)
+        layers, inputs = write(program, out)
         words = torch.tensor(out.words, dtype=torch.int64)
-        return cls(out.packed(), words, program.channels(0), dtype, tuple(layers), tuple(inputs))
+        return cls(out.packed(), words, program.channels(0), dtype, layers, inputs)
 
     @property
     def classes(self) -> int:

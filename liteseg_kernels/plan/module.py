@@ -14,13 +14,16 @@ from .. import _dispatch, _loader, intact
 from ..block import FusedModule
 from ..graphs import GraphCache, GraphReport
 from .compiled import Plan
-from .packing import WRITERS, Unplannable
+from .packing import Unplannable
 from .program import Program
 from .report import PlanReport
 
 _logger = logging.getLogger("liteseg_kernels")
 
 Self = TypeVar("Self", bound="PlannedModule")
+
+# that there are plans of
+_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def _deprecated(old: str, new: str) -> None:
@@ -76,9 +79,16 @@ class PlannedModule(nn.Module):
         """What the weights compute in, or why no plan can."""
         tensors = [t for t in (*self.parameters(), *self.buffers()) if t.is_floating_point()]
         dtypes = {t.dtype for t in tensors} or {torch.float32}
-        if len(dtypes) != 1 or dtypes.isdisjoint(WRITERS) or any(t.device.type != "cpu" for t in tensors):
+        if len(dtypes) != 1 or dtypes.isdisjoint(_DTYPES) or any(t.device.type != "cpu" for t in tensors):
             return "the weights are not all float32 or all bfloat16 on the CPU"
         return torch.bfloat16 if _autocasts() else dtypes.pop()
+
+    def program(self) -> Program:
+        """The network as its modules tell it. Raises Unplannable where one of them has nothing to say."""
+        program = Program(self.in_channels)
+        with torch.no_grad(), torch.inference_mode(False), torch.autocast("cpu", enabled=False):
+            self.lower(program, 0)
+        return program
 
     def _made(self, dtype: torch.dtype) -> Plan | str:
         """The plan, or why there is none."""
@@ -90,11 +100,9 @@ class PlannedModule(nn.Module):
             isa = torch.ops.liteseg_cpu.isa()
             if dtype == torch.bfloat16 and isa != "avx512bf16":
                 return f"bfloat16 runs from a plan with AVX512_BF16 only, and the instruction set in use is {isa}"
-            program = Program(self.in_channels)
             try:
                 with torch.no_grad(), torch.inference_mode(False), torch.autocast("cpu", enabled=False):
-                    self.lower(program, 0)
-                    made = Plan.compile(program, dtype)
+                    made = Plan.compile(self.program(), dtype)
             except Unplannable as reason:
                 made = str(reason)
             # two threads may make it at once: both get the same, and one is kept
@@ -139,7 +147,7 @@ class PlannedModule(nn.Module):
         reason = self.plan_refusal()
         if reason is not None:
             return reason
-        if type(x) is not Tensor or x.device.type != "cpu" or x.dtype not in WRITERS:
+        if type(x) is not Tensor or x.device.type != "cpu" or x.dtype not in _DTYPES:
             return (
                 f"x is a {type(x).__name__} of {x.dtype} on {x.device.type}, and plans run float32 or bfloat16 on cpu"
             )

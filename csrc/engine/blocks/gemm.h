@@ -53,8 +53,9 @@ struct ByIndex {
 
 // One M x V block of sums. If Fetches, prefetch the next panel (same size as b) into L2.
 template <typename T, int M, int V, bool Fetches = false, typename Order>
-void gemm_block(const float* a, int64_t lda, const float* b, int64_t k_count, const float* bias, T* out, int64_t ldo,
-                int64_t cols, const Epilogue<T>& epilogue, Order order, const float* next = nullptr) {
+LITESEG_ONE_COPY void gemm_block(const float* a, int64_t lda, const float* b, int64_t k_count, const float* bias,
+                                 T* out, int64_t ldo, int64_t cols, const Epilogue<T>& epilogue, Order order,
+                                 const float* next = nullptr) {
   Vec acc[M][V];
 #pragma GCC unroll 12
   for (int m = 0; m < M; ++m) {
@@ -124,9 +125,9 @@ void gemm_block(const float* a, int64_t lda, const float* b, int64_t k_count, co
 // One panel of columns for all rows. next: the panel of the following call, to be prefetched while this one is used;
 // null where it is in cache already.
 template <typename T, int V, typename Order = InOrder>
-void gemm_panel(int64_t m_count, const float* a, int64_t lda, const float* b, int64_t k_count, const float* bias,
-                T* out, int64_t ldo, int64_t cols, Epilogue<T> epilogue, Order order = {},
-                const float* next = nullptr) {
+LITESEG_ONE_COPY void gemm_panel(int64_t m_count, const float* a, int64_t lda, const float* b, int64_t k_count,
+                                 const float* bias, T* out, int64_t ldo, int64_t cols, Epilogue<T> epilogue,
+                                 Order order = {}, const float* next = nullptr) {
   int64_t m = 0;
   const auto advance = [&](int64_t rows) {
     m += rows;

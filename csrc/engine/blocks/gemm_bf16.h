@@ -104,7 +104,8 @@ LITESEG_INLINE void dot_block(const Left& left, int64_t m0, const float* b, cons
 
 // rows [0, count) of one panel, V * 16 columns of it, in blocks of nearly the same size
 template <bool Pair, int V, typename Store>
-void dot_panel(int64_t count, const Left& left, const float* b, const float* bias, const Store& store) {
+LITESEG_ONE_COPY void dot_panel(int64_t count, const Left& left, const float* b, const float* bias,
+                                const Store& store) {
   constexpr int64_t most = Pair ? kRows / 2 : kRows;
   int64_t m = 0;
   for (int64_t blocks = div_up(count, most); blocks > 0; --blocks) {

@@ -210,4 +210,9 @@ const cpu::InvertedResidualTable inverted_residual_table = {
     {run<float>, run<f16>, run<bf16>},
 };
 
+const cpu::InvertedResidualTable inverted_residual_float_table = {
+    scratch_bytes,
+    {run<float>},
+};
+
 }  // namespace liteseg::LITESEG_ISA

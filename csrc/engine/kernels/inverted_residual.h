@@ -37,3 +37,5 @@ struct InvertedResidualTable {
 }  // namespace liteseg::cpu
 
 LITESEG_TABLE(InvertedResidualTable, inverted_residual_table)
+// float32 alone, for networks: a library that has no more is linked without the other dtypes
+LITESEG_TABLE(InvertedResidualTable, inverted_residual_float_table)

@@ -286,4 +286,10 @@ const cpu::ShuffleUnitTable shuffle_unit_table = {
     {run<float>, run<f16>, run<bf16>},
 };
 
+const cpu::ShuffleUnitTable shuffle_unit_float_table = {
+    scratch_bytes,
+    compress,
+    {run<float>},
+};
+
 }  // namespace liteseg::LITESEG_ISA

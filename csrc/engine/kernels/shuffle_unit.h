@@ -40,3 +40,5 @@ struct ShuffleUnitTable {
 }  // namespace liteseg::cpu
 
 LITESEG_TABLE(ShuffleUnitTable, shuffle_unit_table)
+// float32 alone, for networks: a library that has no more is linked without the other dtypes
+LITESEG_TABLE(ShuffleUnitTable, shuffle_unit_float_table)

@@ -102,4 +102,9 @@ const cpu::UpsampleArgmaxTable upsample_argmax_table = {
     {run<float>, run<f16>, run<bf16>},
 };
 
+const cpu::UpsampleArgmaxTable upsample_argmax_float_table = {
+    scratch_bytes,
+    {run<float>},
+};
+
 }  // namespace liteseg::LITESEG_ISA

@@ -23,3 +23,5 @@ struct UpsampleArgmaxTable {
 }  // namespace liteseg::cpu
 
 LITESEG_TABLE(UpsampleArgmaxTable, upsample_argmax_table)
+// float32 alone, for networks: a library that has no more is linked without the other dtypes
+LITESEG_TABLE(UpsampleArgmaxTable, upsample_argmax_float_table)

@@ -221,4 +221,9 @@ const cpu::UpsampleConcatTable upsample_concat_table = {
     {backward_skip<float>, backward_skip<f16>, backward_skip<bf16>},
 };
 
+const cpu::UpsampleConcatTable upsample_concat_float_table = {
+    scratch_bytes,
+    {run<float>},
+};
+
 }  // namespace liteseg::LITESEG_ISA

@@ -44,3 +44,5 @@ struct UpsampleConcatTable {
 }  // namespace liteseg::cpu
 
 LITESEG_TABLE(UpsampleConcatTable, upsample_concat_table)
+// float32 alone, for networks: a library that has no more is linked without the other dtypes
+LITESEG_TABLE(UpsampleConcatTable, upsample_concat_float_table)

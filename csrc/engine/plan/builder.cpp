@@ -7,6 +7,13 @@
 #include "engine/runtime/isa.h"
 
 namespace liteseg::cpu {
+namespace {
+
+constexpr int64_t kMostSide = int64_t{1} << 24;
+constexpr int64_t kMostPixels = int64_t{1} << 32;
+constexpr int64_t kMostBytes = int64_t{1} << 44;
+
+}  // namespace
 
 Strides4 Result::strides() const {
   // a planar map of one pixel is spelled as the same memory with channels innermost
@@ -117,6 +124,9 @@ size_t Builder::add_map(int64_t n, int64_t c, int64_t h, int64_t w) {
   map.w = w;
   map.pixel = bf16_ == nullptr ? c : round_up(c, kWidestVector) / 2;
   map.first = map.last = layer_;
+  // beyond any picture, and far from where products of sizes no longer fit into 64 bits
+  LITESEG_CHECK(h <= kMostSide && w <= kMostSide && n * h <= kMostPixels / std::max<int64_t>(w, 1), op_, "x",
+                text("maps of at most ", kMostPixels, " pixels"), text(n, "x", h, "x", w));
   maps_.push_back(map);
   empty_ = empty_ || map.floats() == 0;
   return maps_.size() - 1;
@@ -211,7 +221,7 @@ void Builder::add_labels(size_t id, Result::Type type, int64_t h, int64_t w, boo
   g->ls = innermost(map.c, map.h, map.w);
   g->y = axis(map.h, h, align_corners);
   g->x = axis(map.w, w, align_corners);
-  const UpsampleArgmaxTable& table = LITESEG_CHOOSE(upsample_argmax_table);
+  const UpsampleArgmaxTable& table = LITESEG_CHOOSE(upsample_argmax_float_table);
   if (type == Result::kBytes) {
     place([this, g, id, result] {
       g->logits = at(id);
@@ -245,6 +255,10 @@ int64_t Builder::allocate() {
     }
   }
   blocks.insert(blocks.end(), temporaries_.begin(), temporaries_.end());
+  for (const Block& block : blocks) {
+    LITESEG_CHECK(block.floats >= 0 && block.floats <= kMostBytes / static_cast<int64_t>(sizeof(float)), op_, "x",
+                  text("maps of less than ", kMostBytes, " bytes"), block.floats);
+  }
   const int64_t total = place_blocks(blocks);
   for (const Block& block : blocks) {
     const int64_t end = *block.offset + block.floats;
@@ -255,6 +269,15 @@ int64_t Builder::allocate() {
   return total;
 }
 
+void Builder::check_scratch(int64_t bytes_of_maps) const {
+  int64_t scratch = 0;
+  for (const Stage& stage : stages_) {
+    scratch = std::max(scratch, stage.scratch_bytes);
+  }
+  LITESEG_CHECK(scratch <= kMostBytes, op_, "x", text("layers with rows of less than ", kMostBytes, " bytes"), scratch);
+  check_memory(op_, bytes_of_maps + scratch * threads_.count(), memory_limit_);
+}
+
 void Builder::execute(std::vector<double>* seconds) {
   if (seconds != nullptr) {
     seconds->assign(static_cast<size_t>(layer_) + 1, 0.0);
@@ -262,7 +285,9 @@ void Builder::execute(std::vector<double>* seconds) {
   if (empty_) {
     return;
   }
-  base_ = reinterpret_cast<float*>(arena(allocate() * static_cast<int64_t>(sizeof(float))));
+  const int64_t bytes = allocate() * static_cast<int64_t>(sizeof(float));
+  check_scratch(bytes);
+  base_ = reinterpret_cast<float*>(arena(bytes));
   for (const auto& set : places_) {
     set();
   }

@@ -193,12 +193,17 @@ class Builder {
   std::vector<Result>& results() {
     return results_;
   }
+  // bytes of maps and scratch beyond which `execute` throws MemoryLimit; 0 for none
+  void limit_memory(int64_t bytes) {
+    memory_limit_ = bytes;
+  }
   // seconds, where given, gets the time of each layer, and after them what the results add
   void execute(std::vector<double>* seconds);
 
  private:
   void make_dense(size_t map);
   int64_t allocate();
+  void check_scratch(int64_t bytes_of_maps) const;
 
   const char* op_;
   const std::vector<Input>& inputs_;
@@ -210,6 +215,7 @@ class Builder {
   int64_t layer_ = 0;
   bool empty_ = false;
   float* base_ = nullptr;
+  int64_t memory_limit_ = 0;
   std::vector<Map> maps_;
   std::vector<Result> results_;
   std::vector<Block> temporaries_;

@@ -2,14 +2,28 @@
 #pragma once
 
 #include <algorithm>
+#include <stdexcept>
 #include <vector>
 
+#include "common/check.h"
 #include "engine/geometry.h"
 #include "engine/runtime/guard.h"
 
 namespace liteseg::cpu {
 
 constexpr int64_t kFence = kFenceBytes / static_cast<int64_t>(sizeof(float));
+
+// more memory is wanted than the caller allows
+struct MemoryLimit : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// limit: in bytes, 0 for none
+inline void check_memory(const char* op, int64_t bytes, int64_t limit) {
+  if (limit > 0 && bytes > limit) {
+    throw MemoryLimit(text(op, ": memory: expected at most ", limit, " bytes, got ", bytes));
+  }
+}
 
 // memory that one layer, or all from `first` to a value's last use, keeps
 struct Block {

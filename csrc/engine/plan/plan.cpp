@@ -9,16 +9,15 @@ namespace {
 void read_layer(Builder& b) {
   const int64_t kind = b.code().word();
   switch (kind) {
-#define LITESEG_READ_LAYER(number, layer, has_bf16)                                                              \
-  case number:                                                                                                   \
-    LITESEG_CHECK(b.bf16_tables() == nullptr || has_bf16, kRunPlan, "program", "a layer with a bfloat16 kernel", \
-                  kind);                                                                                         \
-    plan_##layer(b);                                                                                             \
+#define LITESEG_READ_LAYER(number, layer, has_bf16)                                                                   \
+  case number:                                                                                                        \
+    LITESEG_CHECK(b.bf16_tables() == nullptr || has_bf16, b.op(), "program", "a layer with a bfloat16 kernel", kind); \
+    plan_##layer(b);                                                                                                  \
     break;
     LITESEG_PLAN_LAYERS(LITESEG_READ_LAYER)
 #undef LITESEG_READ_LAYER
     default:
-      LITESEG_CHECK(false, kRunPlan, "program", "a known layer", "another one");
+      LITESEG_CHECK(false, b.op(), "program", "a known layer", "another one");
   }
 }
 
@@ -37,15 +36,15 @@ const Bf16Tables* plan_tables(bool bf16) {
   return bf16 ? here : nullptr;
 }
 
-void read_plan(Builder& b, const std::vector<int64_t>& size, bool channels_last) {
+size_t read_plan_layers(Builder& b) {
   const int64_t version = b.bf16_tables() == nullptr ? kPlanVersion : kBf16PlanVersion;
-  LITESEG_CHECK(b.code().word() == version, kRunPlan, "program", text("version ", version, " for this dtype of x"),
+  LITESEG_CHECK(b.code().word() == version, b.op(), "program", text("version ", version, " for this dtype of x"),
                 "another one");
   b.check_panel();
   const int64_t layers = b.code().word("a number of layers", 1, 1000);
   const Input& x = b.inputs().front();
   Map& first = b.map(b.add_map(x.n, x.c, x.h, x.w));
-  first.stored = false;
+  first.stored = x.data == nullptr;
   first.dense = false;
   first.input = x.data;
   first.strides = x.strides;
@@ -53,10 +52,15 @@ void read_plan(Builder& b, const std::vector<int64_t>& size, bool channels_last)
     read_layer(b);
     b.next_layer();
   }
-  LITESEG_CHECK(b.code().done(), kRunPlan, "program", text("no words after ", layers, " layers"), "some");
+  LITESEG_CHECK(b.code().done(), b.op(), "program", text("no words after ", layers, " layers"), "some");
   const size_t last = b.map_count() - 1;
-  LITESEG_CHECK(b.bf16_tables() == nullptr || b.map(last).scores, kRunPlan, "program", "a decoder at its end",
+  LITESEG_CHECK(b.bf16_tables() == nullptr || b.map(last).scores, b.op(), "program", "a decoder at its end",
                 "another layer");
+  return last;
+}
+
+void read_plan(Builder& b, const std::vector<int64_t>& size, bool channels_last) {
+  const size_t last = read_plan_layers(b);
   if (size.empty()) {
     b.add_result(last, b.bf16_tables() == nullptr ? Result::kFloats : Result::kBf16, channels_last);
     return;

@@ -11,7 +11,11 @@ constexpr const char* kRunPlan = "run_plan";
 // bf16
 const Bf16Tables* plan_tables(bool bf16);
 
-// Reads the whole program. size: none for logits, which channels_last orders, or height and width of uint8 labels.
+// Reads the whole program; the map of the scores that it ends with. An input without data lies in the arena, for a stage
+// of the caller's in front to fill.
+size_t read_plan_layers(Builder& b);
+
+// The same with its result. size: none for logits, which channels_last orders, or height and width of uint8 labels.
 void read_plan(Builder& b, const std::vector<int64_t>& size, bool channels_last);
 
 }  // namespace liteseg::cpu

@@ -131,11 +131,12 @@ class Team {
   }
 
   void work() {
+    // first, so that a thread without memory for it is one that never came
+    char* scratch = thread_buffer(Slot::kScratch, scratch_bytes_);
     const int64_t slot = arrived_.fetch_add(1, std::memory_order_relaxed);
     if (slot >= threads_) {
       return;
     }
-    char* scratch = thread_buffer(Slot::kScratch, scratch_bytes_);
     for (size_t s = 0; s < stages_.size(); ++s) {
       work_on(s, slot, scratch);
     }

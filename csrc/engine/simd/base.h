@@ -26,6 +26,13 @@
 #define LITESEG_INLINE_LAMBDA __attribute__((always_inline))
 #endif
 
+// GCC would give every kernel a copy of its own, with other arguments; unchanged, the linker keeps one for all of them
+#if defined(__GNUC__) && !defined(__clang__)
+#define LITESEG_ONE_COPY __attribute__((noclone))
+#else
+#define LITESEG_ONE_COPY
+#endif
+
 namespace liteseg::LITESEG_ISA {
 
 using cpu::bf16;

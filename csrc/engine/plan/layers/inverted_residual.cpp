@@ -44,7 +44,7 @@ void add_stage(Builder& b, const std::shared_ptr<InvertedResidualArgs>& g, size_
     g->x = b.at(from);
     g->out = b.at(to);
   });
-  const InvertedResidualTable& table = LITESEG_CHOOSE(inverted_residual_table);
+  const InvertedResidualTable& table = LITESEG_CHOOSE(inverted_residual_float_table);
   b.stage(g->n * div_up(g->oh * g->ow, g->tile), table.scratch_bytes(*g),
           [g, &table](int64_t begin, int64_t end, char* scratch, bool fresh) {
             table.run[kFloat](*g, begin, end, scratch, fresh);

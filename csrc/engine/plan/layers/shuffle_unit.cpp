@@ -72,7 +72,7 @@ void plan_shuffle_unit(Builder& b) {
     g->out = b.at(to);
     g->compressed = b.at(compressed);
   });
-  const ShuffleUnitTable& table = LITESEG_CHOOSE(shuffle_unit_table);
+  const ShuffleUnitTable& table = LITESEG_CHOOSE(shuffle_unit_float_table);
   if (g->stores) {
     b.stage(div_up(pixels, g->compress_tile), 0,
             [g, &table](int64_t begin, int64_t end, char*, bool) { table.compress(*g, begin, end); });

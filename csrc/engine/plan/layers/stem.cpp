@@ -22,7 +22,6 @@ void add_stage(Builder& b, const std::shared_ptr<StemArgs>& g, const Builder::So
 
 void add_bf16_stage(Builder& b, const StemArgs& f, const Builder::Source& from) {
   auto g = std::make_shared<StemBf16Args>();
-  g->x = reinterpret_cast<const bf16*>(from.data);
   g->xs = f.conv.xs;
   g->conv = f.conv.weight;
   g->conv_bias = f.conv.bias;
@@ -42,7 +41,10 @@ void add_bf16_stage(Builder& b, const StemArgs& f, const Builder::Source& from) 
   g->conv_activation = f.conv.activation;
   g->depthwise_activation = f.depthwise_activation;
   const size_t to = b.add_map(g->n, f.co, f.conv.oh, f.conv.ow);
-  b.place([&b, g, to] { g->out = b.bf16_at(to); });
+  b.place([&b, g, from, to] {
+    g->x = reinterpret_cast<const bf16*>(b.at(from));
+    g->out = b.bf16_at(to);
+  });
   const StemBf16Table& table = *b.bf16_tables()->stem;
   b.stage(g->n * g->oh, table.scratch_bytes(*g), [g, &table](int64_t begin, int64_t end, char* scratch, bool fresh) {
     table.run(*g, begin, end, scratch, fresh);
