@@ -7,6 +7,7 @@
 #   make sanitize   the CPU kernels' tests under the address and undefined-behaviour sanitizers
 #   make coverage   which branches of the kernels, CPU, CUDA and Triton, the parity tests take
 #   make fuzz    plans of networks drawn at random against float64, for an hour; FUZZ_ARGS="--seconds 600"
+#   make fuzz-plan  changed network files, opened and run by the C library under sanitizers; FUZZ_PLAN_ARGS="--count 1000"
 #   make docs    the documentation as a website in site/
 #   make gpu-day everything that needs a CUDA GPU, measured and checked; SECTIONS="parity ops", GPU_DAY_ARGS=--dry-run
 #   make gpu-pack   what has to travel to a GPU machine that is lent for minutes; GPU_PACK_ARGS="--plan train"
@@ -24,6 +25,7 @@ SECTIONS ?=
 GPU_DAY_ARGS ?=
 GPU_PACK_ARGS ?=
 FUZZ_ARGS ?= --seconds 3600
+FUZZ_PLAN_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -36,7 +38,7 @@ TORCH_STAMP := $(VENV)/stamp-torch-$(TORCH)
 # GPU machines bring a torch of their own, and often no way to fetch another
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: demo test lint bench bench-cpu sanitize coverage fuzz docs gpu-day gpu-pack build clean
+.PHONY: demo test lint bench bench-cpu sanitize coverage fuzz fuzz-plan docs gpu-day gpu-pack build clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/stamp-run
@@ -65,6 +67,9 @@ coverage: $(VENV)/stamp-dev
 
 fuzz: $(VENV)/stamp-dev
 	$(BIN)/python -m tests.plan.random_networks $(FUZZ_ARGS)
+
+fuzz-plan: $(VENV)/stamp-dev
+	nice $(BIN)/python -m tests.c_api.fuzz $(FUZZ_PLAN_ARGS)
 
 docs: $(VENV)/stamp-dev
 	$(BIN)/python -m mkdocs build

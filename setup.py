@@ -1,10 +1,13 @@
-"""Build of the two compiled libraries; everything static is in pyproject.toml.
+"""Build of the compiled libraries; everything static is in pyproject.toml.
 
 liteseg_kernels/_C.abi3.so       C++ CPU kernels (csrc/engine, csrc/torch), built wherever torch >= 2.11 and a C++17
                                  compiler are found
+liteseg_kernels/libliteseg.so    C library that runs network files without torch and Python (csrc/engine/c_api): the
+                                 objects of csrc/engine linked a second time
 liteseg_kernels/_C_cuda.abi3.so  CUDA kernels (csrc/cuda), built where nvcc is found too
 
-Both use only torch's stable ABI and no Python API, so one build serves every CPython >= 3.10 and every torch >= 2.11.
+The two extensions use only torch's stable ABI and no Python API, so one build serves every CPython >= 3.10 and every
+torch >= 2.11.
 torch is found by folder and never imported: pip's isolated build does not have it on its path, and importing it would
 start CUDA. What was built, with what, and why anything was skipped goes to liteseg_kernels/_build_info.py.
 
@@ -16,8 +19,9 @@ LITESEG_CUDA_ARCHS  "80;90": machine code for each, and PTX of the newest
 CUDA_HOME, CXX      toolkit folder, host compiler
 MAX_JOBS            compiler processes at a time (default: cores)
 DEBUG               1: -O0 -g
-LITESEG_SANITIZE    "address,undefined": the CPU library with these sanitizers (implies DEBUG); tests/sanitizers builds
-                    it into a folder of its own, and LITESEG_LIBRARIES makes an interpreter load it from there
+LITESEG_SANITIZE    "address,undefined": the CPU libraries with these sanitizers (implies DEBUG, or with DEBUG=0 -O1);
+                    tests/sanitizers builds them into a folder of its own, and LITESEG_LIBRARIES makes an interpreter
+                    load them from there
 LITESEG_COVERAGE    1: the CPU library counts which of its branches are taken (gcov); tests/coverage builds it likewise
 """
 
@@ -42,9 +46,16 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = "liteseg_kernels"
+VERSION = re.findall(r'"(\d[^"]*)"', (ROOT / PACKAGE / "_version.py").read_text())[0]
 OLDEST_TORCH = (2, 11)
 TORCH_TARGET = "0x020b000000000000"
 HEADER = Path("include/torch/csrc/stable/library.h")
+INSTRUCTION_SETS = ROOT / "csrc/engine/instruction_sets.txt"
+# of the C library alone; the rest of what it is linked from are the engine's objects
+C_API = Path("csrc/engine/c_api")
+# compiled with what `write_schemas` makes of the signatures
+OPS = Path("csrc/torch/ops.cpp")
+SIGNATURES = ROOT / PACKAGE / "_signatures.py"
 MODES = ("auto", "cpu", "cuda", "none")
 
 
@@ -52,22 +63,24 @@ MODES = ("auto", "cpu", "cuda", "none")
 class InstructionSet:
     """One way in which the kernels of a folder are compiled; at run time the engine chooses (csrc/engine/runtime)."""
 
-    name: str  # the namespace of what is compiled, as in isa_list.h
-    simd: str  # its vectors: csrc/engine/simd/f32_<simd>.h
-    flags: tuple[str, ...] = ()
-    machines: tuple[str, ...] = ()  # empty: every one
-    folder: str = "csrc/engine/kernels"
+    name: str
+    simd: str
+    folder: str  # of csrc/engine
+    machines: tuple[str, ...]  # empty: every one
+    flags: tuple[str, ...]
 
 
-X86 = ("x86_64", "amd64")
-AVX2 = ("-mavx2", "-mfma", "-mf16c")
-AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c")
-INSTRUCTION_SETS = (
-    InstructionSet("scalar", "generic"),
-    InstructionSet("avx2", "avx2", AVX2, X86),
-    InstructionSet("avx512", "avx512", AVX512, X86),
-    InstructionSet("avx512bf16", "avx512", (*AVX512, "-mavx512bf16", "-mavx512vnni"), X86, "csrc/engine/kernels/bf16"),
-)
+def instruction_sets() -> list[InstructionSet]:
+    """The table that CMake reads too; it says what its columns are."""
+    rows = (line.split() for line in INSTRUCTION_SETS.read_text().splitlines() if not line.startswith("#"))
+    return [
+        InstructionSet(name, simd, f"csrc/engine/{folder}", *(listed(cell) for cell in cells))
+        for name, simd, folder, *cells in rows
+    ]
+
+
+def listed(cell: str) -> tuple[str, ...]:
+    return () if cell in ("any", "none") else tuple(cell.split(","))
 
 
 @dataclass(frozen=True)
@@ -87,6 +100,16 @@ class Library:
     units: list[Unit]
     link: list[str]
     linked: list[str]
+    # of another library, linked into this one too
+    shared: list[Unit] = field(default_factory=list)
+    extension: bool = True
+
+    @property
+    def file(self) -> str:
+        return f"{self.name}.abi3.so" if self.extension else f"{self.name}.so"
+
+    def objects(self) -> list[str]:
+        return [unit.object for unit in (*self.shared, *self.units)]
 
     def sources(self) -> list[str]:
         return list(dict.fromkeys(unit.source.as_posix() for unit in self.units))
@@ -194,37 +217,54 @@ def unit(library: str, source: Path, call: list[str], instructions: str = "") ->
 def cpu_sources() -> tuple[list[Path], list[tuple[InstructionSet, Path]]]:
     """Sources that are compiled once, and those of kernels with each instruction set that they are compiled for."""
     found = [path.relative_to(ROOT) for part in ("engine", "torch") for path in (ROOT / "csrc" / part).rglob("*.cpp")]
-    folders = {instructions.folder for instructions in INSTRUCTION_SETS}
+    sets = instruction_sets()
+    folders = {one.folder for one in sets} | {C_API.as_posix()}
     plain = sorted(source for source in found if source.parent.as_posix() not in folders)
-    sets = [one for one in INSTRUCTION_SETS if not one.machines or platform.machine().lower() in one.machines]
+    sets = [one for one in sets if not one.machines or platform.machine().lower() in one.machines]
     kernels = [(one, source) for one in sets for source in sorted(found) if source.parent.as_posix() == one.folder]
     return plain, kernels
 
 
-def cpu_library(torch: Path, compiler: list[str]) -> Library:
+def cpu_libraries(torch: Path, compiler: list[str]) -> list[Library]:
+    """The extension, and the C library where there are sources of its own."""
     plain, kernels = cpu_sources()
     if not plain:
         raise Missing("csrc/engine and csrc/torch hold no sources")
     named = os.environ.get("LITESEG_SANITIZE")
     checks = [f"-fsanitize={named}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"] if named else []
-    optimise = ["-O0", "-g"] if checks or truthy("DEBUG") else ["-O3", "-DNDEBUG"]
+    optimise = ["-O3", "-DNDEBUG"]
+    if truthy("DEBUG") or checks:
+        optimise = ["-O1" if os.environ.get("DEBUG") == "0" else "-O0", "-g"]
     if truthy("LITESEG_COVERAGE"):
         # a function that is inlined before gcov counts would have its branches once for each caller
         checks += ["--coverage", "-fprofile-update=atomic", "-fno-early-inlining", "-DLITESEG_COVERAGE"]
         # what the compiler folds away is no branch
         optimise = ["-O1", "-g", "-DNDEBUG"]
     flags = [*optimise, *checks, "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+    # the C library leaves out what it does not call
+    flags += ["-ffunction-sections", "-fdata-sections"]
     defines = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", "-DPy_LIMITED_API=0x030A0000"]
     include = [f"-I{ROOT / 'csrc'}", "-isystem", str(torch / "include")]
     command = [*compiler, "-c", *flags, *defines, *include]
     # the linker keeps the first copy of an inline function that several files contain: the plain files come first, so
     # that no shared function is the copy compiled for an instruction set the machine may lack
-    units = [unit("_C", source, command) for source in plain]
+    units = [unit("_C", source, [*command, *(["-Igenerated"] if source == OPS else [])]) for source in plain]
     for one, source in kernels:
         names = [f"-DLITESEG_ISA={one.name}", f"-DLITESEG_SIMD={one.simd}"]
         units.append(unit("_C", source, [*command, *names, *one.flags], one.name))
     linked = [f"-L{torch / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"]
-    return Library("_C", units, [*compiler, "-shared", *checks], linked)
+    libraries = [Library("_C", units, [*compiler, "-shared", *checks], linked)]
+    own = sorted(path.relative_to(ROOT) for path in (ROOT / C_API).glob("*.cpp"))
+    if own:
+        version = f'-DLITESEG_VERSION="{VERSION}"'
+        engine = [one for one in units if one.source.is_relative_to("csrc/engine")]
+        # with the C++ library inside; the sanitizers' own needs the one outside
+        alone = [] if checks else ["-static-libstdc++", "-static-libgcc", "-Wl,-s"]
+        seen = f"-Wl,--version-script={ROOT / C_API / 'exports.map'}"
+        link = [*compiler, "-shared", *checks, *alone, seen, "-Wl,--gc-sections", "-Wl,--no-undefined", "-pthread"]
+        own_units = [unit("libliteseg", source, [*command, version]) for source in own]
+        libraries.append(Library("libliteseg", own_units, link, [], engine, extension=False))
+    return libraries
 
 
 def cuda_library(torch: Path, nvcc: str, archs: list[str]) -> Library:
@@ -259,7 +299,7 @@ def make_plan() -> Plan:
             raise Missing(f"compiled kernels are built on Linux only, this is {sys.platform}")
         torch, plan.torch = find_torch()
         compiler, plan.compiler = find_compiler()
-        plan.libraries.append(cpu_library(torch, compiler))
+        plan.libraries += cpu_libraries(torch, compiler)
     except Missing as reason:
         plan.skipped = dict.fromkeys(("_C", "_C_cuda"), str(reason))
         return plan
@@ -324,8 +364,8 @@ def compile_with_ninja(ninja: str, plan: Plan, folder: Path) -> None:
         for one in library.units:
             lines += [f"build {escape(one.object)}: compile {escape(str(ROOT / one.source))}"]
             lines += [f"  call = {command(one.call)}"]
-        objects = [escape(one.object) for one in library.units]
-        lines += [f"build {library.name}.abi3.so: link {' '.join(objects)}"]
+        objects = [escape(name) for name in library.objects()]
+        lines += [f"build {library.file}: link {' '.join(objects)}"]
         lines += [f"  call = {command(library.link)}", f"  libraries = {command(library.linked)}"]
     (folder / "build.ninja").write_text("\n".join(lines) + "\n")
     done = subprocess.run([ninja, "-C", str(folder), "-j", str(jobs())], check=False)
@@ -350,9 +390,20 @@ def compile_with_loop(plan: Plan, folder: Path) -> None:
         if any(pool.map(call, commands)):
             failed(plan)
     for library in plan.libraries:
-        objects = [one.object for one in library.units]
-        if call([*library.link, *objects, *library.linked, "-o", f"{library.name}.abi3.so"]):
+        if call([*library.link, *library.objects(), *library.linked, "-o", library.file]):
             failed(plan)
+
+
+def write_schemas(folder: Path) -> None:
+    """The signatures of all ops as a list for the preprocessor; written where it has changed."""
+    values: dict[str, dict[str, str]] = {}
+    exec(SIGNATURES.read_text(), values)
+    rows = [f'  X({name}, "{signature}")' for name, signature in values["SCHEMAS"].items()]
+    text = "// Written by setup.py from liteseg_kernels/_signatures.py: X(op, signature).\n"
+    text += " \\\n".join(["#define LITESEG_SCHEMAS(X)", *rows]) + "\n"
+    file = folder / "generated/schemas.h"
+    if not file.is_file() or file.read_text() != text:
+        replace(file, text.encode())
 
 
 def build(plan: Plan, folder: Path, target: Path) -> None:
@@ -362,14 +413,14 @@ def build(plan: Plan, folder: Path, target: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        write_schemas(folder)
         ninja = find_ninja()
         if ninja is not None:
             compile_with_ninja(ninja, plan, folder)
         else:
             compile_with_loop(plan, folder)
         for library in plan.libraries:
-            name = f"{library.name}.abi3.so"
-            replace(target / name, (folder / name).read_bytes())
+            replace(target / library.file, (folder / library.file).read_bytes())
 
 
 def failed(plan: Plan) -> None:
@@ -415,8 +466,9 @@ class BuildKernels(build_ext):
         if PLAN.libraries:
             build(PLAN, Path(self.build_temp).resolve(), target / PACKAGE)
         # a library of an earlier build that this one leaves out would contradict _build_info.py
-        for name in PLAN.skipped:
-            (target / PACKAGE / f"{name}.abi3.so").unlink(missing_ok=True)
+        made = {library.file for library in PLAN.libraries}
+        for name in {"_C.abi3.so", "_C_cuda.abi3.so", "libliteseg.so"} - made:
+            (target / PACKAGE / name).unlink(missing_ok=True)
         write_build_info(PLAN, target)
 
 
@@ -431,7 +483,9 @@ class BuildPython(build_py):
 
 setup(
     ext_modules=[
-        Extension(f"{PACKAGE}.{library.name}", library.sources(), py_limited_api=True) for library in PLAN.libraries
+        Extension(f"{PACKAGE}.{library.name}", library.sources(), py_limited_api=True)
+        for library in PLAN.libraries
+        if library.extension
     ],
     cmdclass={"build_ext": BuildKernels, "build_py": BuildPython},
     options={"bdist_wheel": {"py_limited_api": "cp310"}} if PLAN.libraries else {},

@@ -261,21 +261,29 @@ def _parser() -> argparse.ArgumentParser:
         help="write a model as ONNX, torch.export or AOTInductor file",
         description="Writes a model as a file that runs without liteseg, for any batch, height and width, reads it "
         "back and compares it with the model; a file that differs is removed. Input: image, float32 [N, 3, H, W], "
-        "normalised RGB (mean and standard deviation are in the file's metadata).",
+        "normalised RGB (mean and standard deviation are in the file's metadata); of a plan, which C programs run on "
+        "the CPU without Python and torch, pictures as they are.",
     )
     p.add_argument(
         "--format",
         required=True,
         metavar="F",
-        help="onnx (needs liteseg[export]), torch_export, or aoti (compiled; needs a C++ compiler)",
+        help="onnx (needs liteseg[export]), torch_export, aoti (compiled; needs a C++ compiler), plan (for C programs)",
     )
-    p.add_argument("--out", type=Path, required=True, metavar="FILE", help=".onnx for onnx, .pt2 for the others")
+    p.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help=".onnx for onnx, .liteseg for plan, .pt2 for the others"
+    )
     p.add_argument(
         "--output", default="logits", metavar="O", help="logits (default), or labels: uint8 class of every pixel"
     )
     p.add_argument("--size", type=_size, metavar="HxW", help="input size traced (default 512x1024)")
     p.add_argument("--fixed-size", action="store_true", help="batch 1 and --size only")
     p.add_argument("--opset", type=_count, default=18, metavar="V", help="ONNX opset, 18 (default) to 23")
+    p.add_argument(
+        "--kernels",
+        action="store_true",
+        help="for torch_export and aoti: call liteseg's ops, faster, where its library is; both forms are timed",
+    )
     p.add_argument("--no-check", action="store_true", help="do not compare the file with the model")
     _weights_options(p).add_argument(
         "--device", default="cpu", metavar="D", help="cpu (default), cuda or cuda:N: what the .pt2 file runs on"
@@ -599,6 +607,7 @@ def _export(args: argparse.Namespace) -> int:
         fixed_size=args.fixed_size,
         opset=args.opset,
         check=not args.no_check,
+        kernels=args.kernels,
     )
     print(done)
     return EXIT_OK

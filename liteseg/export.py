@@ -1,4 +1,4 @@
-"""Models as files that run without this package: ONNX, torch.export programs and AOTInductor packages."""
+"""Models as files that run without this package: ONNX, torch.export, AOTInductor, and network files for C."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 import json
 import logging
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,16 +18,20 @@ import torch
 from torch import nn
 
 import liteseg_kernels as lk
+from liteseg import network_file
 from liteseg.atomic import atomic_path
+from liteseg.bench.timing import wall
 from liteseg.data import MEAN, STD
 from liteseg.errors import MissingExtraError, UserError
 from liteseg.predict import MIN_SIZE, evaluating
+from liteseg_kernels import _loader, exported
 from liteseg_kernels._version import __version__
+from liteseg_kernels.c_library import LibraryError
 
 __all__ = ["FORMATS", "OPSETS", "OUTPUTS", "Check", "Exported", "export"]
 
 # format -> suffix; torch's loaders want theirs
-FORMATS = {"onnx": ".onnx", "torch_export": ".pt2", "aoti": ".pt2"}
+FORMATS = {"onnx": ".onnx", "torch_export": ".pt2", "aoti": ".pt2", "plan": ".liteseg"}
 OUTPUTS = ("logits", "labels")
 # torch writes 18 and up itself; its conversion to 17 fails on these networks
 OPSETS = range(18, 24)
@@ -42,6 +47,10 @@ _EQUAL = 0.9999
 # of the pixels that must agree, where a network unpools: rounding may find a maximum at the place beside, which moves
 # what is unpooled and changes the logits around it
 _UNPOOLED = 0.99
+
+
+# what a file that calls this library's ops does not hold
+_NEEDS = "liteseg_kernels: import it, or from C++ load its _C.abi3.so and call liteseg_register_ops()"
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,8 @@ class Exported:
         shape: of the input, a name for a dimension that may vary.
         runner: what ran the file in the check; None where the check was left out.
         checks: one an input.
+        ops: of this library that the file calls; none in files that run without it.
+        milliseconds: of one image, by the file and by its form without this library's ops, where both were measured.
     """
 
     path: Path
@@ -93,12 +104,20 @@ class Exported:
     shape: tuple[str | int, ...]
     runner: str | None
     checks: tuple[Check, ...]
+    ops: tuple[str, ...] = ()
+    milliseconds: tuple[float, float] | None = None
 
     def __str__(self) -> str:
-        first = f"{self.path}: {self.format}, image [{', '.join(map(str, self.shape))}] -> {self.output}"
+        lines = [f"{self.path}: {self.format}, image [{', '.join(map(str, self.shape))}] -> {self.output}"]
+        if self.ops:
+            lines.append(f"needs {_NEEDS}, for {', '.join(self.ops)}")
+        if self.milliseconds is not None:
+            own, plain = self.milliseconds
+            threads = torch.get_num_threads()
+            lines.append(f"{own:.1f} ms an image, {plain:.1f} ms without these ops ({threads} threads, median)")
         if self.runner is None:
-            return f"{first}\nnot checked"
-        return "\n".join((first, *(f"checked with {self.runner}, {check}" for check in self.checks)))
+            return "\n".join([*lines, "not checked"])
+        return "\n".join([*lines, *(f"checked with {self.runner}, {check}" for check in self.checks)])
 
 
 class _Graph(nn.Module):
@@ -265,6 +284,13 @@ def _open(path: Path, format: str) -> tuple[Callable[[torch.Tensor], torch.Tenso
     return torch.export.load(path).module(), runner
 
 
+def _milliseconds(path: Path, format: str, x: torch.Tensor) -> float:
+    """Of one call of the file."""
+    run, _ = _open(path, format)
+    with torch.inference_mode():
+        return wall(lambda: run(x), x.device.type, warmup=2, repeat=7).p50
+
+
 def _compare(got: torch.Tensor, expected: torch.Tensor, x: torch.Tensor, share: float) -> Check:
     """`got` from the file, logits or labels, against the model's logits."""
     got, expected = got.cpu(), expected.cpu()
@@ -304,11 +330,39 @@ def _check(
     return runner, tuple(checks)
 
 
-def _checked_arguments(path: Path, format: str, output: str, size: tuple[int, int] | None, fixed: bool) -> None:
+def _export_plan(model: nn.Module, path: Path, classes: int, check: bool) -> Exported:
+    """The network file; its checks are on pictures, whose shape is [H, W, 3]."""
+    shape = ("height", "width", 3)
+    with atomic_path(path) as temporary:
+        network_file.write(model, temporary, classes)
+        if not check:
+            return Exported(path, "plan", "labels or logits", shape, None, ())
+        sizes = [(high, wide) for _, high, wide in _CHECKED[:2]]
+        checks = []
+        try:
+            for size, (equal, error, largest) in zip(sizes, network_file.compare(temporary, model, sizes), strict=True):
+                checks.append(Check((*size, 3), equal, error, _LIMIT * largest))
+        except LibraryError as error:
+            raise RuntimeError(f"export: the plan file does not run and was removed: {error}") from error
+        for one in checks:
+            if not one.passed:
+                raise RuntimeError(f"export: the plan file differs from the model and was removed: at {one}")
+    return Exported(path, "plan", "labels or logits", shape, f"libliteseg {__version__}", tuple(checks))
+
+
+def _checked_arguments(
+    path: Path, format: str, output: str, size: tuple[int, int] | None, fixed: bool, kernels: bool
+) -> None:
     if format not in FORMATS:
         raise ValueError(f"export: format: expected one of {', '.join(FORMATS)}, got {format!r}")
     if output not in OUTPUTS:
         raise ValueError(f"export: output: expected one of {', '.join(OUTPUTS)}, got {output!r}")
+    if kernels and format not in ("torch_export", "aoti"):
+        raise ValueError(f"export: kernels: expected the format torch_export or aoti, got {format}")
+    if format == "plan" and output != "logits":
+        raise ValueError("export: output: expected none for plan, whose files give labels and logits, got labels")
+    if format == "plan" and (fixed or size is not None):
+        raise ValueError("export: size: expected none for plan, whose files take any size, got one")
     if path.suffix != FORMATS[format]:
         raise ValueError(f"export: path: expected a name ending in {FORMATS[format]} for {format}, got {str(path)!r}")
     if not path.parent.is_dir():
@@ -338,6 +392,7 @@ def export(
     fixed_size: bool = False,
     opset: int = 18,
     check: bool = True,
+    kernels: bool = False,
 ) -> Exported:
     """Writes a model to a file that runs without this package, and checks that file before it is there.
 
@@ -353,18 +408,25 @@ def export(
 
     Args:
         model: [N, 3, H, W] -> logits [N, K, H, W], all parameters float32 on one device. It is left as it is.
-        path: of the file, replaced if it exists: ``.onnx`` for onnx, ``.pt2`` for the others.
+        path: of the file, replaced if it exists: ``.onnx`` for onnx, ``.liteseg`` for plan, ``.pt2`` for the others.
         format:
             * ``"onnx"``: for ONNX Runtime, OpenVINO, TensorRT and others (extra ``export``); metadata as model
               properties.
             * ``"torch_export"``: ``torch.export.load(path)``; metadata as extra file ``liteseg.json``.
             * ``"aoti"``: ``torch._inductor.aoti_load_package(path)``, machine code for processors or GPUs like the one
               the model is on, from C++ too; needs a C++ compiler; metadata by the package's ``get_metadata()``.
+            * ``"plan"``: for libliteseg, from C on CPUs without Python and torch: takes uint8 RGB pictures, resizes and
+              normalises them itself and gives labels and logits at any size, with this library's kernels. Networks
+              that run from a plan only (``lk.runtime.explain``).
         output: ``"logits"`` float32 [N, K, H, W], or ``"labels"`` uint8 [N, H, W] (up to 256 classes).
         size: (H, W) the model is traced at, 512 x 1024 by default; with ``fixed_size`` the only one the file takes.
         fixed_size: batch 1 at ``size`` and nothing else, for run times that want fixed shapes.
         opset: of ONNX, 18 to 23.
-        check: False leaves the check out; ONNX files are checked with ONNX Runtime, which must be installed for it.
+        kernels: torch_export and aoti only, on the CPU: a file that calls this library's ops instead of plain ones,
+            which is faster and needs the compiled library where it runs (from C++: `liteseg_register_ops` in
+            _C.abi3.so). It is timed beside the plain form of the same format, at ``size``.
+        check: False leaves the check out, and the times; ONNX files are checked with ONNX Runtime, which must be
+            installed for it.
 
     Raises:
         ValueError, TypeError: an argument is wrong, the folder is missing, the logits are not finite, or torch.export
@@ -378,7 +440,7 @@ def export(
         >>> print(liteseg.export(model, "camvid.pt2", "torch_export"))  # doctest: +SKIP
     """
     path = Path(path)
-    _checked_arguments(path, format, output, size, fixed_size)
+    _checked_arguments(path, format, output, size, fixed_size, kernels)
     if format == "onnx":
         if opset not in OPSETS:
             raise ValueError(f"export: opset: expected {OPSETS[0]} to {OPSETS[-1]}, got {opset!r}")
@@ -388,10 +450,17 @@ def export(
             _need("onnxruntime", "checking an ONNX file (check=False, --no-check leave it out)")
     elif format == "aoti":
         _need_compiler()
+    elif format == "plan":
+        network_file.need_library()
     for parameter in model.parameters():
         if parameter.dtype != torch.float32:
             raise TypeError(f"export: model: expected float32 parameters, got {parameter.dtype}")
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    if kernels:
+        if device.type != "cpu":
+            raise ValueError(f"export: kernels: expected a model on the CPU, got one on {device}")
+        if reason := _loader.missing("cpu"):
+            raise UserError(f"export: kernels: expected the compiled CPU kernels, got none: {reason}")
     if format == "onnx" and device.type != "cpu":
         device = torch.device("cpu")
         model = lk.to_reference(model).to(device)
@@ -400,14 +469,38 @@ def export(
     if output == "labels" and classes > 256:
         raise ValueError(f"export: output: expected logits for more than 256 classes, got labels and {classes} classes")
 
-    graph = _Graph(lk.to_reference(model), output).eval().requires_grad_(False)
+    if format == "plan":
+        return _export_plan(model, path, classes, check)
     facts = _metadata(model, output, classes, fixed_size)
     channels = _channels(model)
     others = [(batch, channels, high, wide) for batch, high, wide in _CHECKED if (high, wide) != at]
     checked = [(1, channels, *at)] * 2 if fixed_size else others[:2]
-    with atomic_path(path) as temporary:
+
+    def write(to: Path, network: nn.Module, facts: dict[str, str]) -> tuple[str, ...]:
+        """The file; the ops of this library that it calls."""
+        graph = _Graph(network, output).eval().requires_grad_(False)
         with quiet():
-            _write(_traced(graph, channels, at, fixed_size, device), temporary, format, output, facts, opset)
+            program = _traced(graph, channels, at, fixed_size, device)
+            if kernels:
+                program = exported.in_parts(program)
+            _write(program, to, format, output, facts, opset)
+        return tuple(exported.ops_of(program))
+
+    with atomic_path(path) as temporary:
+        ops: tuple[str, ...] = ()
+        if kernels:
+            ops = write(temporary, lk.fuse(model), facts | {"needs": _NEEDS})
+            if not ops:
+                raise ValueError("export: kernels: expected a model with blocks of this library, got one without")
+        else:
+            write(temporary, lk.to_reference(model), facts)
         runner, checks = _check(temporary, format, model, checked, device) if check else (None, ())
+        milliseconds = None
+        if kernels and check:
+            with tempfile.TemporaryDirectory() as folder:
+                plain = Path(folder) / f"plain{path.suffix}"
+                write(plain, lk.to_reference(model), facts)
+                x = _pictures((1, channels, *at), device, 0)
+                milliseconds = (_milliseconds(temporary, format, x), _milliseconds(plain, format, x))
     shape: tuple[str | int, ...] = (1, channels, *at) if fixed_size else ("batch", channels, "height", "width")
-    return Exported(path, format, output, shape, runner, checks)
+    return Exported(path, format, output, shape, runner, checks, ops, milliseconds)

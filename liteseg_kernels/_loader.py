@@ -12,12 +12,12 @@ from . import _schemas  # noqa: F401  # the libraries add kernels to the ops def
 # library -> None when it is loaded, else the reason why it is not; filled by `load`
 STATUS: dict[str, str | None] = {}
 
-# the sanitizers' build lies in a folder of its own (tests/sanitizers)
-_FOLDER = Path(os.environ.get("LITESEG_LIBRARIES") or Path(__file__).parent)
+# of all compiled libraries; the sanitizers' build lies in a folder of its own (tests/sanitizers)
+FOLDER = Path(os.environ.get("LITESEG_LIBRARIES") or Path(__file__).parent)
 
 
 def _try(name: str) -> str | None:
-    file = _FOLDER / f"{name}.abi3.so"
+    file = FOLDER / f"{name}.abi3.so"
     if not file.is_file():
         try:
             from ._build_info import SKIPPED

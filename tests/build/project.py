@@ -27,6 +27,8 @@ def copy(target: Path, *, tiny: bool = False) -> Path:
     if tiny:
         shutil.rmtree(target / "csrc")
         (target / "csrc/torch").mkdir(parents=True)
+        (target / "csrc/engine").mkdir()
+        shutil.copy(ROOT / "csrc/engine/instruction_sets.txt", target / "csrc/engine")
         (target / "csrc/common").mkdir()
         (target / "csrc/torch/tiny.cpp").write_text(TINY_SOURCE)
         (target / "csrc/common/tiny.h").write_text("#define TINY 1\n")

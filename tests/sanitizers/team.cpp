@@ -1,4 +1,4 @@
-// The team of threads (engine/runtime/team.cpp) on a pool of plain threads: a program for the thread sanitizer.
+// The team of threads (engine/runtime/team.cpp) on the pool (engine/runtime/pool.cpp): a program for the thread sanitizer.
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -6,32 +6,8 @@
 #include <vector>
 
 #include "engine/runtime/arena.h"
+#include "engine/runtime/pool.h"
 #include "engine/runtime/team.h"
-
-namespace {
-
-class PlainThreads final : public liteseg::cpu::Threads {
- public:
-  explicit PlainThreads(int64_t count) : count_(count) {}
-  int64_t count() const override {
-    return count_;
-  }
-  void run(int64_t count, const std::function<void()>& body) const override {
-    std::vector<std::thread> others;
-    for (int64_t i = 1; i < count; ++i) {
-      others.emplace_back(body);
-    }
-    body();
-    for (std::thread& other : others) {
-      other.join();
-    }
-  }
-
- private:
-  int64_t count_;
-};
-
-}  // namespace
 
 // what team.cpp takes from arena.cpp
 namespace liteseg::cpu {
@@ -48,7 +24,7 @@ namespace {
 
 // Chains of stages in which every item reads two items of the stage before, whoever has written them. With `racing` a
 // stage does not wait: it reads what is written in the same one.
-bool run(int64_t threads, bool racing) {
+bool run(const liteseg::cpu::Threads& threads, bool racing) {
   constexpr int64_t items = 61;
   constexpr int kStages = 20;
   std::vector<std::vector<int64_t>> values(kStages + 1, std::vector<int64_t>(items, 1));
@@ -68,7 +44,7 @@ bool run(int64_t threads, bool racing) {
                       }});
   }
   std::vector<double> seconds;
-  liteseg::cpu::run_stages(stages, PlainThreads(threads), &seconds);
+  liteseg::cpu::run_stages(stages, threads, &seconds);
   for (int s = 0; s < kStages; ++s) {
     for (int64_t i = 0; i < items; ++i) {
       const auto& from = values[static_cast<size_t>(s)];
@@ -87,14 +63,15 @@ bool run(int64_t threads, bool racing) {
 int main(int count, char** arguments) {
   const bool racing = count > 1 && std::atoi(arguments[1]) != 0;
   std::atomic<bool> right{true};
-  for (const int64_t threads : {1, 2, 3, 8}) {
+  for (const int64_t count_of_threads : {1, 2, 3, 8}) {
+    const liteseg::cpu::Pool threads(count_of_threads);
     for (int round = 0; round < 50; ++round) {
       const auto call = [&] {
         if (!run(threads, racing)) {
           right = false;
         }
       };
-      // two callers at once, as two Python threads are
+      // two callers at once, who share the threads
       std::thread other(call);
       call();
       other.join();

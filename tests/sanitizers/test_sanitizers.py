@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.build.project import copy
+from tests.c_api import fuzz
 
 from . import build
 
@@ -82,13 +83,23 @@ def test_kernels_and_plans_run_clean() -> None:
     assert done.returncode == 0 and " passed" in done.stdout, (done.stdout + done.stderr)[-6000:]
 
 
+@pytest.mark.first
+@pytest.mark.slow
+def test_changed_network_files_run_clean(tmp_path: Path) -> None:
+    """`make fuzz-plan` draws a million."""
+    made = fuzz.program(tmp_path, build.build(), *fuzz.SANITIZERS)
+    done = subprocess.run([str(made), "1000", "500", *fuzz.seeds(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0 and "no crash" in done.stdout, done.stdout + done.stderr
+
+
 @pytest.fixture(scope="module")
 def team(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], subprocess.CompletedProcess[str]]:
-    """team.cpp as a program under the thread sanitizer; `racing` lets its stages read what others write."""
+    """team.cpp and pool.cpp under the thread sanitizer; `racing` lets stages read what others write."""
     if platform.machine() != "x86_64":
         pytest.skip("the thread sanitizer needs x86-64")
     program = tmp_path_factory.mktemp("team") / "team"
-    sources = [str(build.HERE / "team.cpp"), str(build.ROOT / "csrc/engine/runtime/team.cpp")]
+    runtime = build.ROOT / "csrc/engine/runtime"
+    sources = [str(build.HERE / "team.cpp"), str(runtime / "team.cpp"), str(runtime / "pool.cpp")]
     flags = ["-std=c++17", "-O1", "-g", "-fsanitize=thread", "-pthread", f"-I{build.ROOT / 'csrc'}"]
     subprocess.run(["g++", *flags, *sources, "-o", str(program)], check=True)
     return lambda racing: subprocess.run([str(program), str(int(racing))], capture_output=True, text=True)
