@@ -17,13 +17,11 @@ namespace {
   }
 LITESEG_FOR_EACH_ISA(LITESEG_DETECT, )
 
-bool has_avx512bf16() {
 #if defined(__x86_64__)
+bool has_avx512bf16() {
   return has_avx512() && LITESEG_HAS("avx512bf16") && LITESEG_HAS("avx512vnni");
-#else
-  return false;
-#endif
 }
+#endif
 
 struct Candidate {
   Isa isa;
@@ -33,7 +31,10 @@ struct Candidate {
 
 #define LITESEG_CANDIDATE(name, has, ...) {Isa::name, #name, has_##name},
 constexpr Candidate kCandidates[] = {
-    LITESEG_FOR_EACH_ISA(LITESEG_CANDIDATE, ){Isa::avx512bf16, "avx512bf16", has_avx512bf16},
+    LITESEG_FOR_EACH_ISA(LITESEG_CANDIDATE, )
+#if defined(__x86_64__)
+        {Isa::avx512bf16, "avx512bf16", has_avx512bf16},
+#endif
 };
 
 Isa detect() {

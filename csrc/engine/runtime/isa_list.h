@@ -12,6 +12,10 @@
     has_avx2() && LITESEG_HAS("avx512f") && LITESEG_HAS("avx512bw") && LITESEG_HAS("avx512vl") && \
         LITESEG_HAS("avx512dq"),                                                                  \
     __VA_ARGS__)
+#elif defined(__aarch64__)
+#define LITESEG_FOR_EACH_ISA(X, ...) \
+  X(scalar, true, __VA_ARGS__)       \
+  X(neon, true, __VA_ARGS__)
 #else
 #define LITESEG_FOR_EACH_ISA(X, ...) X(scalar, true, __VA_ARGS__)
 #endif

@@ -29,6 +29,8 @@ const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forked = true; })
 void pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
 #endif
 }
 
