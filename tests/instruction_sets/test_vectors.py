@@ -1,4 +1,4 @@
-"""The vectors of every instruction set against single numbers: NaN, infinities, subnormals, every half, partial ones."""
+"""The vectors of every instruction set against single numbers: NaN, infinities, subnormals, every half, partial."""
 
 from __future__ import annotations
 
