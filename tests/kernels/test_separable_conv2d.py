@@ -11,14 +11,17 @@ from torch.nn import functional as tf
 
 from .suite import (
     Case,
+    assert_near,
     check_backward,
     check_double_backward_refused,
     check_forward,
     check_wrong_input,
+    enter,
     lk,
     opcheck,
     parametrise,
     randn,
+    rounded,
 )
 
 F = lk.functional
@@ -110,6 +113,16 @@ def test_backward(world_name: str, case: Case) -> None:
         return oracle(**arguments)
 
     check_backward(F.separable_conv2d, oracle, world_name, case, maps=("x",), before_activation=before_activation)
+
+
+def test_small_calls_after_large_ones() -> None:
+    """Memory of more than 16 MiB, here for the packed weights, is kept for the next large call and not for a small one."""
+    large, small = case("large", 1, 400, 1, 2, 11000, 1), case("small", 1, 5, 3, 4, 6)
+    with enter("cpu"):
+        for given in (large, large, small, large):
+            tensors = rounded(given.make(torch.Generator().manual_seed(0)), torch.float32)
+            out = F.separable_conv2d(**{name: t.float() for name, t in tensors.items()}, **given.options)
+            assert_near(out, oracle(**tensors, **given.options), torch.float32, given.name)
 
 
 @pytest.mark.parametrize("activation", [0, 1, 2, 3])

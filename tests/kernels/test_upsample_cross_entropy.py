@@ -206,6 +206,34 @@ def test_ids_that_are_no_class_are_named(reduction: str, found: int) -> None:
         F.upsample_cross_entropy(torch.randn(1, 19, 2, 3), target, reduction=reduction)
 
 
+@pytest.mark.parametrize("found", [3, -1])
+def test_ids_that_are_no_class_make_the_kernel_say_nan(found: int) -> None:
+    """Where Python does not look, as on a GPU: the loss of that pixel, and the gradient of all that it reads."""
+    with enter("cpu"):
+        g = torch.Generator().manual_seed(0)
+        logits, target = randn(g, 1, 3, 2, 3).float(), torch.randint(3, (1, 4, 5), generator=g)
+        target[0, 0, 0] = found
+        options = (None, 255, 0.0, True)
+        losses = torch.ops.liteseg_cpu.upsample_cross_entropy_map(logits, target, *options)
+        assert losses[0, 0, 0].isnan() and losses.isnan().sum() == 1
+        grad = torch.ops.liteseg_cpu.upsample_cross_entropy_backward(torch.ones(1), logits, target, *options)
+        assert grad[0, :, 0, 0].isnan().all() and grad[0, :, :, 2].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(2,), (2, 7, 8)], ids=["a factor an image", "a factor a pixel"])
+def test_factors_of_any_dtype(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    with enter("cpu"):
+        g = torch.Generator().manual_seed(0)
+        logits, target = randn(g, 2, 3, 4, 5).float(), targets(g, (2, 7, 8), 3, torch.int64, 255)
+        scale = torch.rand(shape, generator=g).to(dtype)
+        grad = torch.ops.liteseg_cpu.upsample_cross_entropy_backward(scale, logits, target, None, 255, 0.1, False)
+        leaf = logits.double().requires_grad_()
+        losses = oracle(leaf, target, reduction="none", label_smoothing=0.1, align_corners=False)
+        (losses * scale.double().view(*shape, *(1,) * (3 - len(shape)))).sum().backward()
+        assert_near(grad, leaf.grad, torch.float32, str(dtype), 2.0)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("name", ["upsample_cross_entropy", "upsample_cross_entropy_map"])
 def test_registration(name: str, smoothing: float) -> None:
