@@ -22,7 +22,9 @@ def test_names_of_no_instruction_set_are_refused() -> None:
     if reason is not None:
         pytest.skip(reason)
     command = [sys.executable, "-c", "import torch, liteseg_kernels; torch.ops.liteseg_cpu.isa()"]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"LITESEG_CPU_ISA": "sse9"}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"LITESEG_CPU_ISA": "sse9"}, capture_output=True, text=True
+    )
     assert re.search("LITESEG_CPU_ISA: expected scalar.* or avx512bf16, got sse9", done.stderr), done.stderr
 
 

@@ -4,9 +4,9 @@ cpu     the C++ kernels and plans, on every instruction set of this machine, cou
 cuda    the CUDA kernels, host code included, as the emulator compiles them, counted by gcov
 triton  the Triton kernels and their launchers, in the interpreter, counted by coverage.py
 
-The exit code is 1 where the parity tests take less than 95 % of the branches of a part, or where untaken.md does not list
-what they leave of the C++ and CUDA code. `--report` counts nothing and shows the last counts, `--resume` goes on with
-them; other arguments go to pytest.
+The exit code is 1 where the parity tests take less than 95 % of the branches of a part, or where untaken.md does not
+list what they leave of the C++ and CUDA code. `--report` counts nothing and shows the last counts, `--resume` goes on
+with them; other arguments go to pytest.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ FOLDER = build.ROOT / "build/coverage"
 TRITON = FOLDER / "triton"
 LEAST = 95
 KERNELS = "not interpreter and not emulator and not faults"
+# on instruction sets below the best one
+CPU = "(cpu or graphs or every_value) and not interpreter and not faults"
 EMULATOR = "emulator and not faults"
 # the largest pictures take the same branches as those around each threshold, at a hundred times the time
 LARGE = ("those_of_the_modules", "exact_as_torchs", "test_street", "736x1312", "1024x2048", "camvid")
@@ -35,10 +37,12 @@ PLAN = " and ".join(f"not {name}" for name in ("mutants", "faults", *LARGE))
 def _cpu(more: list[str], resume: bool) -> None:
     libraries = str(build.build(folder=FOLDER, how={"LITESEG_COVERAGE": "1"}))
     todo = steps.of_files("tests/plan", PLAN, LITESEG_FUZZ_SECONDS="30")
-    # the last one is the best that there is
-    for isa in ("scalar", "avx2", ""):
-        todo += steps.of_files("tests/kernels", KERNELS, LITESEG_CPU_ISA=isa)
-        todo.append(steps.Step("tests/compiler/test_graphs.py", KERNELS, {"LITESEG_CPU_ISA": isa}))
+    todo.append(steps.Step("tests/test_instruction_sets.py", "refused"))
+    # first on the best that there is
+    for isa in ("", "avx2", "scalar"):
+        tests = CPU if isa else KERNELS
+        todo += steps.of_files("tests/kernels", tests, LITESEG_CPU_ISA=isa)
+        todo.append(steps.Step("tests/compiler/test_graphs.py", tests, {"LITESEG_CPU_ISA": isa}))
     steps.run(FOLDER, todo, more, resume=resume, LITESEG_LIBRARIES=libraries)
 
 

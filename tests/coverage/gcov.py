@@ -1,12 +1,12 @@
 """Reads what gcov counted: whether each branch of each line was taken.
 
-What does not count, since no parity test can take it: what only refuses an argument (LITESEG_CHECK; tests/kernels holds its
-words), what only follows where the system has no memory left (std::bad_alloc), and the edges of exceptions and of what
-the compiler adds to a line without a condition.
+What does not count, since no parity test can take it: what only refuses an argument (LITESEG_CHECK; tests/kernels holds
+its words), what only follows where the system has no memory left (std::bad_alloc), and the edges of exceptions and of
+what the compiler adds to a line without a condition.
 
-A line that is compiled several times (templates, instruction sets, what a lambda became in each caller) counts once, and a
-branch of it is taken where any copy takes it. Copies in which the compiler has decided a condition, so that there are
-fewer branches, count by themselves.
+A line that is compiled several times (templates, instruction sets, what a lambda became in each caller) counts once,
+and a branch of it is taken where any copy takes it. Copies in which the compiler has decided a condition, so that there
+are fewer branches, count by themselves.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Runs parity tests file by file, each in a process of its own, and keeps which files were counted.
 
-gcov writes the counts of a process when it exits by itself: one that is killed, crashes or leaves by `os._exit` loses all
-of them. So no step is long, each must have written counts, and a count that was cut off goes on with `resume`.
+gcov writes the counts of a process when it exits by itself: one that is killed, crashes or leaves by `os._exit` loses
+all of them. So no step is long, each must have written counts, and a count that was cut off goes on with `resume`.
 """
 
 from __future__ import annotations
@@ -64,10 +64,12 @@ def run(folder: Path, steps: Iterable[Step], more: Sequence[str], *, resume: boo
         told = (ended.stdout.strip().splitlines() or ["nothing"])[-1]
         if ended.returncode not in (0, NOTHING):
             print(ended.stdout)
-            sys.exit(f"coverage: expected parity tests that pass, got failures in {step.name}: their branches say nothing")
+            sys.exit(
+                f"coverage: {step.name}: expected parity tests that pass, got failures: their branches say nothing"
+            )
         written = sum(counts.stat().st_mtime >= start for counts in folder.rglob("*.gcda"))
         if not written and ended.returncode != NOTHING and " passed" in told:
-            sys.exit(f"coverage: expected counts from {step.name}, got none: its process did not exit by itself")
+            sys.exit(f"coverage: {step.name}: expected counts, got none: its process did not exit by itself")
         done[step.name] = {"state": state, "told": told, "written": written}
         with atomic_path(record) as file:
             file.write_text(json.dumps({"sources": _sources(), "steps": done}, indent=1))

@@ -24,7 +24,7 @@ def listed(text: str) -> Listed:
 
 
 def compare(branches: gcov.Branches, rows: Listed, prefixes: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Lines with branches not taken, each with its reason, and what is wrong with the table of those under `prefixes`."""
+    """Lines with branches not taken, each with its reason; and where the table, of files under `prefixes`, is wrong."""
     told, wrong, found = [], [], set()
     for place, taken in sorted(branches.items()):
         if all(taken):

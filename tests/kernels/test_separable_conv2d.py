@@ -116,7 +116,7 @@ def test_backward(world_name: str, case: Case) -> None:
 
 
 def test_small_calls_after_large_ones() -> None:
-    """Memory of more than 16 MiB, here for the packed weights, is kept for the next large call and not for a small one."""
+    """Memory of more than 16 MiB, here for the packed weights, is kept for the next large call, not for a small one."""
     large, small = case("large", 1, 400, 1, 2, 11000, 1), case("small", 1, 5, 3, 4, 6)
     with enter("cpu"):
         for given in (large, large, small, large):

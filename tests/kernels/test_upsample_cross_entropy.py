@@ -196,6 +196,17 @@ def test_huge_logits_stay_finite(world_name: str, case: Case) -> None:
         assert logits.grad is not None and logits.grad.isfinite().all()
 
 
+@parametrise("upsample_cross_entropy", ONCE)
+def test_a_logit_that_is_not_a_number_makes_the_loss_nan(world_name: str, case: Case) -> None:
+    with enter(world_name) as here:
+        for dtype in here.dtypes:
+            logits = torch.randn(2, 3, 4, 5).to(here.device, dtype)
+            logits[1, 2, 3, 4] = float("nan")
+            target = torch.zeros(2, 4, 5, dtype=torch.int64, device=here.device)
+            losses = F.upsample_cross_entropy(logits, target, reduction="none")
+            assert losses[0].isfinite().all() and losses[1, 3, 4].isnan(), dtype
+
+
 @pytest.mark.parametrize("found", [19, -1, 254, -100])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_ids_that_are_no_class_are_named(reduction: str, found: int) -> None:
