@@ -223,17 +223,14 @@ class Joined(nn.Module):
 
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_resize_and_concat_are_one_layer(align_corners: bool) -> None:
-    for batch in (2, 0):
-        x, y = torch.randn(batch, 6, 3, 4), torch.randn(batch, 5, 9, 11)
-        for layout in (torch.contiguous_format, torch.channels_last):
-            given = [t.contiguous(memory_format=layout) for t in (x, y)]
-            net = trained_like(Joined(align_corners))
-            if batch:
-                report = assert_like_torch(net, *given)
-                assert described(report)[-1] == "bilinear resize + concat"
-            else:
-                module, _ = taken(net, *given)
-                assert module(*given).shape == (0, 15, 9, 11)
+    x, y = torch.randn(2, 6, 3, 4), torch.randn(2, 5, 9, 11)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        given = [t.contiguous(memory_format=layout) for t in (x, y)]
+        net = trained_like(Joined(align_corners))
+        report = assert_like_torch(net, *given)
+        assert described(report)[-1] == "bilinear resize + concat"
+        module, _ = taken(net, *given)
+        assert module(*(t[:0] for t in given)).shape == (0, 15, 9, 11)
 
 
 class Deep(nn.Module):
@@ -310,6 +307,32 @@ def test_views_as_inputs(name: str) -> None:
     assert_like_torch(trained_like(net), given)
 
 
+class Twice(nn.Module):
+    """Maps that are several results each, in two layouts, and one that a layer reads too."""
+
+    def __init__(self, channels: int, innermost_first: bool) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, channels, 1), nn.Conv2d(channels, 4, 1)
+        self.innermost_first = innermost_first
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = self.conv(x)
+        up = nets.interpolate(y, (7, 9), mode="bilinear", align_corners=False)
+        read = nets.interpolate(y, (6, 5), mode="bilinear", align_corners=True)
+        results = [self.last(read)]
+        for result in (y, up, read):
+            layouts = [result, result.clone(memory_format=torch.channels_last)]
+            results += reversed(layouts) if self.innermost_first else layouts
+        return tuple(results)
+
+
+@pytest.mark.parametrize("innermost_first", [False, True])
+@pytest.mark.parametrize("channels", [1, 5])
+def test_a_map_is_several_results(channels: int, innermost_first: bool) -> None:
+    for size in ((4, 5), (1, 5), (1, 1)):
+        assert_like_torch(trained_like(Twice(channels, innermost_first)), torch.randn(2, 3, *size))
+
+
 @pytest.fixture(scope="module")
 def programs() -> list[tuple[list[Tensor], Tensor, Tensor, list[int]]]:
     """What the compiled op takes for the parts of two networks."""
@@ -337,3 +360,17 @@ def test_damaged_programs_never_crash(programs: list[Any], seed: int) -> None:
         torch.ops.liteseg_cpu.run_graph(maps, packed, words, sizes)
     except RuntimeError as refusal:
         assert str(refusal).startswith("run_graph: ")
+
+
+def test_unknown_layers_are_refused(programs: list[Any]) -> None:
+    maps, packed, program, sizes = programs[0]
+    words = program.clone()
+    # behind the version, the panel and the number of layers
+    words[3] = 99
+    with pytest.raises(RuntimeError, match="^run_graph: program: expected a known layer"):
+        torch.ops.liteseg_cpu.run_graph(maps, packed, words, sizes)
+
+
+def test_weights_without_a_value_have_a_fingerprint() -> None:
+    weight = torch.randn(3, 4)
+    assert torch.ops.liteseg_cpu.fingerprint([torch.empty(0, 4), weight]) != torch.ops.liteseg_cpu.fingerprint([weight])

@@ -36,7 +36,7 @@ PLAN = " and ".join(f"not {name}" for name in ("mutants", "faults", *LARGE))
 
 def _cpu(more: list[str], resume: bool) -> None:
     libraries = str(build.build(folder=FOLDER, how={"LITESEG_COVERAGE": "1"}))
-    todo = steps.of_files("tests/plan", PLAN, LITESEG_FUZZ_SECONDS="30")
+    todo = steps.of_files("tests/plan", PLAN, LITESEG_FUZZ_SECONDS="15")
     todo.append(steps.Step("tests/test_instruction_sets.py", "refused"))
     # first on the best that there is
     for isa in ("", "avx2", "scalar"):
