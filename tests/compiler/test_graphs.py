@@ -208,6 +208,38 @@ def test_changed_weights_are_packed_again() -> None:
             torch.testing.assert_close(module(x), net(x), rtol=1e-4, atol=1e-5)
 
 
+class First(nn.Module):
+    """What a network begins with: a convolution of few channels, and a separable one."""
+
+    def __init__(self, channels: int, hidden: int, stride: int, padding: tuple[int, ...], activation: Any) -> None:
+        super().__init__()
+        self.conv, self.padding = nn.Conv2d(channels, hidden, 3, stride), padding
+        self.depthwise, self.project = nn.Conv2d(hidden, hidden, 3, 1, 1, groups=hidden), nn.Conv2d(hidden, 7, 1)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(self.activation(self.depthwise(self.activation(self.conv(tf.pad(x, self.padding))))))
+
+
+@pytest.mark.parametrize(
+    ("channels", "hidden", "stride", "padding"),
+    [
+        (3, 16, 2, (1, 1, 1, 1)),
+        (1, 40, 1, (0, 0, 0, 0)),
+        (4, 5, 2, (0, 1, 0, 1)),
+        (8, 33, 3, (1, 0, 0, 1)),
+        (3, 20, 8, (0, 0, 1, 0)),
+    ],
+)
+@pytest.mark.parametrize("activation", [tf.relu6, tf.relu, lambda x: x], ids=["relu6", "relu", "none"])
+def test_first_layers(channels: int, hidden: int, stride: int, padding: tuple[int, ...], activation: Any) -> None:
+    net = trained_like(First(channels, hidden, stride, padding, activation))
+    for x in (torch.randn(2, channels, 18, 19), torch.randn(1, channels, 11, 130), torch.randn(1, channels, 3, 3)):
+        for given in (x, x.contiguous(memory_format=torch.channels_last)):
+            report = assert_like_torch(net, given)
+            assert described(report) == ["3x3 convolution and separable convolution"]
+
+
 class Joined(nn.Module):
     """A resized map in front of another one, and nothing behind it that would need one layout."""
 
@@ -320,8 +352,8 @@ class Twice(nn.Module):
         up = nets.interpolate(y, (7, 9), mode="bilinear", align_corners=False)
         read = nets.interpolate(y, (6, 5), mode="bilinear", align_corners=True)
         results = [self.last(read)]
-        for result in (y, up, read):
-            layouts = [result, result.clone(memory_format=torch.channels_last)]
+        for result in (y, up, read, x):
+            layouts = [result.clone(memory_format=f) for f in (torch.contiguous_format, torch.channels_last)]
             results += reversed(layouts) if self.innermost_first else layouts
         return tuple(results)
 

@@ -66,6 +66,7 @@ def test_table_against_counts(source: str) -> None:
         "| `f.cpp` | `for (int i = 0; i < n; ++i) {` | never empty |\n"
         "| `f.cpp` | `a \\|\\| b` | gone |\n"
         "| `g.cpp` | `if (x) {` | elsewhere |\n"
+        "| `f.cpp` | `if (won) {` | by chance: a race |\n"
     )
     assert rows["f.cpp", "a || b"] == "gone"
     told, wrong = untaken.compare({(source, 2): [True, False], (source, 6): [False, True]}, rows, ("f",))
