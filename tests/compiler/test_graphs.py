@@ -340,12 +340,14 @@ def test_views_as_inputs(name: str) -> None:
 
 
 class Twice(nn.Module):
-    """Maps that are several results each, in two layouts, and one that a layer reads too."""
+    """Maps that are two results each, in two layouts: one that a layer reads, others that none does, the input."""
 
     def __init__(self, channels: int, innermost_first: bool) -> None:
         super().__init__()
-        self.conv, self.last = nn.Conv2d(3, channels, 1), nn.Conv2d(channels, 4, 1)
-        self.innermost_first = innermost_first
+        self.conv, self.last = nn.Conv2d(3, channels, 3, 1, 1), nn.Conv2d(channels, 4, 1)
+        # results come in the order in which they are made
+        formats = [torch.contiguous_format, torch.channels_last]
+        self.formats = formats[::-1] if innermost_first else formats
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         y = self.conv(x)
@@ -353,8 +355,7 @@ class Twice(nn.Module):
         read = nets.interpolate(y, (6, 5), mode="bilinear", align_corners=True)
         results = [self.last(read)]
         for result in (y, up, read, x):
-            layouts = [result.clone(memory_format=f) for f in (torch.contiguous_format, torch.channels_last)]
-            results += reversed(layouts) if self.innermost_first else layouts
+            results += [result.clone(memory_format=layout) for layout in self.formats]
         return tuple(results)
 
 
