@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,17 @@ from liteseg_kernels import _loader
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = ("scalar", "avx2", "avx512", "avx512bf16")
+
+
+def test_names_of_no_instruction_set_are_refused() -> None:
+    reason = _loader.missing("cpu")
+    if reason is not None:
+        pytest.skip(reason)
+    command = [sys.executable, "-c", "import torch, liteseg_kernels; torch.ops.liteseg_cpu.isa()"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"LITESEG_CPU_ISA": "sse9"}, capture_output=True, text=True
+    )
+    assert re.search("LITESEG_CPU_ISA: expected scalar.* or avx512bf16, got sse9", done.stderr), done.stderr
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from torch.nn import functional as tf
 
 from liteseg_kernels import _loader
 from liteseg_kernels.compiler import take as taking
+from liteseg_kernels.compiler.region import Region
 from liteseg_kernels.compiler.report import GraphReport
 from liteseg_kernels.testing import trained_like
 from tests.compiler import nets
@@ -205,3 +206,204 @@ def test_changed_weights_are_packed_again() -> None:
             for parameter in net.parameters():
                 change(parameter)
             torch.testing.assert_close(module(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+class First(nn.Module):
+    """What a network begins with: a convolution of few channels, and a separable one."""
+
+    def __init__(self, channels: int, hidden: int, stride: int, padding: tuple[int, ...], activation: Any) -> None:
+        super().__init__()
+        self.conv, self.padding = nn.Conv2d(channels, hidden, 3, stride), padding
+        self.depthwise, self.project = nn.Conv2d(hidden, hidden, 3, 1, 1, groups=hidden), nn.Conv2d(hidden, 7, 1)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(self.activation(self.depthwise(self.activation(self.conv(tf.pad(x, self.padding))))))
+
+
+@pytest.mark.parametrize(
+    ("channels", "hidden", "stride", "padding"),
+    [
+        (3, 16, 2, (1, 1, 1, 1)),
+        (1, 40, 1, (0, 0, 0, 0)),
+        (4, 5, 2, (0, 1, 0, 1)),
+        (8, 33, 3, (1, 0, 0, 1)),
+        (3, 20, 8, (0, 0, 1, 0)),
+    ],
+)
+@pytest.mark.parametrize("activation", [tf.relu6, tf.relu, lambda x: x], ids=["relu6", "relu", "none"])
+def test_first_layers(channels: int, hidden: int, stride: int, padding: tuple[int, ...], activation: Any) -> None:
+    net = trained_like(First(channels, hidden, stride, padding, activation))
+    for x in (torch.randn(2, channels, 18, 19), torch.randn(1, channels, 11, 130), torch.randn(1, channels, 3, 3)):
+        for given in (x, x.contiguous(memory_format=torch.channels_last)):
+            report = assert_like_torch(net, given)
+            assert described(report) == ["3x3 convolution and separable convolution"]
+
+
+class Joined(nn.Module):
+    """A resized map in front of another one, and nothing behind it that would need one layout."""
+
+    def __init__(self, align_corners: bool) -> None:
+        super().__init__()
+        self.low, self.high, self.align_corners = nn.Conv2d(6, 8, 1), nn.Conv2d(5, 7, 3, 1, 1), align_corners
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        high = self.high(y)
+        low = nets.interpolate(self.low(x), high.shape[2:], mode="bilinear", align_corners=self.align_corners)
+        return torch.cat([low, high], 1)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_resize_and_concat_are_one_layer(align_corners: bool) -> None:
+    x, y = torch.randn(2, 6, 3, 4), torch.randn(2, 5, 9, 11)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        given = [t.contiguous(memory_format=layout) for t in (x, y)]
+        net = trained_like(Joined(align_corners))
+        report = assert_like_torch(net, *given)
+        assert described(report)[-1] == "bilinear resize + concat"
+        module, _ = taken(net, *given)
+        assert module(*(t[:0] for t in given)).shape == (0, 15, 9, 11)
+
+
+class Deep(nn.Module):
+    """A convolution that Winograd's method suits, behind another one."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second, self.activation = nn.Conv2d(3, 64, 1), nn.Conv2d(64, 64, 3, 1, 1), activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.second(self.first(x)))
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.SiLU(), nn.Hardswish()], ids=str)
+def test_activations_behind_winograd(activation: nn.Module) -> None:
+    report = assert_like_torch(trained_like(Deep(activation)), torch.randn(1, 3, 21, 26))
+    assert "Winograd" in str(report)
+
+
+class Excited(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.gate = nn.Conv2d(3, 9, 1), nn.Conv2d(9, 9, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return y * torch.sigmoid(self.gate(y.mean((2, 3), keepdim=True)))
+
+
+@pytest.mark.parametrize("size", [(1, 7), (7, 1), (1, 1), (4, 5)], ids=str)
+def test_one_pixel_for_a_row_or_a_column(size: tuple[int, int]) -> None:
+    assert_like_torch(trained_like(Excited()), torch.randn(2, 3, *size))
+
+
+class Readers(nn.Module):
+    """The input read by a product in place, by one of copied rows, and by a result of many layouts."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.point, self.rows = nn.Conv2d(channels, 6, 1), nn.Conv2d(channels, 5, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.point(x), self.rows(x), tf.avg_pool2d(self.rows(x), 2, 1)
+
+
+VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "channels_last": lambda x: x,
+    "a part of the channels": lambda x: x[:, 1:-1],
+    "every second row": lambda x: x[:, :, ::2],
+    "every second column": lambda x: x[..., ::2],
+    "every second image": lambda x: x[::2],
+    "one image": lambda x: x[1:2],
+    "a row": lambda x: x[:, :, 2:3],
+    "a column": lambda x: x[..., 3:4],
+    "a pixel": lambda x: x[:, :, 1:2, 2:3],
+    "one channel": lambda x: x[:, 2:3],
+    "planes": lambda x: x.contiguous(),
+    "planes of one channel": lambda x: x.contiguous()[:, :1],
+    "one plane": lambda x: x[:, :1].contiguous(),
+    "a row of planes": lambda x: x.contiguous()[:, :, 2:3],
+    "turned": lambda x: x.transpose(2, 3),
+    "one image for all": lambda x: x[:1].expand(3, -1, -1, -1),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_as_inputs(name: str) -> None:
+    x = torch.randn(4, 6, 8, 9).contiguous(memory_format=torch.channels_last)
+    given = VIEWS[name](x)
+    if min(given.shape[2:]) == 1:
+        net: nn.Module = nn.Sequential(nn.Conv2d(given.shape[1], 6, 1), nn.Conv2d(6, 5, 3, 1, 1))
+    else:
+        net = Readers(given.shape[1])
+    assert_like_torch(trained_like(net), given)
+
+
+class Twice(nn.Module):
+    """Maps that are two results each, in two layouts: one that a layer reads, others that none does, the input."""
+
+    def __init__(self, channels: int, innermost_first: bool) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, channels, 3, 1, 1), nn.Conv2d(channels, 4, 1)
+        # results come in the order in which they are made
+        formats = [torch.contiguous_format, torch.channels_last]
+        self.formats = formats[::-1] if innermost_first else formats
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = self.conv(x)
+        up = nets.interpolate(y, (7, 9), mode="bilinear", align_corners=False)
+        read = nets.interpolate(y, (6, 5), mode="bilinear", align_corners=True)
+        results = [self.last(read)]
+        for result in (y, up, read, x):
+            results += [result.clone(memory_format=layout) for layout in self.formats]
+        return tuple(results)
+
+
+@pytest.mark.parametrize("innermost_first", [False, True])
+@pytest.mark.parametrize("channels", [1, 5])
+def test_a_map_is_several_results(channels: int, innermost_first: bool) -> None:
+    for size in ((4, 5), (1, 5), (1, 1)):
+        assert_like_torch(trained_like(Twice(channels, innermost_first)), torch.randn(2, 3, *size))
+
+
+@pytest.fixture(scope="module")
+def programs() -> list[tuple[list[Tensor], Tensor, Tensor, list[int]]]:
+    """What the compiled op takes for the parts of two networks."""
+    calls: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(taking, "_LEAST_MACS", 1)
+        own = Region.compiled_arguments
+        patch.setattr(Region, "compiled_arguments", lambda self, given: calls.append(own(self, given)) or calls[-1])
+        for net in (nets.UNet(), nets.DeepLab(nn.Hardswish, gate=nn.Sigmoid())):
+            x = torch.randn(1, 3, 24, 32)
+            taken(trained_like(net), x)[0](x)
+    return calls
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_damaged_programs_never_crash(programs: list[Any], seed: int) -> None:
+    """Any word may be wrong: the op refuses it, or runs within its memory."""
+    maps, packed, program, sizes = programs[seed % len(programs)]
+    generator = torch.Generator().manual_seed(seed)
+    words = program.clone()
+    for _ in range(3):
+        index = torch.randint(len(words), (1,), generator=generator)
+        words[index] = torch.randint(-2, 400, (1,), generator=generator)
+    try:
+        torch.ops.liteseg_cpu.run_graph(maps, packed, words, sizes)
+    except RuntimeError as refusal:
+        assert str(refusal).startswith("run_graph: ")
+
+
+def test_unknown_layers_are_refused(programs: list[Any]) -> None:
+    maps, packed, program, sizes = programs[0]
+    words = program.clone()
+    # behind the version, the panel and the number of layers
+    words[3] = 99
+    with pytest.raises(RuntimeError, match="^run_graph: program: expected a known layer"):
+        torch.ops.liteseg_cpu.run_graph(maps, packed, words, sizes)
+
+
+def test_weights_without_a_value_have_a_fingerprint() -> None:
+    weight = torch.randn(3, 4)
+    assert torch.ops.liteseg_cpu.fingerprint([torch.empty(0, 4), weight]) != torch.ops.liteseg_cpu.fingerprint([weight])

@@ -192,6 +192,8 @@ def test_registration_of_the_rest() -> None:
     means = torch.randn(6), torch.randn(6)
     for mask in ([True, True], [False, True], [True, False]):
         opcheck(torch.ops.liteseg.batch_norm_activation_backward.default, (*args, *means, 2, 0.0, mask), maps=(0, 1))
+    nothing = torch.ops.liteseg.batch_norm_activation_backward(*args, *means, 2, 0.0, [False, False])
+    assert [gradient.numel() for gradient in nothing] == [0, 0]
 
 
 def test_double_backward_is_refused() -> None:

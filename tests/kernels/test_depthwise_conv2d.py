@@ -11,10 +11,12 @@ from torch.nn import functional as tf
 
 from .suite import (
     Case,
+    as_layout,
     check_backward,
     check_double_backward_refused,
     check_forward,
     check_wrong_input,
+    enter,
     lk,
     opcheck,
     parametrise,
@@ -63,6 +65,18 @@ def test_forward(world_name: str, case: Case) -> None:
 @parametrise("depthwise_conv2d", CASES, also="depthwise_conv2d_backward")
 def test_backward(world_name: str, case: Case) -> None:
     check_backward(F.depthwise_conv2d, oracle, world_name, case, maps=("x",))
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0**-7, 3.0, 0.8125])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_every_value_of_a_half_type(layout: str, dtype: torch.dtype, factor: float) -> None:
+    """Widened, multiplied and rounded as torch does it: subnormals, infinities, NaN, ties and overflows."""
+    x = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype).view(1, 16, 64, 64)
+    with enter("cpu"):
+        out = F.depthwise_conv2d(as_layout(x, layout), torch.full((16, 1, 1, 1), factor, dtype=dtype))
+    expected = (x.float() * factor).to(dtype)
+    torch.testing.assert_close(out, expected, rtol=0, atol=0, equal_nan=True)
 
 
 def test_registration() -> None:

@@ -43,6 +43,7 @@ CASES = [
     case("to one pixel", (4, 5, 3), size=(1, 1)),
     case("the same size, asked for", (4, 5, 3), size=(4, 5)),
     case("one channel", (2, 4, 5, 1), size=(5, 3), mean=(0.5,), std=(2.0,)),
+    case("one channel, the same size", (3, 5, 1), size=(4, 5), mean=(0.5,), std=(2.0,)),
     case("four channels", (4, 5, 4), mean=(0.0, 0.1, 0.2, 0.3), std=(1.0, 1.0, 0.5, 0.25)),
     case("31 channels", (2, 3, 31), mean=(0.5,) * 31, std=(0.25,) * 31),
     case("batch 0", (0, 4, 5, 3), size=(3, 3)),
@@ -57,8 +58,10 @@ def test_forward(world_name: str, case: Case, channels_last: bool) -> None:
     expected = oracle(image, **case.options)
     with enter(world_name) as here:
         for dtype in here.dtypes:
-            for layout in ("nchw", "sliced", "unaligned", "transposed"):
+            for layout in ("nchw", "sliced", "unaligned", "transposed", "cropped"):
                 given = image.to(here.device)
+                # without the last channels, as of a picture with transparency
+                given = torch.cat([given, 255 - given], -1)[..., : given.shape[-1]] if layout == "cropped" else given
                 # a CHW picture seen as HWC, or a strided, unaligned view
                 given = given.transpose(-1, -3).contiguous().transpose(-1, -3) if layout == "transposed" else given
                 given = as_layout(given, layout) if layout in ("sliced", "unaligned") else given

@@ -11,14 +11,17 @@ from torch.nn import functional as tf
 
 from .suite import (
     Case,
+    assert_near,
     check_backward,
     check_double_backward_refused,
     check_forward,
     check_wrong_input,
+    enter,
     lk,
     opcheck,
     parametrise,
     randn,
+    rounded,
 )
 
 F = lk.functional
@@ -95,6 +98,8 @@ CASES = [
     case("96 to 96, 63 x 65", 1, 96, 63, 65, 96, dilation=6, padding=6, activation="relu", slow=True),
     case("384 to 19, batch 3", 3, 384, 17, 13, 19, residual=True, activation="leaky_relu", slow=True),
     case("stride 3, 127 wide", 2, 33, 5, 127, 40, stride=3, activation="relu6", slow=True),
+    # more tiles than the backward has parts, and a last part with fewer of them than the others
+    case("parts of several tiles", 1, 3, 88, 89, 4, activation="relu", slow=True),
     case("1280 to 96, dilation 9", 1, 1280, 12, 20, 96, dilation=9, padding=9, slow=True),
 ]
 
@@ -110,6 +115,49 @@ def test_backward(world_name: str, case: Case) -> None:
         return oracle(**arguments)
 
     check_backward(F.separable_conv2d, oracle, world_name, case, maps=("x",), before_activation=before_activation)
+
+
+CUTS = {
+    "columns of a wider map": lambda t: t[..., 1:-2],
+    "rows of a higher map": lambda t: t[:, :, 2:-1],
+    "every second image": lambda t: t[::2],
+    "channels of more": lambda t: t[:, 3:-2],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", CUTS)
+def test_residuals_that_are_views(name: str, dtype: torch.dtype) -> None:
+    """Channels innermost, as the kernel wants them, but rows or images that do not follow each other."""
+    g = torch.Generator().manual_seed(0)
+    around = randn(g, 4, 14, 8, 10).to(dtype).contiguous(memory_format=torch.channels_last)
+    residual = CUTS[name](around)
+    n, co, h, w = residual.shape
+    tensors = {"x": randn(g, n, 5, h, w), "depthwise_weight": randn(g, 5, 1, 3, 3, scale=1 / 3)}
+    shown = rounded(tensors | {"pointwise_weight": randn(g, co, 5, 1, 1), "residual": residual}, dtype)
+    with enter("cpu"):
+        given = {name: t.to(dtype) for name, t in shown.items()} | {"residual": residual}
+        given["x"] = given["x"].contiguous(memory_format=torch.channels_last)
+        out = F.separable_conv2d(**given, padding=1, activation="relu")
+    assert_near(out, oracle(**shown, padding=1, activation="relu"), dtype, name)
+
+
+def test_the_kernel_refuses_other_dtypes() -> None:
+    """Which Python hands to the reference."""
+    with enter("cpu"), pytest.raises(RuntimeError, match="separable_conv2d: x: expected float32, float16 or bfloat16"):
+        x = torch.randn(1, 2, 3, 3, dtype=torch.float64)
+        weights = torch.randn(2, 1, 1, 1).double(), torch.randn(2, 2, 1, 1).double()
+        torch.ops.liteseg_cpu.separable_conv2d(x, *weights, None, None, [1, 1], [0, 0], [1, 1], 0, 0.0)
+
+
+def test_small_calls_after_large_ones() -> None:
+    """Memory of more than 16 MiB, here for the packed weights, is kept for the next large call, not for a small one."""
+    large, small = case("large", 1, 400, 1, 2, 11000, 1), case("small", 1, 5, 3, 4, 6)
+    with enter("cpu"):
+        for given in (large, large, small, large):
+            tensors = rounded(given.make(torch.Generator().manual_seed(0)), torch.float32)
+            out = F.separable_conv2d(**{name: t.float() for name, t in tensors.items()}, **given.options)
+            assert_near(out, oracle(**tensors, **given.options), torch.float32, given.name)
 
 
 @pytest.mark.parametrize("activation", [0, 1, 2, 3])

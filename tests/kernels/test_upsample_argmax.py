@@ -61,6 +61,8 @@ CASES = [
     case("smaller", 1, 11, (9, 17), (4, 5)),
     case("smaller, half-pixel", 1, 11, (9, 17), (4, 5), align_corners=False),
     case("larger and smaller", 1, 4, (3, 17), (9, 5)),
+    # some vectors of pixels read no more columns than a vector holds, the ones beside them do
+    case("hardly larger", 1, 3, (2, 50), (3, 51), slow=True),
     case("one column", 1, 4, (5, 1), (9, 1)),
     case("24 classes", 1, 24, (2, 2), (3, 4)),
     case("96 classes", 1, 96, (2, 2), (3, 4), wide=True),

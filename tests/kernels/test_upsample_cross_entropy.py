@@ -121,6 +121,8 @@ CASES = [
     case("same size", 1, 4, (4, 5), (4, 5)),
     case("smaller", 1, 4, (9, 7), (4, 3), reduction="sum"),
     case("smaller, half-pixel", 1, 4, (9, 7), (4, 3), reduction="sum", align_corners=False),
+    # some vectors of pixels read no more columns than a vector holds, the ones beside them do
+    case("hardly larger", 1, 3, (2, 50), (3, 51), slow=True),
     case("one pixel to a map", 1, 4, (1, 1), (4, 5), ignored=None),
     case("31 classes", 1, 31, (2, 2), (3, 5), reduction="sum"),
     case("24 classes", 1, 24, (2, 2), (3, 4), wide=True),
@@ -196,6 +198,17 @@ def test_huge_logits_stay_finite(world_name: str, case: Case) -> None:
         assert logits.grad is not None and logits.grad.isfinite().all()
 
 
+@parametrise("upsample_cross_entropy", ONCE)
+def test_a_logit_that_is_not_a_number_makes_the_loss_nan(world_name: str, case: Case) -> None:
+    with enter(world_name) as here:
+        for dtype in here.dtypes:
+            logits = torch.randn(2, 3, 4, 5).to(here.device, dtype)
+            logits[1, 2, 3, 4] = float("nan")
+            target = torch.zeros(2, 4, 5, dtype=torch.int64, device=here.device)
+            losses = F.upsample_cross_entropy(logits, target, reduction="none")
+            assert losses[0].isfinite().all() and losses[1, 3, 4].isnan(), dtype
+
+
 @pytest.mark.parametrize("found", [19, -1, 254, -100])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_ids_that_are_no_class_are_named(reduction: str, found: int) -> None:
@@ -204,6 +217,34 @@ def test_ids_that_are_no_class_are_named(reduction: str, found: int) -> None:
     target[0, 0, 0] = 255
     with pytest.raises(ValueError, match=rf"target: expected classes 0..18 or ignore_index 255, got \[{found}\]"):
         F.upsample_cross_entropy(torch.randn(1, 19, 2, 3), target, reduction=reduction)
+
+
+@pytest.mark.parametrize("found", [3, -1])
+def test_ids_that_are_no_class_make_the_kernel_say_nan(found: int) -> None:
+    """Where Python does not look, as on a GPU: the loss of that pixel, and the gradient of all that it reads."""
+    with enter("cpu"):
+        g = torch.Generator().manual_seed(0)
+        logits, target = randn(g, 1, 3, 2, 3).float(), torch.randint(3, (1, 4, 5), generator=g)
+        target[0, 0, 0] = found
+        options = (None, 255, 0.0, True)
+        losses = torch.ops.liteseg_cpu.upsample_cross_entropy_map(logits, target, *options)
+        assert losses[0, 0, 0].isnan() and losses.isnan().sum() == 1
+        grad = torch.ops.liteseg_cpu.upsample_cross_entropy_backward(torch.ones(1), logits, target, *options)
+        assert grad[0, :, 0, 0].isnan().all() and grad[0, :, :, 2].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(2,), (2, 7, 8)], ids=["a factor an image", "a factor a pixel"])
+def test_factors_of_any_dtype(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    with enter("cpu"):
+        g = torch.Generator().manual_seed(0)
+        logits, target = randn(g, 2, 3, 4, 5).float(), targets(g, (2, 7, 8), 3, torch.int64, 255)
+        scale = torch.rand(shape, generator=g).to(dtype)
+        grad = torch.ops.liteseg_cpu.upsample_cross_entropy_backward(scale, logits, target, None, 255, 0.1, False)
+        leaf = logits.double().requires_grad_()
+        losses = oracle(leaf, target, reduction="none", label_smoothing=0.1, align_corners=False)
+        (losses * scale.double().view(*shape, *(1,) * (3 - len(shape)))).sum().backward()
+        assert_near(grad, leaf.grad, torch.float32, str(dtype), 2.0)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -156,6 +156,18 @@ def test_first_layer_with_a_pool() -> None:
         assert_exact(model, fused, picture(2, 3, *size), 1e-6)
 
 
+@pytest.mark.parametrize("name", ["stride 2", "stride 2, padded", "pooled"])
+def test_pointwise_layers_that_copy_rows(name: str) -> None:
+    """A 1x1 convolution reads the map in place only where it reads all of it and stores all it computes."""
+    torch.manual_seed(0)
+    stride, padding = {"stride 2": (2, 0), "stride 2, padded": (2, 1), "pooled": (1, 0)}[name]
+    pool = [nn.MaxPool2d(2)] if name == "pooled" else []
+    model = trained_like(after(3, 8, conv(8, 21, 1, stride=stride, padding=padding), *pool, conv(21, 3)))
+    fused = lk.fuse(model)
+    for size in ((6, 7), (2, 2), (13, 50)):
+        assert_exact(model, fused, picture(2, 3, *size), 1e-6)
+
+
 @pytest.mark.parametrize("padding", [0, 1, 2])
 @pytest.mark.parametrize("channels", [(8, 5), (256, 40)])
 def test_pointwise_border(padding: int, channels: tuple[int, int]) -> None:

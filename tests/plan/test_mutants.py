@@ -26,8 +26,8 @@ pytestmark = [
 ROOT = Path(__file__).resolve().parents[2]
 # file, what is there, what is put there instead: each between two slices of DASPP's channels
 MUTANTS = {
-    "a bias for every slice": ("sliced_daspp.cpp", "first && group == 0 &&", "group == 0 &&"),
-    "no bias at all": ("sliced_daspp.cpp", "first && group == 0 &&", "false &&"),
+    "a bias for every slice": ("sliced_daspp.cpp", "first && group == 0;", "group == 0;"),
+    "no bias at all": ("sliced_daspp.cpp", "first && group == 0;", "false;"),
     "the first slice for all": ("sliced_daspp.cpp", "first ? nullptr : sum + p0 * g.filters", "nullptr"),
     "pooled sums begun anew": ("sliced_daspp.cpp", "first ? nullptr : pooled", "nullptr"),
 }

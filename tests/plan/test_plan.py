@@ -513,6 +513,11 @@ def test_profile(fused: nn.Module) -> None:
     assert report.threads == torch.get_num_threads()
     assert all(layer.seconds is not None and layer.seconds > 0 for layer in report.layers)
     assert "GMAC/s" in str(report)
+    # without labels, what the order of the logits costs is part of the last layer
+    plan, x = lk.runtime.explain(fused, picture(1, 3, 64, 96)).plan, picture(1, 3, 64, 96)
+    for size, more in ([], 0), ([64, 96], 1):
+        seconds = torch.ops.liteseg_cpu.time_plan(x, plan.packed, plan.program, size)
+        assert len(seconds) == len(plan.layers) + more and (seconds > 0).all()
 
 
 # a network that is not LiteSeg, and programs that are wrong

@@ -119,7 +119,7 @@ void sum(const SlicedDasppArgs& g, int64_t begin, int64_t end, char* scratch) {
                 first ? nullptr : pooled);
       for (int64_t b = 0; b < g.count; ++b) {
         // a branch's bias enters with the first slice of the first group only
-        const bool biased = first && group == 0 && g.branches[b].bias != nullptr;
+        const bool biased = first && group == 0;
         branch_slice(g, g.branches[b], slice, s, biased ? g.branches[b].bias : zeros,
                      g.partial + (item * g.count + b) * pixels * g.filters, first, scratch);
       }

@@ -175,7 +175,7 @@ void Builder::add_result(size_t id, Result::Type type, bool channels_last) {
   const size_t place_of_result = results_.size();
   results_.push_back({type, map.n, map.c, map.h, map.w, channels_last, nullptr});
   const Strides4 strides = results_.back().strides();
-  const bool dense = strides.c == 1 || map.c == 1 || (map.h == 1 && map.w == 1);
+  const bool dense = strides.c == 1 || map.c == 1;
   if (map.stored && map.first < layer_ && (dense || (map.any_order && map.reads == 0))) {
     map.stored = false;
     map.result = static_cast<int64_t>(place_of_result);

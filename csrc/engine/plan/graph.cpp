@@ -43,7 +43,8 @@ void read_graph(Builder& b) {
                   "another number");
     b.next_layer();
   }
-  const int64_t results = b.code().word("a number of results", 1, layers);
+  // a map may be several of them
+  const int64_t results = b.code().word("a number of results", 1, 100000);
   for (int64_t i = 0; i < results; ++i) {
     read_result(b);
   }

@@ -123,7 +123,7 @@ void add_slice(const SlicedDasppArgs& g, const Slice<T>& slice, const bf16* half
                first ? nullptr : pooled, cpu::kNone);
   for (int64_t b = 0; b < g.count; ++b) {
     // a branch's bias enters with the first slice of the first group only
-    const bool biased = first && item % g.groups == 0 && g.branches[b].bias != nullptr;
+    const bool biased = first && item % g.groups == 0;
     branch_slice(g, g.branches[b], slice, half, s, biased ? g.branches[b].bias : zeros,
                  g.partial + (item * g.count + b) * pixels * g.filters, first, scratch);
   }
