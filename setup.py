@@ -5,15 +5,16 @@ liteseg_kernels/_C.abi3.so       C++ CPU kernels (csrc/engine, csrc/torch), buil
 liteseg_kernels/_C_cuda.abi3.so  CUDA kernels (csrc/cuda), built where nvcc is found too
 
 Both use only torch's stable ABI and no Python API, so one build serves every CPython >= 3.10 and every torch >= 2.11.
-torch is found by folder and never imported: pip's isolated build does not have it on its path, and importing it would
-start CUDA. What was built, with what, and why anything was skipped goes to liteseg_kernels/_build_info.py.
+torch is found by folder and never imported: isolated builds do not have it on their path, and importing it would start
+CUDA. What was built, with what, and why anything was skipped goes to liteseg_kernels/_build_info.py. Objects lie in
+build/kernels, in a folder for each compiler and set of flags: every way of building the same takes them from there.
 
 Environment:
-LITESEG_BUILD       auto (default): what is found, the rest skipped loudly; cpu, cuda: a missing part is an error;
-                    none: no compiled library
+LITESEG_BUILD       auto (default): the CPU library, without which the build fails on Linux, and the CUDA library where
+                    nvcc is found; cpu: the CPU library alone; cuda: both, or the build fails; none: no compiled library
 LITESEG_TORCH_DIR   folder of the torch package to build against, where it is not found by itself
 LITESEG_CUDA_ARCHS  "80;90": machine code for each, and PTX of the newest
-CUDA_HOME, CXX      toolkit folder, host compiler
+CUDA_HOME, CXX      toolkit folder, host compiler ("ccache g++" and flags behind it may stand there too)
 MAX_JOBS            compiler processes at a time (default: cores)
 DEBUG               1: -O0 -g
 LITESEG_SANITIZE    "address,undefined": the CPU library with these sanitizers (implies DEBUG); tests/sanitizers builds
@@ -23,15 +24,19 @@ LITESEG_COVERAGE    1: the CPU library counts which of its branches are taken (g
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import itertools
 import os
 import platform
 import re
 import shlex
 import shutil
+import site
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,32 +118,51 @@ def truthy(name: str) -> bool:
     return os.environ.get(name, "").lower() not in ("", "0", "false", "off", "no")
 
 
+def torch_folders() -> Iterator[Path]:
+    """Where torch may be, the environment that the build is for first.
+
+    Isolated builds hide what is installed. pip's keeps the interpreter, which still knows its folders; uv's has an
+    interpreter of its own, and leaves the active environment on PATH, or is called beside a .venv. Any of them will do:
+    what is built runs with every torch that is new enough.
+    """
+    spec = importlib.util.find_spec("torch")
+    if spec is not None and spec.origin:
+        yield Path(spec.origin).parent
+    for prefix in (sys.prefix, sys.base_prefix):
+        for key in ("purelib", "platlib"):
+            yield Path(sysconfig.get_path(key, vars={"base": prefix, "platbase": prefix})) / "torch"
+    yield Path(site.getusersitepackages()) / "torch"
+    around = [Path(entry).parent for entry in os.get_exec_path() if os.path.isabs(entry)]
+    for prefix in (*around, ROOT / ".venv"):
+        yield from sorted(prefix.glob("lib/python3*/site-packages/torch"))
+
+
+def version_of(torch: Path) -> str:
+    """As torch/version.py has it; empty where it cannot be read."""
+    file = torch / "version.py"
+    found = re.search(r"^__version__\s*=\s*['\"]([^'\"]+)['\"]", file.read_text() if file.is_file() else "", re.M)
+    return found.group(1) if found else ""
+
+
 def find_torch() -> tuple[Path, str]:
     """Folder and version of the torch to build against."""
     named = os.environ.get("LITESEG_TORCH_DIR")
-    if named:
-        folders = [Path(named)]
-    else:
-        spec = importlib.util.find_spec("torch")
-        folders = [Path(spec.origin).parent] if spec is not None and spec.origin else []
-        # pip's isolated build hides the installed packages, but its interpreter still knows where they are
-        folders += [Path(sysconfig.get_path(key)) / "torch" for key in ("purelib", "platlib")]
-    folder = next((f for f in folders if (f / HEADER).is_file()), None)
-    if folder is None:
-        looked = ", ".join(dict.fromkeys(str(f) for f in folders))
-        raise Missing(
-            f"no torch with stable-ABI headers (looked in {looked}); install torch >= 2.11 first, or add "
-            "--no-build-isolation to pip, or set LITESEG_TORCH_DIR to the folder of the torch package"
-        )
-    text = (folder / "version.py").read_text() if (folder / "version.py").is_file() else ""
-    found = re.search(r"^__version__\s*=\s*['\"]([^'\"]+)['\"]", text, re.M)
-    version = found.group(1) if found else ""
-    numbers = re.match(r"(\d+)\.(\d+)", version)
-    if numbers is None:
-        raise Missing(f"the version of torch in {folder} cannot be read")
-    if (int(numbers.group(1)), int(numbers.group(2))) < OLDEST_TORCH:
-        raise Missing(f"torch {version} in {folder} is too old: expected >= {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]}")
-    return folder.resolve(), version
+    folders = dict.fromkeys([Path(named)] if named else torch_folders())
+    refused, oldest = [], ".".join(map(str, OLDEST_TORCH))
+    for folder in folders:
+        if not (folder / HEADER).is_file():
+            continue
+        version = version_of(folder)
+        numbers = re.match(r"(\d+)\.(\d+)", version)
+        if numbers and (int(numbers.group(1)), int(numbers.group(2))) >= OLDEST_TORCH:
+            return folder.resolve(), version
+        refused.append(f"torch {version or 'of unknown version'} in {folder} is too old: expected >= {oldest}")
+    found = "; ".join(refused) or f"no torch with stable-ABI headers (looked in {', '.join(map(str, folders))})"
+    raise Missing(
+        f"{found}; install torch >= {oldest} first; where the build does not see it, `pip install "
+        "--no-build-isolation .`, with uv `uv pip install setuptools` and `uv pip install --no-build-isolation .`; "
+        "or set LITESEG_TORCH_DIR to the folder of the torch package"
+    )
 
 
 def first_line(command: list[str], pattern: str) -> str:
@@ -149,7 +173,8 @@ def first_line(command: list[str], pattern: str) -> str:
         raise Missing(f"{command[0]} does not run: {error}") from error
     found = re.search(pattern, done.stdout)
     if done.returncode != 0 or found is None:
-        raise Missing(f"{shlex.join(command)} failed with exit code {done.returncode}: {done.stderr.strip()[-300:]}")
+        told = done.stderr.strip()[-300:]
+        raise Missing(f"{shlex.join(command)} failed with exit code {done.returncode}{told and f': {told}'}")
     return found.group(1)
 
 
@@ -161,7 +186,10 @@ def find_compiler() -> tuple[list[str], str]:
     if command is None:
         wanted = " or ".join(c[0] for c in candidates)
         raise Missing(f"no C++ compiler: {wanted} is not on PATH; install one (g++ >= 9) or set CXX")
-    return command, first_line([*command, "--version"], r"\A([^\n]+)")
+    try:
+        return command, first_line([*command, "--version"], r"\A([^\n]+)")
+    except Missing as reason:
+        raise Missing(f"{reason}; install a C++ compiler that works (g++ >= 9) or set CXX to one") from None
 
 
 def find_nvcc() -> tuple[str, str]:
@@ -186,9 +214,11 @@ def cuda_archs() -> list[str]:
     return sorted(dict.fromkeys(archs), key=lambda arch: (int(arch.rstrip("af")), arch))
 
 
-def unit(library: str, source: Path, call: list[str], instructions: str = "") -> Unit:
+def unit(library: str, source: Path, call: list[str], versions: str, instructions: str = "") -> Unit:
+    """Its object is kept apart from those of other flags, and of other `versions` of the compiler and torch."""
     name = ".".join([*source.relative_to("csrc").parts, *([instructions] if instructions else []), "o"])
-    return Unit(source, f"{library}/{name}", call)
+    key = hashlib.sha256("\0".join([versions, *call]).encode()).hexdigest()[:12]
+    return Unit(source, f"{library}/{key}/{name}", call)
 
 
 def cpu_sources() -> tuple[list[Path], list[tuple[InstructionSet, Path]]]:
@@ -201,7 +231,7 @@ def cpu_sources() -> tuple[list[Path], list[tuple[InstructionSet, Path]]]:
     return plain, kernels
 
 
-def cpu_library(torch: Path, compiler: list[str]) -> Library:
+def cpu_library(torch: Path, compiler: list[str], versions: str) -> Library:
     plain, kernels = cpu_sources()
     if not plain:
         raise Missing("csrc/engine and csrc/torch hold no sources")
@@ -219,15 +249,25 @@ def cpu_library(torch: Path, compiler: list[str]) -> Library:
     command = [*compiler, "-c", *flags, *defines, *include]
     # the linker keeps the first copy of an inline function that several files contain: the plain files come first, so
     # that no shared function is the copy compiled for an instruction set the machine may lack
-    units = [unit("_C", source, command) for source in plain]
+    units = [unit("_C", source, command, versions) for source in plain]
     for one, source in kernels:
         names = [f"-DLITESEG_ISA={one.name}", f"-DLITESEG_SIMD={one.simd}"]
-        units.append(unit("_C", source, [*command, *names, *one.flags], one.name))
+        units.append(unit("_C", source, [*command, *names, *one.flags], versions, one.name))
     linked = [f"-L{torch / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"]
     return Library("_C", units, [*compiler, "-shared", *checks], linked)
 
 
-def cuda_library(torch: Path, nvcc: str, archs: list[str]) -> Library:
+def nvcc_host() -> list[str]:
+    """CXX as nvcc takes it: the compiler alone, without a launcher in front of it, and its flags one by one."""
+    words = shlex.split(os.environ.get("CXX", ""))
+    programs = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    if not programs:
+        return []
+    flags = [part for flag in words[len(programs) :] for part in ("-Xcompiler", flag)]
+    return ["-ccbin", programs[-1], *flags]
+
+
+def cuda_library(torch: Path, nvcc: str, archs: list[str], versions: str) -> Library:
     sources = [path.relative_to(ROOT) for path in sorted((ROOT / "csrc/cuda").rglob("*.cu"))]
     if not sources:
         raise Missing("csrc/cuda holds no sources")
@@ -235,14 +275,14 @@ def cuda_library(torch: Path, nvcc: str, archs: list[str]) -> Library:
     flags = [*optimise, "-std=c++17", "-lineinfo", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall"]
     defines = ["-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
     include = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/cuda'}", "-isystem", str(torch / "include")]
-    host = ["-ccbin", os.environ["CXX"]] if os.environ.get("CXX") else []
+    host = nvcc_host()
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
     targets.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
     command = [nvcc, *host, "-c", *flags, *defines, *include, *targets]
     # libtorch.so must stay in DT_NEEDED: torch opens its libraries locally, and only through libtorch.so does a CUDA
     # build of torch offer us the functions of libtorch_cuda. cudart is linked in, so its version ties us to no toolkit.
     linked = [f"-L{torch / 'lib'}", "-Xlinker", "--no-as-needed", "-ltorch", "-ltorch_cpu"]
-    units = [unit("_C_cuda", source, command) for source in sources]
+    units = [unit("_C_cuda", source, command, versions) for source in sources]
     return Library("_C_cuda", units, [nvcc, *host, "-shared", "-cudart", "static"], linked)
 
 
@@ -259,7 +299,7 @@ def make_plan() -> Plan:
             raise Missing(f"compiled kernels are built on Linux only, this is {sys.platform}")
         torch, plan.torch = find_torch()
         compiler, plan.compiler = find_compiler()
-        plan.libraries.append(cpu_library(torch, compiler))
+        plan.libraries.append(cpu_library(torch, compiler, f"{plan.compiler} {plan.torch}"))
     except Missing as reason:
         plan.skipped = dict.fromkeys(("_C", "_C_cuda"), str(reason))
         return plan
@@ -269,7 +309,8 @@ def make_plan() -> Plan:
     try:
         nvcc, plan.nvcc = find_nvcc()
         archs = cuda_archs()
-        plan.libraries.append(cuda_library(torch, nvcc, archs))
+        versions = f"{plan.nvcc} {plan.compiler} {plan.torch}"
+        plan.libraries.append(cuda_library(torch, nvcc, archs, versions))
         plan.archs = archs
     except Missing as reason:
         plan.skipped["_C_cuda"] = str(reason)
@@ -277,19 +318,25 @@ def make_plan() -> Plan:
 
 
 def report(plan: Plan) -> None:
-    """Says loudly what is skipped; in a strict mode a skipped part that was asked for ends the build."""
-    wanted = {"auto": [], "none": [], "cpu": ["_C"], "cuda": ["_C", "_C_cuda"]}[plan.mode]
+    """Ends the build where a part is missing that it must have, and says loudly what else is left out."""
+    # elsewhere there is nothing that could be installed to mend it
+    cpu = ["_C"] if sys.platform == "linux" else []
+    wanted = {"auto": cpu, "none": [], "cpu": ["_C"], "cuda": ["_C", "_C_cuda"]}[plan.mode]
     missed = [name for name in wanted if name in plan.skipped]
     if missed:
         reasons = "; ".join(dict.fromkeys(plan.skipped[name] for name in missed))
-        sys.exit(f"error: LITESEG_BUILD={plan.mode}: cannot build {' and '.join(missed)}: {reasons}")
+        less = "LITESEG_BUILD=cpu builds without CUDA, " if missed == ["_C_cuda"] else ""
+        sys.exit(
+            f"error: LITESEG_BUILD={plan.mode}: cannot build {' and '.join(missed)}: {reasons}\n"
+            f"error: {less}LITESEG_BUILD=none installs without compiled kernels, on PyTorch's own, slower operations"
+        )
     if plan.mode != "auto" or not plan.skipped:
         return
     rule = "*" * 100
     lines = [f"{PACKAGE}: built WITHOUT {name}: {reason}" for name, reason in plan.skipped.items()]
     lines += [
-        "Everything still works, on Triton or plain PyTorch instead of the missing kernels, only slower.",
-        "LITESEG_BUILD=cpu or LITESEG_BUILD=cuda makes this an error; python -m liteseg_kernels.info shows it again.",
+        "Everything still works, on Triton or plain PyTorch instead of the missing kernels.",
+        "LITESEG_BUILD=cuda makes this an error; python -m liteseg_kernels.info shows it again.",
     ]
     print("\n".join([rule, *lines, rule]), file=sys.stderr, flush=True)
 
@@ -333,21 +380,37 @@ def compile_with_ninja(ninja: str, plan: Plan, folder: Path) -> None:
         failed(plan)
 
 
+def is_fresh(target: Path, depends: Path) -> bool:
+    """Whether an object is newer than all that it was compiled from, by the compiler's list of these."""
+    if not target.is_file() or not depends.is_file():
+        return False
+    names = shlex.split(depends.read_text().replace("\\\n", " ").partition(":")[2])
+    built = target.stat().st_mtime_ns
+    return all(os.path.exists(name) and os.stat(name).st_mtime_ns <= built for name in names)
+
+
 def compile_with_loop(plan: Plan, folder: Path) -> None:
-    """The same commands without ninja: everything is compiled every time."""
+    """The same without ninja."""
 
     def call(command: list[str]) -> int:
         print(shlex.join(command), flush=True)
         return subprocess.run(command, cwd=folder, check=False).returncode
 
+    def compile_one(one: Unit) -> int:
+        target = folder / one.object
+        depends = target.with_name(f"{target.name}.d")
+        if is_fresh(target, depends):
+            return 0
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # what an interrupted compiler leaves behind is no object
+        partial = target.with_name(f"{target.name}.partial")
+        code = call([*one.call, "-MD", "-MF", str(depends), "-o", str(partial), str(ROOT / one.source)])
+        if code == 0:
+            os.replace(partial, target)
+        return code
+
     with ThreadPoolExecutor(jobs()) as pool:
-        commands = []
-        for library in plan.libraries:
-            for one in library.units:
-                target = folder / one.object
-                target.parent.mkdir(parents=True, exist_ok=True)
-                commands.append([*one.call, "-o", str(target), str(ROOT / one.source)])
-        if any(pool.map(call, commands)):
+        if any(pool.map(compile_one, [one for library in plan.libraries for one in library.units])):
             failed(plan)
     for library in plan.libraries:
         objects = [one.object for one in library.units]
@@ -409,6 +472,11 @@ PLAN = make_plan()
 
 
 class BuildKernels(build_ext):
+    def initialize_options(self) -> None:
+        super().initialize_options()
+        # setuptools' own has the name of the interpreter in it, and is thrown away after an editable install
+        self.build_temp = str(ROOT / "build/kernels")
+
     def run(self) -> None:
         report(PLAN)
         target = ROOT if self.inplace else Path(self.build_lib).resolve()
@@ -422,10 +490,11 @@ class BuildKernels(build_ext):
 
 class BuildPython(build_py):
     def run(self) -> None:
+        # a build without extensions never runs build_ext
+        if not PLAN.libraries:
+            report(PLAN)
         super().run()
         if not PLAN.libraries:
-            # a build without extensions never runs build_ext
-            report(PLAN)
             write_build_info(PLAN, ROOT if self.editable_mode else Path(self.build_lib).resolve())
 
 
