@@ -41,12 +41,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = "liteseg_kernels"
+OLDEST_SETUPTOOLS = 77
 OLDEST_TORCH = (2, 11)
 TORCH_TARGET = "0x020b000000000000"
 HEADER = Path("include/torch/csrc/stable/library.h")
@@ -159,9 +161,9 @@ def find_torch() -> tuple[Path, str]:
         refused.append(f"torch {version or 'of unknown version'} in {folder} is too old: expected >= {oldest}")
     found = "; ".join(refused) or f"no torch with stable-ABI headers (looked in {', '.join(map(str, folders))})"
     raise Missing(
-        f"{found}; install torch >= {oldest} first; where the build does not see it, `pip install "
-        "--no-build-isolation .`, with uv `uv pip install setuptools` and `uv pip install --no-build-isolation .`; "
-        "or set LITESEG_TORCH_DIR to the folder of the torch package"
+        f"{found}; install torch >= {oldest} first; where the build does not see it, `pip install -U setuptools` and "
+        "`pip install --no-build-isolation .` (with uv: `uv pip install ...`), or set LITESEG_TORCH_DIR to the folder "
+        "of the torch package"
     )
 
 
@@ -468,6 +470,12 @@ def write_build_info(plan: Plan, folder: Path) -> None:
     replace(folder / PACKAGE / "_build_info.py", text.encode())
 
 
+if int(setuptools.__version__.partition(".")[0]) < OLDEST_SETUPTOOLS:
+    # which reads pyproject.toml otherwise, and says so at length
+    sys.exit(
+        f"error: setuptools {setuptools.__version__} is too old: expected >= {OLDEST_SETUPTOOLS}; "
+        "`pip install -U setuptools`, or leave --no-build-isolation out"
+    )
 PLAN = make_plan()
 
 

@@ -64,7 +64,7 @@ def test_without_torch_the_build_fails_with_the_commands_that_work(project: Path
     done = python(project, "setup.py", "-q", "bdist_wheel", "-d", "out", **nowhere)
     assert done.returncode != 0 and not (project / "out").exists()
     assert f"no torch with stable-ABI headers (looked in {project / 'nowhere'}); install torch >= 2.11" in done.stderr
-    for remedy in ("`pip install --no-build-isolation .`", "`uv pip install --no-build-isolation .`", NONE):
+    for remedy in ("`pip install --no-build-isolation .` (with uv: `uv pip install ...`)", NONE):
         assert remedy in done.stderr
     # what needs no kernels goes on
     assert python(project, "setup.py", "-q", "--version", **nowhere).returncode == 0
@@ -100,6 +100,14 @@ def test_a_build_environment_of_its_own_finds_the_torch_around_it(project: Path,
     done = subprocess.run(build, cwd=project, env=settings, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert build_info(project)["TORCH"] == "2.99.0"
+
+
+def test_an_old_setuptools_is_named(project: Path) -> None:
+    old = "import runpy, setuptools; setuptools.__version__ = '65.5.0'; runpy.run_path('setup.py')"
+    done = python(project, "-c", old)
+    assert done.returncode != 0
+    assert done.stderr.startswith("error: setuptools 65.5.0 is too old: expected >= 77; `pip install -U setuptools`")
+    assert 'requires = ["setuptools>=77"]' in (project / "pyproject.toml").read_text()
 
 
 def test_an_old_torch_is_refused(project: Path) -> None:

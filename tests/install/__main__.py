@@ -63,7 +63,7 @@ class Case:
     python: str | None = None
 
 
-TORCH_REMEDY = "--no-build-isolation .`"
+TORCH_REMEDY = "`pip install --no-build-isolation .` (with uv: `uv pip install ...`)"
 PIP = ("pip", "install", "--no-deps")
 UV = ("uv", "pip", "install", "--no-deps")
 CASES = (
