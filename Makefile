@@ -126,7 +126,7 @@ $(VENV)/stamp-venv:
 
 $(TORCH_STAMP): $(VENV)/stamp-venv .ci/constraints.txt
 	rm -f $(VENV)/stamp-torch-*
-	$(PIP_INSTALL) "torch==$(TORCH)" setuptools wheel ninja
+	$(PIP_INSTALL) "torch==$(TORCH)" setuptools wheel
 	@touch $@
 
 $(VENV)/stamp-run: $(TORCH_STAMP) $(SOURCES)

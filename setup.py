@@ -24,9 +24,11 @@ LITESEG_COVERAGE    1: the CPU library counts which of its branches are taken (g
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import itertools
+import math
 import os
 import platform
 import re
@@ -36,8 +38,9 @@ import site
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -247,7 +250,7 @@ def cpu_library(torch: Path, compiler: list[str], versions: str) -> Library:
         optimise = ["-O1", "-g", "-DNDEBUG"]
     flags = [*optimise, *checks, "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
     defines = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", "-DPy_LIMITED_API=0x030A0000"]
-    include = [f"-I{ROOT / 'csrc'}", "-isystem", str(torch / "include")]
+    include = ["-Icsrc", "-isystem", str(torch / "include")]
     command = [*compiler, "-c", *flags, *defines, *include]
     # the linker keeps the first copy of an inline function that several files contain: the plain files come first, so
     # that no shared function is the copy compiled for an instruction set the machine may lack
@@ -276,7 +279,7 @@ def cuda_library(torch: Path, nvcc: str, archs: list[str], versions: str) -> Lib
     optimise = ["-O0", "-g"] if truthy("DEBUG") else ["-O3", "-DNDEBUG"]
     flags = [*optimise, "-std=c++17", "-lineinfo", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall"]
     defines = ["-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
-    include = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/cuda'}", "-isystem", str(torch / "include")]
+    include = ["-Icsrc", "-Icsrc/cuda", "-isystem", str(torch / "include")]
     host = nvcc_host()
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
     targets.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
@@ -352,72 +355,62 @@ def jobs() -> int:
     return int(text)
 
 
-def find_ninja() -> str | None:
-    scripts = sysconfig.get_path("scripts")
-    return shutil.which("ninja", path=os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)]))
+@functools.cache
+def modified(file: str) -> float:
+    """When a file was written; never, if it is gone."""
+    path = ROOT / file
+    return path.stat().st_mtime_ns if path.is_file() else math.inf
 
 
-def compile_with_ninja(ninja: str, plan: Plan, folder: Path) -> None:
-    """One build.ninja for everything: incremental over sources, headers and command lines."""
-
-    def escape(text: str) -> str:
-        return text.replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
-
-    def command(parts: list[str]) -> str:
-        return shlex.join(parts).replace("$", "$$")
-
-    lines = ["ninja_required_version = 1.5", ""]
-    lines += ["rule compile", "  command = $call -MD -MF $out.d -o $out $in", "  depfile = $out.d", "  deps = gcc", ""]
-    lines += ["rule link", "  command = $call $in $libraries -o $out", ""]
-    for library in plan.libraries:
-        for one in library.units:
-            lines += [f"build {escape(one.object)}: compile {escape(str(ROOT / one.source))}"]
-            lines += [f"  call = {command(one.call)}"]
-        objects = [escape(one.object) for one in library.units]
-        lines += [f"build {library.name}.abi3.so: link {' '.join(objects)}"]
-        lines += [f"  call = {command(library.link)}", f"  libraries = {command(library.linked)}"]
-    (folder / "build.ninja").write_text("\n".join(lines) + "\n")
-    done = subprocess.run([ninja, "-C", str(folder), "-j", str(jobs())], check=False)
-    if done.returncode != 0:
-        failed(plan)
-
-
-def is_fresh(target: Path, depends: Path) -> bool:
-    """Whether an object is newer than all that it was compiled from, by the compiler's list of these."""
+def is_fresh(target: Path) -> bool:
+    """Whether an object is newer than all that it was compiled from, by the list that the compiler left beside it."""
+    depends = Path(f"{target}.d")
     if not target.is_file() or not depends.is_file():
         return False
     names = shlex.split(depends.read_text().replace("\\\n", " ").partition(":")[2])
-    built = target.stat().st_mtime_ns
-    return all(os.path.exists(name) and os.stat(name).st_mtime_ns <= built for name in names)
+    return max(map(modified, names)) <= target.stat().st_mtime_ns
 
 
-def compile_with_loop(plan: Plan, folder: Path) -> None:
-    """The same without ninja."""
+def run(what: str, command: list[str]) -> None:
+    """Shows the command and what it says in one piece, for others run beside it; CalledProcessError where it fails."""
+    # sources by relative paths: the same from wherever they lie, also to a compiler's cache
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    print(f"[{what}] {shlex.join(command)}\n{done.stdout}", end="", flush=True)
+    done.check_returncode()
 
-    def call(command: list[str]) -> int:
-        print(shlex.join(command), flush=True)
-        return subprocess.run(command, cwd=folder, check=False).returncode
 
-    def compile_one(one: Unit) -> int:
-        target = folder / one.object
-        depends = target.with_name(f"{target.name}.d")
-        if is_fresh(target, depends):
-            return 0
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # what an interrupted compiler leaves behind is no object
-        partial = target.with_name(f"{target.name}.partial")
-        code = call([*one.call, "-MD", "-MF", str(depends), "-o", str(partial), str(ROOT / one.source)])
-        if code == 0:
-            os.replace(partial, target)
-        return code
+def compile_unit(one: Unit, target: Path, what: str) -> None:
+    """An object and, only once that is complete, the list of its sources beside it."""
+    listed, partial = Path(f"{target}.d"), Path(f"{target}.d.partial")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    listed.unlink(missing_ok=True)
+    began = time.time_ns()
+    run(what, [*one.call, "-MD", "-MF", str(partial), "-o", str(target), str(one.source)])
+    # what is written while the compiler runs may have come too late for it
+    os.utime(target, ns=(began, began))
+    os.replace(partial, listed)
 
+
+def compile_and_link(plan: Plan, folder: Path) -> None:
+    """What is not fresh, MAX_JOBS at a time, then the libraries, in `folder`."""
+    units = [(one, folder / one.object) for library in plan.libraries for one in library.units]
+    stale = [(one, target) for one, target in units if not is_fresh(target)]
+    print(f"{PACKAGE}: {len(stale)} of {len(units)} objects to compile", flush=True)
     with ThreadPoolExecutor(jobs()) as pool:
-        if any(pool.map(compile_one, [one for library in plan.libraries for one in library.units])):
-            failed(plan)
+        made = [
+            pool.submit(compile_unit, one, target, f"{place}/{len(stale)}")
+            for place, (one, target) in enumerate(stale, start=1)
+        ]
+        try:
+            for each in as_completed(made):
+                each.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     for library in plan.libraries:
-        objects = [one.object for one in library.units]
-        if call([*library.link, *objects, *library.linked, "-o", f"{library.name}.abi3.so"]):
-            failed(plan)
+        objects = [str(folder / one.object) for one in library.units]
+        name = f"{library.name}.abi3.so"
+        run(name, [*library.link, *objects, *library.linked, "-o", str(folder / name)])
 
 
 def build(plan: Plan, folder: Path, target: Path) -> None:
@@ -427,21 +420,17 @@ def build(plan: Plan, folder: Path, target: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        ninja = find_ninja()
-        if ninja is not None:
-            compile_with_ninja(ninja, plan, folder)
-        else:
-            compile_with_loop(plan, folder)
+        try:
+            compile_and_link(plan, folder)
+        except subprocess.CalledProcessError:
+            less = "LITESEG_BUILD=cpu builds without CUDA, " if len(plan.libraries) > 1 else ""
+            sys.exit(
+                f"error: the kernels did not compile (see above). {less}"
+                "LITESEG_BUILD=none installs without compiled kernels."
+            )
         for library in plan.libraries:
             name = f"{library.name}.abi3.so"
             replace(target / name, (folder / name).read_bytes())
-
-
-def failed(plan: Plan) -> None:
-    less = "LITESEG_BUILD=cpu builds without CUDA, " if len(plan.libraries) > 1 else ""
-    sys.exit(
-        f"error: the kernels did not compile (see above). {less}LITESEG_BUILD=none installs without compiled kernels."
-    )
 
 
 def replace(target: Path, data: bytes) -> None:
@@ -470,8 +459,8 @@ def write_build_info(plan: Plan, folder: Path) -> None:
     replace(folder / PACKAGE / "_build_info.py", text.encode())
 
 
-if int(setuptools.__version__.partition(".")[0]) < OLDEST_SETUPTOOLS:
-    # which reads pyproject.toml otherwise, and says so at length
+# an older one does not understand pyproject.toml, and says so at length; 0 is one that does not know its version
+if 0 < int(setuptools.__version__.partition(".")[0]) < OLDEST_SETUPTOOLS:
     sys.exit(
         f"error: setuptools {setuptools.__version__} is too old: expected >= {OLDEST_SETUPTOOLS}; "
         "`pip install -U setuptools`, or leave --no-build-isolation out"
