@@ -33,6 +33,12 @@ def copy(target: Path, *, tiny: bool = False) -> Path:
     return target
 
 
+def objects(project: Path) -> dict[str, Path]:
+    """Of the CPU library in `project`, by name those that were compiled last, with whatever flags."""
+    compiled = (project / "build/kernels/_C").glob("*/*.o")
+    return {file.name: file for file in sorted(compiled, key=lambda file: file.stat().st_mtime)}
+
+
 def environment(**more: str) -> dict[str, str]:
     """The calling environment without its build settings, and `more`."""
     settings = ("CXX", "CUDA_HOME", "DEBUG")

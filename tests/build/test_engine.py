@@ -12,7 +12,7 @@ import pytest
 from liteseg_kernels import _loader, activations
 from liteseg_kernels.plan import contract
 
-from .project import ROOT
+from .project import ROOT, objects
 
 CSRC = ROOT / "csrc"
 INCLUDE = re.compile(r"^\s*#\s*include\s+(\S+)", re.M)
@@ -44,13 +44,11 @@ def test_blocks_and_kernels_do_not_include_upwards() -> None:
 
 
 def test_no_object_of_the_engine_needs_a_symbol_of_torch() -> None:
-    # of each name the one that was compiled last, with whatever flags
-    compiled = sorted((ROOT / "build/kernels/_C").glob("*/engine.*.o"), key=lambda file: file.stat().st_mtime)
-    objects = {file.name: file for file in compiled}
-    if not objects or shutil.which("nm") is None:
-        pytest.skip("no nm on PATH" if objects else "no build folder here")
-    assert len(objects) > 50
-    told = subprocess.run(["nm", "-uC", *map(str, objects.values())], check=True, capture_output=True, text=True).stdout
+    engine = [file for name, file in objects(ROOT).items() if name.startswith("engine.")]
+    if not engine or shutil.which("nm") is None:
+        pytest.skip("no nm on PATH" if engine else "no build folder here")
+    assert len(engine) > 50
+    told = subprocess.run(["nm", "-uC", *map(str, engine)], check=True, capture_output=True, text=True).stdout
     needed = set(re.findall(r"^\s+[Uwv] (.+)$", told, re.M))
     assert any(name.startswith("liteseg::") for name in needed) and "mmap" in needed
     assert sorted(name for name in needed if re.search(r"torch|c10|\bat::", name)) == []
