@@ -14,7 +14,8 @@
 #   make wheel   a wheel for other machines (manylinux) and the source distribution, in dist/
 #   make oldest  a part of the tests on the lowest versions that pyproject.toml allows
 #   make install-matrix  pip, uv, sdist, wheel, without a compiler, without torch: what becomes of each
-#   make versions   the wheel on every Python and torch at hand; VERSIONS_ARGS="-t ends" for oldest and newest
+#   make versions   the wheel on the oldest and newest Python and torch, as far as they are at hand; VERSIONS_ARGS= for all
+#                (fetches gigabytes for each torch, unless TORCH_INDEX names an index without CUDA)
 #   make clean   remove what the others made, .venv included
 
 PYTHON ?= python3
@@ -29,7 +30,7 @@ GPU_DAY_ARGS ?=
 GPU_PACK_ARGS ?=
 FUZZ_ARGS ?= --seconds 3600
 INSTALL_ARGS ?=
-VERSIONS_ARGS ?=
+VERSIONS_ARGS ?= -t ends
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check

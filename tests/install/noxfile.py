@@ -2,7 +2,7 @@
 
     nox -f tests/install/noxfile.py -l           what there is
     nox -f tests/install/noxfile.py -t ends      the oldest and the newest
-    nox -f tests/install/noxfile.py -k "3.12 and 2.13"
+    nox -f tests/install/noxfile.py -s "wheel(3.12-2.13)"
 
 Pythons that are not on the machine are skipped. torch comes from where pip is set up to take it: set PIP_INDEX_URL, or
 TORCH_INDEX for torch alone, to get its builds without CUDA, which are a tenth of the size. One environment at a time is
