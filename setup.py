@@ -8,15 +8,16 @@ liteseg_kernels/_C_cuda.abi3.so  CUDA kernels (csrc/cuda), built where nvcc is f
 
 The two extensions use only torch's stable ABI and no Python API, so one build serves every CPython >= 3.10 and every
 torch >= 2.11.
-torch is found by folder and never imported: pip's isolated build does not have it on its path, and importing it would
-start CUDA. What was built, with what, and why anything was skipped goes to liteseg_kernels/_build_info.py.
+torch is found by folder and never imported: isolated builds do not have it on their path, and importing it would start
+CUDA. What was built, with what, and why anything was skipped goes to liteseg_kernels/_build_info.py. Objects lie in
+build/kernels, in a folder for each compiler and set of flags: every way of building the same takes them from there.
 
 Environment:
-LITESEG_BUILD       auto (default): what is found, the rest skipped loudly; cpu, cuda: a missing part is an error;
-                    none: no compiled library
+LITESEG_BUILD       auto (default): the CPU library, without which the build fails on Linux, and the CUDA library where
+                    nvcc is found; cpu: the CPU library alone; cuda: both, or the build fails; none: no compiled library
 LITESEG_TORCH_DIR   folder of the torch package to build against, where it is not found by itself
 LITESEG_CUDA_ARCHS  "80;90": machine code for each, and PTX of the newest
-CUDA_HOME, CXX      toolkit folder, host compiler
+CUDA_HOME, CXX      toolkit folder, host compiler ("ccache g++" and flags behind it may stand there too)
 MAX_JOBS            compiler processes at a time (default: cores)
 DEBUG               1: -O0 -g
 LITESEG_SANITIZE    "address,undefined": the CPU libraries with these sanitizers (implies DEBUG, or with DEBUG=0 -O1);
@@ -27,25 +28,34 @@ LITESEG_COVERAGE    1: the CPU library counts which of its branches are taken (g
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.util
+import itertools
+import math
 import os
 import platform
 import re
 import shlex
 import shutil
+import site
 import subprocess
 import sys
 import sysconfig
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = "liteseg_kernels"
+OLDEST_SETUPTOOLS = 77
 VERSION = re.findall(r'"(\d[^"]*)"', (ROOT / PACKAGE / "_version.py").read_text())[0]
 OLDEST_TORCH = (2, 11)
 TORCH_TARGET = "0x020b000000000000"
@@ -53,7 +63,8 @@ HEADER = Path("include/torch/csrc/stable/library.h")
 INSTRUCTION_SETS = ROOT / "csrc/engine/instruction_sets.txt"
 # of the C library alone; the rest of what it is linked from are the engine's objects
 C_API = Path("csrc/engine/c_api")
-# compiled with what `write_schemas` makes of the signatures
+# compiled with what `write_schemas` makes of the signatures, and where it puts that
+GENERATED = Path("build/generated")
 OPS = Path("csrc/torch/ops.cpp")
 SIGNATURES = ROOT / PACKAGE / "_signatures.py"
 MODES = ("auto", "cpu", "cuda", "none")
@@ -136,32 +147,51 @@ def truthy(name: str) -> bool:
     return os.environ.get(name, "").lower() not in ("", "0", "false", "off", "no")
 
 
+def torch_folders() -> Iterator[Path]:
+    """Where torch may be, the environment that the build is for first.
+
+    Isolated builds hide what is installed. pip's keeps the interpreter, which still knows its folders; uv's has an
+    interpreter of its own, and leaves the active environment on PATH, or is called beside a .venv. Any of them will do:
+    what is built runs with every torch that is new enough.
+    """
+    spec = importlib.util.find_spec("torch")
+    if spec is not None and spec.origin:
+        yield Path(spec.origin).parent
+    for prefix in (sys.prefix, sys.base_prefix):
+        for key in ("purelib", "platlib"):
+            yield Path(sysconfig.get_path(key, vars={"base": prefix, "platbase": prefix})) / "torch"
+    yield Path(site.getusersitepackages()) / "torch"
+    around = [Path(entry).parent for entry in os.get_exec_path() if os.path.isabs(entry)]
+    for prefix in (*around, ROOT / ".venv"):
+        yield from sorted(prefix.glob("lib/python3*/site-packages/torch"))
+
+
+def version_of(torch: Path) -> str:
+    """As torch/version.py has it; empty where it cannot be read."""
+    file = torch / "version.py"
+    found = re.search(r"^__version__\s*=\s*['\"]([^'\"]+)['\"]", file.read_text() if file.is_file() else "", re.M)
+    return found.group(1) if found else ""
+
+
 def find_torch() -> tuple[Path, str]:
     """Folder and version of the torch to build against."""
     named = os.environ.get("LITESEG_TORCH_DIR")
-    if named:
-        folders = [Path(named)]
-    else:
-        spec = importlib.util.find_spec("torch")
-        folders = [Path(spec.origin).parent] if spec is not None and spec.origin else []
-        # pip's isolated build hides the installed packages, but its interpreter still knows where they are
-        folders += [Path(sysconfig.get_path(key)) / "torch" for key in ("purelib", "platlib")]
-    folder = next((f for f in folders if (f / HEADER).is_file()), None)
-    if folder is None:
-        looked = ", ".join(dict.fromkeys(str(f) for f in folders))
-        raise Missing(
-            f"no torch with stable-ABI headers (looked in {looked}); install torch >= 2.11 first, or add "
-            "--no-build-isolation to pip, or set LITESEG_TORCH_DIR to the folder of the torch package"
-        )
-    text = (folder / "version.py").read_text() if (folder / "version.py").is_file() else ""
-    found = re.search(r"^__version__\s*=\s*['\"]([^'\"]+)['\"]", text, re.M)
-    version = found.group(1) if found else ""
-    numbers = re.match(r"(\d+)\.(\d+)", version)
-    if numbers is None:
-        raise Missing(f"the version of torch in {folder} cannot be read")
-    if (int(numbers.group(1)), int(numbers.group(2))) < OLDEST_TORCH:
-        raise Missing(f"torch {version} in {folder} is too old: expected >= {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]}")
-    return folder.resolve(), version
+    folders = dict.fromkeys([Path(named)] if named else torch_folders())
+    refused, oldest = [], ".".join(map(str, OLDEST_TORCH))
+    for folder in folders:
+        if not (folder / HEADER).is_file():
+            continue
+        version = version_of(folder)
+        numbers = re.match(r"(\d+)\.(\d+)", version)
+        if numbers and (int(numbers.group(1)), int(numbers.group(2))) >= OLDEST_TORCH:
+            return folder.resolve(), version
+        refused.append(f"torch {version or 'of unknown version'} in {folder} is too old: expected >= {oldest}")
+    found = "; ".join(refused) or f"no torch with stable-ABI headers (looked in {', '.join(map(str, folders))})"
+    raise Missing(
+        f"{found}; install torch >= {oldest} first; where the build does not see it, `pip install -U setuptools` and "
+        "`pip install --no-build-isolation .` (with uv: `uv pip install ...`), or set LITESEG_TORCH_DIR to the folder "
+        "of the torch package"
+    )
 
 
 def first_line(command: list[str], pattern: str) -> str:
@@ -172,7 +202,8 @@ def first_line(command: list[str], pattern: str) -> str:
         raise Missing(f"{command[0]} does not run: {error}") from error
     found = re.search(pattern, done.stdout)
     if done.returncode != 0 or found is None:
-        raise Missing(f"{shlex.join(command)} failed with exit code {done.returncode}: {done.stderr.strip()[-300:]}")
+        told = done.stderr.strip()[-300:]
+        raise Missing(f"{shlex.join(command)} failed with exit code {done.returncode}{told and f': {told}'}")
     return found.group(1)
 
 
@@ -184,7 +215,10 @@ def find_compiler() -> tuple[list[str], str]:
     if command is None:
         wanted = " or ".join(c[0] for c in candidates)
         raise Missing(f"no C++ compiler: {wanted} is not on PATH; install one (g++ >= 9) or set CXX")
-    return command, first_line([*command, "--version"], r"\A([^\n]+)")
+    try:
+        return command, first_line([*command, "--version"], r"\A([^\n]+)")
+    except Missing as reason:
+        raise Missing(f"{reason}; install a C++ compiler that works (g++ >= 9) or set CXX to one") from None
 
 
 def find_nvcc() -> tuple[str, str]:
@@ -209,9 +243,11 @@ def cuda_archs() -> list[str]:
     return sorted(dict.fromkeys(archs), key=lambda arch: (int(arch.rstrip("af")), arch))
 
 
-def unit(library: str, source: Path, call: list[str], instructions: str = "") -> Unit:
+def unit(library: str, source: Path, call: list[str], versions: str, instructions: str = "") -> Unit:
+    """Its object is kept apart from those of other flags, and of other `versions` of the compiler and torch."""
     name = ".".join([*source.relative_to("csrc").parts, *([instructions] if instructions else []), "o"])
-    return Unit(source, f"{library}/{name}", call)
+    key = hashlib.sha256("\0".join([versions, *call]).encode()).hexdigest()[:12]
+    return Unit(source, f"{library}/{key}/{name}", call)
 
 
 def cpu_sources() -> tuple[list[Path], list[tuple[InstructionSet, Path]]]:
@@ -225,7 +261,7 @@ def cpu_sources() -> tuple[list[Path], list[tuple[InstructionSet, Path]]]:
     return plain, kernels
 
 
-def cpu_libraries(torch: Path, compiler: list[str]) -> list[Library]:
+def cpu_libraries(torch: Path, compiler: list[str], versions: str) -> list[Library]:
     """The extension, and the C library where there are sources of its own."""
     plain, kernels = cpu_sources()
     if not plain:
@@ -244,14 +280,15 @@ def cpu_libraries(torch: Path, compiler: list[str]) -> list[Library]:
     # the C library leaves out what it does not call
     flags += ["-ffunction-sections", "-fdata-sections"]
     defines = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", "-DPy_LIMITED_API=0x030A0000"]
-    include = [f"-I{ROOT / 'csrc'}", "-isystem", str(torch / "include")]
+    include = ["-Icsrc", "-isystem", str(torch / "include")]
     command = [*compiler, "-c", *flags, *defines, *include]
     # the linker keeps the first copy of an inline function that several files contain: the plain files come first, so
     # that no shared function is the copy compiled for an instruction set the machine may lack
-    units = [unit("_C", source, [*command, *(["-Igenerated"] if source == OPS else [])]) for source in plain]
+    own_include = {OPS: [f"-I{GENERATED.as_posix()}"]}
+    units = [unit("_C", source, [*command, *own_include.get(source, [])], versions) for source in plain]
     for one, source in kernels:
         names = [f"-DLITESEG_ISA={one.name}", f"-DLITESEG_SIMD={one.simd}"]
-        units.append(unit("_C", source, [*command, *names, *one.flags], one.name))
+        units.append(unit("_C", source, [*command, *names, *one.flags], versions, one.name))
     linked = [f"-L{torch / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"]
     libraries = [Library("_C", units, [*compiler, "-shared", *checks], linked)]
     own = sorted(path.relative_to(ROOT) for path in (ROOT / C_API).glob("*.cpp"))
@@ -262,27 +299,37 @@ def cpu_libraries(torch: Path, compiler: list[str]) -> list[Library]:
         alone = [] if checks else ["-static-libstdc++", "-static-libgcc", "-Wl,-s"]
         seen = f"-Wl,--version-script={ROOT / C_API / 'exports.map'}"
         link = [*compiler, "-shared", *checks, *alone, seen, "-Wl,--gc-sections", "-Wl,--no-undefined", "-pthread"]
-        own_units = [unit("libliteseg", source, [*command, version]) for source in own]
+        own_units = [unit("libliteseg", source, [*command, version], versions) for source in own]
         libraries.append(Library("libliteseg", own_units, link, [], engine, extension=False))
     return libraries
 
 
-def cuda_library(torch: Path, nvcc: str, archs: list[str]) -> Library:
+def nvcc_host() -> list[str]:
+    """CXX as nvcc takes it: the compiler alone, without a launcher in front of it, and its flags one by one."""
+    words = shlex.split(os.environ.get("CXX", ""))
+    programs = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    if not programs:
+        return []
+    flags = [part for flag in words[len(programs) :] for part in ("-Xcompiler", flag)]
+    return ["-ccbin", programs[-1], *flags]
+
+
+def cuda_library(torch: Path, nvcc: str, archs: list[str], versions: str) -> Library:
     sources = [path.relative_to(ROOT) for path in sorted((ROOT / "csrc/cuda").rglob("*.cu"))]
     if not sources:
         raise Missing("csrc/cuda holds no sources")
     optimise = ["-O0", "-g"] if truthy("DEBUG") else ["-O3", "-DNDEBUG"]
     flags = [*optimise, "-std=c++17", "-lineinfo", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall"]
     defines = ["-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
-    include = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/cuda'}", "-isystem", str(torch / "include")]
-    host = ["-ccbin", os.environ["CXX"]] if os.environ.get("CXX") else []
+    include = ["-Icsrc", "-Icsrc/cuda", "-isystem", str(torch / "include")]
+    host = nvcc_host()
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
     targets.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
     command = [nvcc, *host, "-c", *flags, *defines, *include, *targets]
     # libtorch.so must stay in DT_NEEDED: torch opens its libraries locally, and only through libtorch.so does a CUDA
     # build of torch offer us the functions of libtorch_cuda. cudart is linked in, so its version ties us to no toolkit.
     linked = [f"-L{torch / 'lib'}", "-Xlinker", "--no-as-needed", "-ltorch", "-ltorch_cpu"]
-    units = [unit("_C_cuda", source, command) for source in sources]
+    units = [unit("_C_cuda", source, command, versions) for source in sources]
     return Library("_C_cuda", units, [nvcc, *host, "-shared", "-cudart", "static"], linked)
 
 
@@ -299,7 +346,7 @@ def make_plan() -> Plan:
             raise Missing(f"compiled kernels are built on Linux only, this is {sys.platform}")
         torch, plan.torch = find_torch()
         compiler, plan.compiler = find_compiler()
-        plan.libraries += cpu_libraries(torch, compiler)
+        plan.libraries += cpu_libraries(torch, compiler, f"{plan.compiler} {plan.torch}")
     except Missing as reason:
         plan.skipped = dict.fromkeys(("_C", "_C_cuda"), str(reason))
         return plan
@@ -309,7 +356,8 @@ def make_plan() -> Plan:
     try:
         nvcc, plan.nvcc = find_nvcc()
         archs = cuda_archs()
-        plan.libraries.append(cuda_library(torch, nvcc, archs))
+        versions = f"{plan.nvcc} {plan.compiler} {plan.torch}"
+        plan.libraries.append(cuda_library(torch, nvcc, archs, versions))
         plan.archs = archs
     except Missing as reason:
         plan.skipped["_C_cuda"] = str(reason)
@@ -317,19 +365,25 @@ def make_plan() -> Plan:
 
 
 def report(plan: Plan) -> None:
-    """Says loudly what is skipped; in a strict mode a skipped part that was asked for ends the build."""
-    wanted = {"auto": [], "none": [], "cpu": ["_C"], "cuda": ["_C", "_C_cuda"]}[plan.mode]
+    """Ends the build where a part is missing that it must have, and says loudly what else is left out."""
+    # elsewhere there is nothing that could be installed to mend it
+    cpu = ["_C"] if sys.platform == "linux" else []
+    wanted = {"auto": cpu, "none": [], "cpu": ["_C"], "cuda": ["_C", "_C_cuda"]}[plan.mode]
     missed = [name for name in wanted if name in plan.skipped]
     if missed:
         reasons = "; ".join(dict.fromkeys(plan.skipped[name] for name in missed))
-        sys.exit(f"error: LITESEG_BUILD={plan.mode}: cannot build {' and '.join(missed)}: {reasons}")
+        less = "LITESEG_BUILD=cpu builds without CUDA, " if missed == ["_C_cuda"] else ""
+        sys.exit(
+            f"error: LITESEG_BUILD={plan.mode}: cannot build {' and '.join(missed)}: {reasons}\n"
+            f"error: {less}LITESEG_BUILD=none installs without compiled kernels, on PyTorch's own, slower operations"
+        )
     if plan.mode != "auto" or not plan.skipped:
         return
     rule = "*" * 100
     lines = [f"{PACKAGE}: built WITHOUT {name}: {reason}" for name, reason in plan.skipped.items()]
     lines += [
-        "Everything still works, on Triton or plain PyTorch instead of the missing kernels, only slower.",
-        "LITESEG_BUILD=cpu or LITESEG_BUILD=cuda makes this an error; python -m liteseg_kernels.info shows it again.",
+        "Everything still works, on Triton or plain PyTorch instead of the missing kernels.",
+        "LITESEG_BUILD=cuda makes this an error; python -m liteseg_kernels.info shows it again.",
     ]
     print("\n".join([rule, *lines, rule]), file=sys.stderr, flush=True)
 
@@ -343,65 +397,71 @@ def jobs() -> int:
     return int(text)
 
 
-def find_ninja() -> str | None:
-    scripts = sysconfig.get_path("scripts")
-    return shutil.which("ninja", path=os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)]))
+@functools.cache
+def modified(file: str) -> float:
+    """When a file was written; never, if it is gone."""
+    path = ROOT / file
+    return path.stat().st_mtime_ns if path.is_file() else math.inf
 
 
-def compile_with_ninja(ninja: str, plan: Plan, folder: Path) -> None:
-    """One build.ninja for everything: incremental over sources, headers and command lines."""
-
-    def escape(text: str) -> str:
-        return text.replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
-
-    def command(parts: list[str]) -> str:
-        return shlex.join(parts).replace("$", "$$")
-
-    lines = ["ninja_required_version = 1.5", ""]
-    lines += ["rule compile", "  command = $call -MD -MF $out.d -o $out $in", "  depfile = $out.d", "  deps = gcc", ""]
-    lines += ["rule link", "  command = $call $in $libraries -o $out", ""]
-    for library in plan.libraries:
-        for one in library.units:
-            lines += [f"build {escape(one.object)}: compile {escape(str(ROOT / one.source))}"]
-            lines += [f"  call = {command(one.call)}"]
-        objects = [escape(name) for name in library.objects()]
-        lines += [f"build {library.file}: link {' '.join(objects)}"]
-        lines += [f"  call = {command(library.link)}", f"  libraries = {command(library.linked)}"]
-    (folder / "build.ninja").write_text("\n".join(lines) + "\n")
-    done = subprocess.run([ninja, "-C", str(folder), "-j", str(jobs())], check=False)
-    if done.returncode != 0:
-        failed(plan)
+def is_fresh(target: Path) -> bool:
+    """Whether an object is newer than all that it was compiled from, by the list that the compiler left beside it."""
+    depends = Path(f"{target}.d")
+    if not target.is_file() or not depends.is_file():
+        return False
+    names = shlex.split(depends.read_text().replace("\\\n", " ").partition(":")[2])
+    return max(map(modified, names)) <= target.stat().st_mtime_ns
 
 
-def compile_with_loop(plan: Plan, folder: Path) -> None:
-    """The same commands without ninja: everything is compiled every time."""
+def run(what: str, command: list[str]) -> None:
+    """Shows the command and what it says in one piece, for others run beside it; CalledProcessError where it fails."""
+    # sources by relative paths: the same from wherever they lie, also to a compiler's cache
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    print(f"[{what}] {shlex.join(command)}\n{done.stdout}", end="", flush=True)
+    done.check_returncode()
 
-    def call(command: list[str]) -> int:
-        print(shlex.join(command), flush=True)
-        return subprocess.run(command, cwd=folder, check=False).returncode
 
+def compile_unit(one: Unit, target: Path, what: str) -> None:
+    """An object and, only once that is complete, the list of its sources beside it."""
+    listed, partial = Path(f"{target}.d"), Path(f"{target}.d.partial")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    listed.unlink(missing_ok=True)
+    began = time.time_ns()
+    run(what, [*one.call, "-MD", "-MF", str(partial), "-o", str(target), str(one.source)])
+    # what is written while the compiler runs may have come too late for it
+    os.utime(target, ns=(began, began))
+    os.replace(partial, listed)
+
+
+def compile_and_link(plan: Plan, folder: Path) -> None:
+    """What is not fresh, MAX_JOBS at a time, then the libraries, in `folder`."""
+    units = [(one, folder / one.object) for library in plan.libraries for one in library.units]
+    stale = [(one, target) for one, target in units if not is_fresh(target)]
+    print(f"{PACKAGE}: {len(stale)} of {len(units)} objects to compile", flush=True)
     with ThreadPoolExecutor(jobs()) as pool:
-        commands = []
-        for library in plan.libraries:
-            for one in library.units:
-                target = folder / one.object
-                target.parent.mkdir(parents=True, exist_ok=True)
-                commands.append([*one.call, "-o", str(target), str(ROOT / one.source)])
-        if any(pool.map(call, commands)):
-            failed(plan)
+        made = [
+            pool.submit(compile_unit, one, target, f"{place}/{len(stale)}")
+            for place, (one, target) in enumerate(stale, start=1)
+        ]
+        try:
+            for each in as_completed(made):
+                each.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     for library in plan.libraries:
-        if call([*library.link, *library.objects(), *library.linked, "-o", library.file]):
-            failed(plan)
+        objects = [str(folder / name) for name in library.objects()]
+        run(library.file, [*library.link, *objects, *library.linked, "-o", str(folder / library.file)])
 
 
-def write_schemas(folder: Path) -> None:
+def write_schemas() -> None:
     """The signatures of all ops as a list for the preprocessor; written where it has changed."""
     values: dict[str, dict[str, str]] = {}
     exec(SIGNATURES.read_text(), values)
     rows = [f'  X({name}, "{signature}")' for name, signature in values["SCHEMAS"].items()]
     text = "// Written by setup.py from liteseg_kernels/_signatures.py: X(op, signature).\n"
     text += " \\\n".join(["#define LITESEG_SCHEMAS(X)", *rows]) + "\n"
-    file = folder / "generated/schemas.h"
+    file = ROOT / GENERATED / "schemas.h"
     if not file.is_file() or file.read_text() != text:
         replace(file, text.encode())
 
@@ -413,21 +473,17 @@ def build(plan: Plan, folder: Path, target: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        write_schemas(folder)
-        ninja = find_ninja()
-        if ninja is not None:
-            compile_with_ninja(ninja, plan, folder)
-        else:
-            compile_with_loop(plan, folder)
+        write_schemas()
+        try:
+            compile_and_link(plan, folder)
+        except subprocess.CalledProcessError:
+            less = "LITESEG_BUILD=cpu builds without CUDA, " if "_C_cuda" in {x.name for x in plan.libraries} else ""
+            sys.exit(
+                f"error: the kernels did not compile (see above). {less}"
+                "LITESEG_BUILD=none installs without compiled kernels."
+            )
         for library in plan.libraries:
             replace(target / library.file, (folder / library.file).read_bytes())
-
-
-def failed(plan: Plan) -> None:
-    less = "LITESEG_BUILD=cpu builds without CUDA, " if len(plan.libraries) > 1 else ""
-    sys.exit(
-        f"error: the kernels did not compile (see above). {less}LITESEG_BUILD=none installs without compiled kernels."
-    )
 
 
 def replace(target: Path, data: bytes) -> None:
@@ -456,10 +512,21 @@ def write_build_info(plan: Plan, folder: Path) -> None:
     replace(folder / PACKAGE / "_build_info.py", text.encode())
 
 
+# an older one does not understand pyproject.toml, and says so at length; 0 is one that does not know its version
+if 0 < int(setuptools.__version__.partition(".")[0]) < OLDEST_SETUPTOOLS:
+    sys.exit(
+        f"error: setuptools {setuptools.__version__} is too old: expected >= {OLDEST_SETUPTOOLS}; "
+        "`pip install -U setuptools`, or leave --no-build-isolation out"
+    )
 PLAN = make_plan()
 
 
 class BuildKernels(build_ext):
+    def initialize_options(self) -> None:
+        super().initialize_options()
+        # setuptools' own has the name of the interpreter in it, and is thrown away after an editable install
+        self.build_temp = str(ROOT / "build/kernels")
+
     def run(self) -> None:
         report(PLAN)
         target = ROOT if self.inplace else Path(self.build_lib).resolve()
@@ -474,10 +541,11 @@ class BuildKernels(build_ext):
 
 class BuildPython(build_py):
     def run(self) -> None:
+        # a build without extensions never runs build_ext
+        if not PLAN.libraries:
+            report(PLAN)
         super().run()
         if not PLAN.libraries:
-            # a build without extensions never runs build_ext
-            report(PLAN)
             write_build_info(PLAN, ROOT if self.editable_mode else Path(self.build_lib).resolve())
 
 

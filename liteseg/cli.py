@@ -325,7 +325,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Writes labels and overlay of one picture and prints where they are, and one line that compares "
         "the fused model with plain PyTorch on it: share of equal labels and ratio of the times.",
     )
-    p.add_argument("--image", type=Path, metavar="FILE", help="picture; default: the street picture of the repository")
+    p.add_argument("--image", type=Path, metavar="FILE", help="picture; default: a drawn street in the package")
     p.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="output folder (default: out)")
     p.add_argument("--rounds", type=_count, default=10, metavar="N", help="timed rounds (default 10)")
     _reading_options(p)

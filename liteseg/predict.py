@@ -15,6 +15,7 @@ from torch import nn
 
 from liteseg.data import MEAN, STD
 from liteseg.reading import SampleRange, orientation, read_image, rgb_array, turned
+from liteseg_kernels import _loader
 from liteseg_kernels import functional as F
 from liteseg_kernels.eval_view import eval_view
 from liteseg_kernels.runtime import checked_logits
@@ -45,6 +46,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     That is `model` itself where all of it is in eval mode, else a view of it (:func:`liteseg_kernels.eval_view`):
     neither modes nor buffers of `model` change, so several threads may use it, and one may train it.
     """
+    _loader.warn_without_kernels()
     ready = eval_view(model)
     with torch.inference_mode():
         yield ready

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -11,6 +13,9 @@ from . import _schemas  # noqa: F401  # the libraries add kernels to the ops def
 
 # library -> None when it is loaded, else the reason why it is not; filled by `load`
 STATUS: dict[str, str | None] = {}
+
+_logger = logging.getLogger("liteseg_kernels")
+_warned = False
 
 # of all compiled libraries; the sanitizers' build lies in a folder of its own (tests/sanitizers)
 FOLDER = Path(os.environ.get("LITESEG_LIBRARIES") or Path(__file__).parent)
@@ -40,6 +45,28 @@ def load() -> None:
     for name in ("_C", "_C_cuda"):
         if name not in STATUS:
             STATUS[name] = _try(name)
+
+
+def warn_without_kernels() -> None:
+    """Log, once a process, that there are no compiled kernels for the CPU, why, and what to do; nothing where they are.
+
+    For those who make a network fast or use one (`fuse`, `optimize`, `predict`), and not for every import.
+    """
+    global _warned
+    reason = missing("cpu")
+    if reason is None or _warned:
+        return
+    _warned = True
+    remedy = (
+        "; to mend it, in the sources: `LITESEG_BUILD=cpu pip install --no-build-isolation --no-deps --no-cache-dir "
+        "--force-reinstall .`"
+    )
+    _logger.warning(
+        "liteseg_kernels: no compiled kernels for the CPU, whose networks run on PyTorch's own, slower operations: "
+        "%s%s (`python -m liteseg_kernels.info` shows more)",
+        reason,
+        remedy if sys.platform == "linux" else "",
+    )
 
 
 def missing(backend: str) -> str | None:

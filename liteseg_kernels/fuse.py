@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
+from . import _loader
 from .block import FusedModule
 from .graphs import GraphCache
 from .plan import PlannedModule
@@ -49,7 +50,7 @@ def fuse(model: Model, *, cuda_graph: bool = False) -> Model:
     `explain(fused)` does. What is altered after `fuse` runs module by module from then on. The copy keeps what it
     folded: load a `state_dict` into it and it folds again, but after writing to its parameters in place call `fuse` on
     the model again. Gradients do not reach what was folded. Whole networks (`PlannedModule`) run from one plan on the
-    CPU while nothing in them is altered.
+    CPU while nothing in them is altered. Where the compiled CPU kernels are missing, a warning says so, once.
 
     Args:
         cuda_graph: on a CUDA device, record a graph of the network for each size, dtype and memory format of its input
@@ -60,6 +61,7 @@ def fuse(model: Model, *, cuda_graph: bool = False) -> Model:
     Raises:
         TypeError: `cuda_graph` for a model without a network of this library in it.
     """
+    _loader.warn_without_kernels()
     fused = _copy(model).eval()
     left: list[str] = []
     _fold(fused, "", left)

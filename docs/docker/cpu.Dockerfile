@@ -8,7 +8,7 @@ ARG TORCH=torch==2.13.0
 ARG TORCH_INDEX=
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$TORCH"
-RUN pip install --no-cache-dir setuptools wheel ninja
+RUN pip install --no-cache-dir setuptools wheel
 WORKDIR /src
 COPY . .
 RUN LITESEG_BUILD=cpu pip wheel --no-cache-dir --no-build-isolation --no-deps -w /wheels .

@@ -7,7 +7,7 @@ FROM nvidia/cuda:${CUDA} AS build
 ARG TORCH=torch==2.13.0
 RUN apt-get update && apt-get install -y --no-install-recommends g++ python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
-RUN python3 -m venv /venv && /venv/bin/pip install --no-cache-dir "$TORCH" setuptools wheel ninja
+RUN python3 -m venv /venv && /venv/bin/pip install --no-cache-dir "$TORCH" setuptools wheel
 WORKDIR /src
 COPY . .
 RUN LITESEG_BUILD=cuda /venv/bin/pip wheel --no-cache-dir --no-build-isolation --no-deps -w /wheels .

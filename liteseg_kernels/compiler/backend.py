@@ -166,6 +166,7 @@ def optimize(net: nn.Module, example: Any = None, *, rest: str = "auto") -> Opti
     if not isinstance(net, nn.Module):
         raise TypeError(f"optimize: net: expected a torch.nn.Module, got {type(net).__name__}")
     _check_rest("optimize", rest)
+    _loader.warn_without_kernels()
     optimized = Optimized(net, rest=rest)
     if example is not None:
         optimized(*(example if isinstance(example, tuple) else (example,)))

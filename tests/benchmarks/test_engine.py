@@ -27,9 +27,7 @@ from liteseg.bench.timing import peak_mb
 from liteseg.cli import main
 from liteseg.models import create_model
 from tests.benchmarks.contestants import contestant
-from tests.data import folders
-
-STREET = Path(__file__).resolve().parents[1] / "data" / "street.jpg"
+from tests.data import folders, street_file
 
 
 @pytest.fixture
@@ -451,6 +449,6 @@ def test_figures(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> No
 def test_only_liteseg_has_connections_to_cut(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     path = tmp_path / "enet.safetensors"
     liteseg.save_weights(create_model("enet"), path)
-    code, _, err = run("figures", "--figure", 2, "--image", STREET, "--weights", path)
+    code, _, err = run("figures", "--figure", 2, "--image", street_file(), "--weights", path)
     assert code == 2 and "expected a LiteSeg network for figure 2, got ENet" in err
     assert list((tmp_path / "results").glob("*")) == []

@@ -35,11 +35,22 @@ def copy(target: Path, *, tiny: bool = False) -> Path:
     return target
 
 
-def python(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """This interpreter in `folder`; the build settings of the calling environment do not count."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("LITESEG_") and k not in ("CXX", "CUDA_HOME")}
+def objects(project: Path) -> dict[str, Path]:
+    """Of the CPU library in `project`, by name those that were compiled last, with whatever flags."""
+    compiled = (project / "build/kernels/_C").glob("*/*.o")
+    return {file.name: file for file in sorted(compiled, key=lambda file: file.stat().st_mtime)}
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The calling environment without its build settings, and `more`."""
+    settings = ("CXX", "CUDA_HOME", "DEBUG")
+    return {k: v for k, v in os.environ.items() if not k.startswith("LITESEG_") and k not in settings} | more
+
+
+def python(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """This interpreter in `folder`, in `environment(**more)`."""
     return subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env={**inherited, **environment}, capture_output=True, text=True
+        [sys.executable, *arguments], cwd=folder, env=environment(**more), capture_output=True, text=True
     )
 
 

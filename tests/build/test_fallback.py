@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from liteseg_kernels import _loader
+
 from .project import GENERATED, ROOT, python
 
-USE = """
+COPY = """
 import sys, torch
 # an editable install would answer for modules that the copy does not have
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in getattr(finder, "__module__", "")]
+"""
+USE = f"""{COPY}
 import liteseg_kernels, liteseg_kernels.functional as F
 from liteseg_kernels import info
 assert liteseg_kernels.__file__.startswith(sys.argv[1]), liteseg_kernels.__file__
@@ -44,6 +48,39 @@ def test_works_without_libraries_and_says_why(bare: Path) -> None:
     done = python(bare, "-c", USE, str(bare))
     assert done.returncode == 0, done.stderr
     assert "not built: run `pip install .`" in done.stdout
+
+
+WARNED = f"""{COPY}
+import numpy, liteseg, liteseg_kernels as lk
+picture = numpy.zeros((32, 32, 3), numpy.uint8)
+net = liteseg.create_model("liteseg_shufflenet", num_classes=2)
+uses = {{
+    "fuse": lambda: lk.fuse(lk.SeparableConv2d(3, 5)),
+    "predict": lambda: liteseg.predict(net, picture),
+}}
+assert liteseg.__file__.startswith(sys.argv[1])
+for name in sys.argv[2:]:
+    uses[name]()
+    print(name, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("first", ["fuse", "predict"])
+def test_missing_kernels_are_told_once_with_the_reason_and_the_remedy(bare: Path, first: str) -> None:
+    ignore = shutil.ignore_patterns("weights", "__pycache__")
+    shutil.copytree(ROOT / "liteseg", bare / "liteseg", ignore=ignore)
+    (bare / "liteseg_kernels/_build_info.py").write_text(RECORD + "{'_C': 'LITESEG_BUILD=none'}\n")
+    done = python(bare, "-c", WARNED, str(bare), first, "fuse", "predict")
+    assert done.returncode == 0, done.stderr
+    told, *rest = done.stderr.splitlines()
+    assert "no compiled kernels for the CPU" in told and "not built: LITESEG_BUILD=none" in told
+    assert "`LITESEG_BUILD=cpu pip install --no-build-isolation --no-deps --no-cache-dir --force-reinstall .`" in told
+    assert rest == [first, "fuse", "predict"]
+
+
+@pytest.mark.skipif(_loader.missing("cpu") is not None, reason="the compiled CPU kernels are not loaded")
+def test_nothing_is_told_where_the_kernels_are() -> None:
+    assert python(ROOT, "-c", WARNED, str(ROOT), "fuse", "predict").stderr.splitlines() == ["fuse", "predict"]
 
 
 def test_the_reason_of_the_build_is_kept(bare: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 import liteseg
 from liteseg import cli
@@ -212,20 +211,15 @@ def test_train_gets_its_arguments_untouched(run, monkeypatch) -> None:
 
 
 def test_demo_prints_paths_and_one_comparison(run, weights, tmp_path) -> None:
-    street = ROOT / "tests" / "data" / "street.jpg"
-    code, out, err = run(
-        "demo", "--weights", weights, "--image", street, "--out", tmp_path / "out", "--rounds", "1", "--scale", "0.5"
-    )
+    code, out, err = run("demo", "--weights", weights, "--out", tmp_path / "out", "--rounds", "1", "--scale", "0.5")
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert lines[0] == f"picture: {tmp_path / 'out' / 'street_overlay.png'}"
+    assert lines[0] == f"picture: {tmp_path / 'out' / 'drawn_street_overlay.png'}"
     assert len(lines) == 3
     share = float(lines[2].partition(" % of the pixels equal")[0].rpartition(" ")[2])
     assert 99.99 <= share <= 100
     assert "times as fast" in lines[2] and "threads" in lines[2] and "180x240" in lines[2]
-    with Image.open(street) as image:
-        width, height = image.size
-    assert read_image(tmp_path / "out" / "street_labels.png").shape == (height, width, 3)
+    assert read_image(tmp_path / "out" / "drawn_street_labels.png").shape == (360, 480, 3)
 
 
 def test_demo_of_unknown_weights_lists_the_bundled_ones(refused, tmp_path) -> None:

@@ -32,8 +32,11 @@ def read(folder: Path, prefixes: tuple[str, ...]) -> Branches:
     copies: dict[tuple[str, int], list[list[bool]]] = defaultdict(list)
     for counts in sorted(folder.rglob("*.gcda")):
         told = subprocess.check_output(["gcov", "-b", "-t", "-j", str(counts)], cwd=counts.parent, text=True)
-        for file in json.loads(told)["files"]:
-            path = Path(os.path.relpath(counts.parent / file["file"], ROOT)).as_posix()
+        found = json.loads(told)
+        # names are from where the compiler ran
+        ran = Path(found["current_working_directory"])
+        for file in found["files"]:
+            path = Path(os.path.relpath(ran / file["file"], ROOT)).as_posix()
             if not path.startswith(prefixes):
                 continue
             for line in file["lines"]:

@@ -21,7 +21,7 @@ import liteseg
 from liteseg.cli import main
 from liteseg.models.encoders import ENCODERS
 from liteseg_kernels import ModuleExplanation, _loader
-from tests.data import folders
+from tests.data import folders, street_file
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -70,9 +70,9 @@ def commands() -> Iterator[tuple[str, str]]:
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what the pages name."""
     (tmp_path / "tests").symlink_to(ROOT / "tests")
-    shutil.copy(ROOT / "tests" / "data" / "street.jpg", tmp_path)
+    shutil.copy(street_file(), tmp_path)
     (tmp_path / "folder").mkdir()
-    shutil.copy(ROOT / "tests" / "data" / "street.jpg", tmp_path / "folder")
+    shutil.copy(street_file(), tmp_path / "folder")
     folders.own(tmp_path / "MINE", size=(64, 80))
     (described,) = (block.text for block in blocks(ROOT / "docs" / "own-data.md") if block.language == "yaml")
     (tmp_path / "MINE" / "dataset.yaml").write_text(described)

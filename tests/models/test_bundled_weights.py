@@ -14,6 +14,7 @@ from PIL import Image
 import liteseg
 from liteseg.data import dataset
 from liteseg.evaluate import evaluate
+from tests.data import street_file
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "liteseg" / "weights"
@@ -30,7 +31,7 @@ def test_camvid_is_bundled_with_its_card() -> None:
 
 def test_it_sees_a_street() -> None:
     model = liteseg.fuse(liteseg.create_model(weights="camvid"))
-    labels = liteseg.predict(model, Image.open(ROOT / "tests" / "data" / "street.jpg"))
+    labels = liteseg.predict(model, Image.open(street_file()))
     names = model.config.class_names
     assert names is not None
     share = {name: float((labels == index).mean()) for index, name in enumerate(names)}

@@ -20,9 +20,10 @@ from liteseg.bench.timing import resident_mb
 from liteseg_kernels import _loader
 from liteseg_kernels.plan import Plan, PlannedModule, Program
 from liteseg_kernels.testing import trained_like
+from tests.data import street_file
 from tests.kernels.tolerance import RELATIVE
 
-from .test_plan import STREET, SWITCHES, error, labels_of, layouts, picture, with_modules
+from .test_plan import SWITCHES, error, labels_of, layouts, picture, with_modules
 from .test_plan import uncalibrated as network
 
 LIMIT = RELATIVE[torch.bfloat16]
@@ -197,7 +198,7 @@ def test_labels_come_from_float_logits(model: nn.Module, fused: nn.Module) -> No
 
 @needs_avx512bf16
 def test_pictures(model: nn.Module, fused: nn.Module) -> None:
-    pixels = np.asarray(Image.open(STREET).convert("RGB").resize((320, 192)))
+    pixels = np.asarray(Image.open(street_file()).convert("RGB").resize((320, 192)))
     labels = liteseg.predict(fused, pixels)
     assert np.array_equal(labels, liteseg.predict(fused, Image.fromarray(pixels)))
     plain = liteseg.predict(lk.to_reference(model), pixels)

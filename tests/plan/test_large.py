@@ -19,10 +19,11 @@ import liteseg_kernels as lk
 from liteseg_kernels import _loader
 from liteseg_kernels.plan import PlannedModule, Program
 from liteseg_kernels.testing import trained_like
+from tests.data import street_file
 from tests.kernels.tolerance import RELATIVE
 
 from .test_bf16 import needs_avx512bf16
-from .test_plan import STREET, error, inference, network, picture, uncalibrated, with_modules  # noqa: F401
+from .test_plan import error, inference, network, picture, uncalibrated, with_modules  # noqa: F401
 
 pytestmark = pytest.mark.skipif(_loader.missing("cpu") is not None, reason="the compiled CPU kernels are not loaded")
 
@@ -87,7 +88,7 @@ def test_bfloat16(models: dict[str, nn.Module], size: tuple[int, int]) -> None:
 
 
 def street(height: int, width: int) -> torch.Tensor:
-    pixels = np.array(Image.open(STREET).convert("RGB").resize((width, height)))
+    pixels = np.array(Image.open(street_file()).convert("RGB").resize((width, height)))
     return lk.functional.preprocess(torch.from_numpy(pixels)[None])
 
 

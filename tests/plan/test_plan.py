@@ -25,10 +25,10 @@ from liteseg.bench.timing import resident_mb
 from liteseg_kernels import _loader
 from liteseg_kernels.plan import Plan, PlannedModule, Program
 from liteseg_kernels.testing import trained_like
+from tests.data import street_file
 
 pytestmark = pytest.mark.skipif(_loader.missing("cpu") is not None, reason="the compiled CPU kernels are not loaded")
 
-STREET = Path(__file__).resolve().parent.parent / "data" / "street.jpg"
 SIZES = [(33, 47), (65, 97), (64, 96), (128, 32)]
 SWITCHES = {
     "stride16": {"output_stride": 16},
@@ -175,7 +175,7 @@ def test_labels(fused: nn.Module, size: tuple[int, int]) -> None:
 
 
 def test_labels_of_a_street(model: nn.Module, fused: nn.Module) -> None:
-    pixels = np.asarray(Image.open(STREET).convert("RGB").resize((320, 192)))
+    pixels = np.asarray(Image.open(street_file()).convert("RGB").resize((320, 192)))
     labels = liteseg.predict(fused, pixels)
     plain = liteseg.predict(lk.to_reference(model), pixels)
     assert (labels == plain).mean() >= 0.9999

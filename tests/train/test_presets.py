@@ -17,9 +17,8 @@ from liteseg.models import create_model
 from liteseg.models.peers import PEERS
 from liteseg.train import cli
 from liteseg.train.presets import find_config, merge, preset, with_config
-from tests.data import folders
+from tests.data import folders, street_file
 
-ROOT = Path(__file__).resolve().parents[2]
 BACKBONES = ("mobilenetv2", "shufflenet", "darknet19")
 TABLE_1 = {
     "baseline": {"separable": False, "deeper": False, "short_residual": False, "output_stride": 32},
@@ -49,7 +48,7 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folders.cityscapes(folder / "cityscapes", "zips", "fine", ("train", "val"))
     folders.cityscapes(folder / "cityscapes", "zips", "coarse", ("train_extra",))
     folders.camvid(folder / "camvid", {"train": 8, "val": 2})
-    street = Image.open(ROOT / "tests" / "data" / "street.jpg")
+    street = Image.open(street_file())
     for number, path in enumerate(sorted((folder / "cityscapes/leftImg8bit").rglob("*.png"))):
         left = 20 * number % (street.width - 128)
         street.crop((left, 100, left + 128, 196)).resize((64, 48)).save(path)
