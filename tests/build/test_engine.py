@@ -31,7 +31,8 @@ def test_the_engine_includes_nothing_of_torch() -> None:
             # named by the macro of the instruction set
             computed = file.name == "vec.h" and name.startswith("LITESEG_SIMD_HEADER_OF")
             system = re.fullmatch(
-                r"<(\w+|(immintrin|arm_neon|pthread|unistd|fcntl|sched|stddef|stdint)\.h|(sys|linux|sanitizer)/\w+\.h)>", name
+                r"<(\w+|(immintrin|arm_neon|pthread|unistd|fcntl|sched|stddef|stdint)\.h|(sys|linux|sanitizer)/\w+\.h)>",
+                name,
             )
             assert inside or computed or system, f"{file.relative_to(ROOT)} includes {name}"
             assert inside is None or (CSRC / inside[1]).is_file(), f"{file.relative_to(ROOT)} includes {name}"
