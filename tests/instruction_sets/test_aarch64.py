@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import fcntl
 import os
 import re
 import subprocess
@@ -24,18 +25,25 @@ from . import aarch64
 pytestmark = [
     pytest.mark.skipif(aarch64.missing() is not None, reason=str(aarch64.missing())),
     pytest.mark.skipif(_loader.missing("cpu") is not None, reason="the compiled CPU kernels are not loaded"),
-    # one build serves all
-    pytest.mark.xdist_group("aarch64"),
+    pytest.mark.slow,
+    pytest.mark.build,
 ]
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(the library, a program that runs a network file)"""
-    folder = tmp_path_factory.mktemp("aarch64")
-    library, program = aarch64.library(folder / "build"), folder / "run"
-    source, header = Path(__file__).with_name("run.c"), ROOT / "csrc/engine/c_api"
-    aarch64.checked([f"{aarch64.PREFIX}-gcc", "-O1", "-Wall", "-Werror", f"-I{header}", source, library, "-o", program])
+    """(the library, a program that runs a network file), built once for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "aarch64"
+    folder.mkdir(exist_ok=True)
+    library, program = folder / "build/libliteseg.so", folder / "run"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not program.exists():
+            assert aarch64.library(folder / "build") == library
+            source, header = Path(__file__).with_name("run.c"), ROOT / "csrc/engine/c_api"
+            options = ["-O1", "-Wall", "-Werror", f"-I{header}"]
+            aarch64.checked([f"{aarch64.PREFIX}-gcc", *options, source, library, "-o", program])
     return library, program
 
 
