@@ -157,7 +157,7 @@ def test_without_torch(machine: Machine) -> None:
 def test_what_is_there_when_the_call_is_killed(machine: Machine) -> None:
     machine.out.mkdir(exist_ok=True)
     variables = {"PATH": machine.path, "HOME": str(machine.home), "OUT": str(machine.out), "GPU_PYTHON": machine.python}
-    command = ["bash", "benchmarks/gpu_call_1.sh", "--dry-run", "switches", "networks"]
+    command = ["bash", "benchmarks/gpu_call_1.sh", "--dry-run", "counters", "switches"]
     process = subprocess.Popen(
         command, cwd=machine.root, env=variables, start_new_session=True, stdout=subprocess.DEVNULL
     )
@@ -174,8 +174,8 @@ def test_what_is_there_when_the_call_is_killed(machine: Machine) -> None:
             with contextlib.suppress(OSError):
                 if place.resolve() == machine.root.resolve():
                     os.kill(int(place.parent.name), signal.SIGKILL)
-    assert "logs/switches.txt" in machine._names()
-    assert "switches" in sections(machine)
+    assert "logs/counters.txt" in machine._names()
+    assert "counters" in sections(machine)
 
 
 def test_a_pack_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
