@@ -317,7 +317,7 @@ def test_aoti_without_a_compiler(refused, weights, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--format", "tflite"], "--format: expected one of onnx, torch_export, aoti, got 'tflite'"),
+        (["--format", "tflite"], "--format: expected one of onnx, torch_export, aoti, plan, got 'tflite'"),
         (["--output", "overlay"], "--output: expected one of logits, labels, got 'overlay'"),
         (["--out", "model.pt"], "--out: expected a name ending in .onnx for onnx, got 'model.pt'"),
         (["--out", "nowhere/model.onnx"], "--out: expected a folder that exists, got 'nowhere'"),
