@@ -244,7 +244,9 @@ def run_rows(
 
 
 def failure(problem: Exception) -> Values:
-    return {"status": "failed", "detail": f"{type(problem).__name__}: {problem}"[:500]}
+    # a traceback's places as in the repository, wherever it lies
+    text = f"{type(problem).__name__}: {problem}".replace(f"{ROOT}/", "")
+    return {"status": "failed", "detail": text[:500]}
 
 
 def is_device_fault(problem: Exception) -> bool:

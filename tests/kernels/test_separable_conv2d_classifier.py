@@ -87,12 +87,15 @@ CASES = [
     case("150 classes", 1, 16, 3, 3, 40, 150, activation="relu", wide=True),
     case("batch 0", 0, 4, 5, 6, 3, 2, activation="relu"),
     case("96 to 96 to 19, 63 x 65", 1, 96, 63, 65, 96, 19, activation="relu", slow=True),
+    case("384 to 256 to 150, batch 3", 3, 384, 17, 13, 256, 150, activation="leaky_relu", slow=True),
     case("384 to 256 to 19, batch 3", 3, 384, 17, 13, 256, 19, activation="leaky_relu", slow=True),
 ]
 
 
 @parametrise(OP, CASES)
 def test_forward(world_name: str, case: Case) -> None:
+    if world_name == "gpu-cuda" and case.name.startswith("384 to 256 to 150"):
+        pytest.skip("more than shared memory holds: test_the_classifier_has_to_fit_shared_memory")
     check_forward(F.separable_conv2d_classifier, oracle, world_name, case, maps=("x",))
 
 
