@@ -14,6 +14,7 @@ from .. import _dispatch, _loader, intact
 from ..block import FusedModule
 from ..graphs import GraphCache, GraphReport
 from .compiled import Plan
+from .contract import constant
 from .packing import Unplannable
 from .program import Program
 from .report import PlanReport
@@ -97,9 +98,9 @@ class PlannedModule(nn.Module):
             missing = _loader.missing("cpu")
             if missing is not None:
                 return missing
-            isa = torch.ops.liteseg_cpu.isa()
-            if dtype == torch.bfloat16 and isa != "avx512bf16":
-                return f"bfloat16 runs from a plan with AVX512_BF16 only, and the instruction set in use is {isa}"
+            if dtype == torch.bfloat16 and not constant("bf16_plans"):
+                isa = torch.ops.liteseg_cpu.isa()
+                return f"bfloat16 plans need AVX512_BF16 or AMX, and the instruction set in use is {isa}"
             try:
                 with torch.no_grad(), torch.inference_mode(False), torch.autocast("cpu", enabled=False):
                     made = Plan.compile(self.program(), dtype)

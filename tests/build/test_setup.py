@@ -250,11 +250,13 @@ def test_a_kernel_is_compiled_for_each_instruction_set(project: Path) -> None:
         "engine.kernels.tiny.cpp.avx2.o",
         "engine.kernels.tiny.cpp.avx512.o",
         "engine.kernels.bf16.tiny.cpp.avx512bf16.o",
+        "engine.kernels.bf16.tiny.cpp.amx.o",
     ]
-    avx2, avx512, bf16 = (flags[name] for name in objects[2:])
+    avx2, avx512, bf16, amx = (flags[name] for name in objects[2:])
     assert avx2 == {"-DLITESEG_ISA=avx2", "-DLITESEG_SIMD=avx2", "-mavx2", "-mfma", "-mf16c"}
     assert {"-DLITESEG_ISA=avx512", "-DLITESEG_SIMD=avx512", "-mavx512f"} < avx512
     assert bf16 - avx512 == {"-DLITESEG_ISA=avx512bf16", "-mavx512bf16", "-mavx512vnni"}
+    assert amx - bf16 == {"-DLITESEG_ISA=amx", "-mamx-tile", "-mamx-bf16"}
 
 
 @pytest.mark.slow

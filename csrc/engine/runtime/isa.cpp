@@ -3,6 +3,11 @@
 #include <cstdlib>
 #include <string>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "common/check.h"
 
 namespace liteseg::cpu {
@@ -21,6 +26,20 @@ LITESEG_FOR_EACH_ISA(LITESEG_DETECT, )
 bool has_avx512bf16() {
   return has_avx512() && LITESEG_HAS("avx512bf16") && LITESEG_HAS("avx512vnni");
 }
+
+// Linux saves the tiles' registers only of processes that ask
+bool tiles_granted() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+bool has_amx() {
+  return has_avx512bf16() && LITESEG_HAS("amx-tile") && LITESEG_HAS("amx-bf16") && tiles_granted();
+}
 #endif
 
 struct Candidate {
@@ -34,6 +53,7 @@ constexpr Candidate kCandidates[] = {
     LITESEG_FOR_EACH_ISA(LITESEG_CANDIDATE, )
 #if defined(__x86_64__)
         {Isa::avx512bf16, "avx512bf16", has_avx512bf16},
+    {Isa::amx, "amx", has_amx},
 #endif
 };
 
@@ -75,7 +95,7 @@ const char* isa_name(Isa isa) {
 
 int table_index() {
 #if defined(__x86_64__)
-  return static_cast<int>(isa() == Isa::avx512bf16 ? Isa::avx512 : isa());
+  return static_cast<int>(isa() > Isa::avx512 ? Isa::avx512 : isa());
 #else
   return static_cast<int>(isa());
 #endif

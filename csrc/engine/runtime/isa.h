@@ -1,5 +1,5 @@
 // Which instruction set the kernels run on: looked up once from cpuid (and the operating system's saved state), or
-// forced by LITESEG_CPU_ISA=scalar|avx2|avx512|avx512bf16. The last one adds products of bfloat16 to AVX-512: kernels
+// forced by LITESEG_CPU_ISA=scalar|avx2|avx512|avx512bf16|amx. The last two add products of bfloat16 to AVX-512: kernels
 // of other types run their AVX-512 code there.
 #pragma once
 
@@ -10,7 +10,7 @@
 namespace liteseg::cpu {
 
 #define LITESEG_ENUMERATOR(name, ...) name,
-enum class Isa : int { LITESEG_FOR_EACH_ISA(LITESEG_ENUMERATOR, ) avx512bf16 };
+enum class Isa : int { LITESEG_FOR_EACH_ISA(LITESEG_ENUMERATOR, ) avx512bf16, amx };
 #undef LITESEG_ENUMERATOR
 
 Isa isa();
