@@ -22,8 +22,8 @@ class ModuleExplanation:
     Attributes:
         module: name of its class.
         fused: names of the blocks that run as one op. "" is the module itself.
-        refused: blocks whose modules run one by one, and the networks that could have a plan but do not run from it, by
-            name, with the reason.
+        refused: blocks whose modules run one by one, parts with convolutions and no block of this library, and
+            the networks that could have a plan but do not run from it, by name, with the reason.
         plan: names of the networks that run from a plan, without calling the modules inside.
         layers: of these the layers of the plan at the size of the input, where there is one.
         graph: names of the networks that replay a CUDA graph.
@@ -47,6 +47,15 @@ class ModuleExplanation:
         return "\n".join(lines)
 
 
+def _without_blocks(module: nn.Module) -> bool:
+    """Whether there are convolutions inside, and not one block of this library that could be fused."""
+    inside = tuple(module.modules())
+    # a network has its own line, a single layer has nothing to say
+    if len(inside) == 1 or isinstance(module, PlannedModule) or any(isinstance(part, FusedModule) for part in inside):
+        return False
+    return any(isinstance(part, nn.modules.conv._ConvNd) for part in inside)
+
+
 def _look(module: nn.Module, name: str, fused: list[str], refused: dict[str, str]) -> None:
     if isinstance(module, FusedModule) and module.folds:
         reason = "expected eval mode, got training mode" if module.training else module.one_by_one()
@@ -56,6 +65,9 @@ def _look(module: nn.Module, name: str, fused: list[str], refused: dict[str, str
         refused[name] = reason
         if module.training:
             return
+    if _without_blocks(module):
+        refused[name] = "no block of this library is in it, torch runs its modules one by one"
+        return
     for child, part in module.named_children():
         _look(part, f"{name}.{child}" if name else child, fused, refused)
 
