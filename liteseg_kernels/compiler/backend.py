@@ -12,7 +12,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as tf
 
 from .. import _loader
-from .report import GraphReport
+from . import same_padding
+from .lower import described, label
+from .report import GraphReport, Left
 from .resize import interpolate
 from .take import take
 
@@ -21,6 +23,10 @@ REPORTS: deque[GraphReport] = deque(maxlen=64)
 RESTS = ("auto", "eager", "inductor")
 
 Compiled = Callable[..., Any]
+
+# torch.compile imports this file by the backend's name, before it traces. In the backend itself it would be too late:
+# Dynamo may trace a function twice and has to find the same one
+same_padding.substitute()
 
 
 def _exchange(module: fx.GraphModule, old: Any, new: Any, first: str) -> None:
@@ -35,6 +41,19 @@ def _exchange(module: fx.GraphModule, old: Any, new: Any, first: str) -> None:
 def _records_gradients(module: fx.GraphModule, inputs: Sequence[Any]) -> bool:
     tensors = [*(x for x in inputs if isinstance(x, Tensor)), *module.parameters()]
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def _without_weights(module: fx.GraphModule, inputs: Sequence[Any]) -> list[Left]:
+    """What is left of a graph without weights that a part could have, or nothing: tracing it again can be spared."""
+    tensors = [*(x for x in inputs if isinstance(x, Tensor)), *module.parameters(), *module.buffers()]
+    if any(t.dim() == 4 and t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors):
+        return []
+    made = [(node, node.meta.get("example_value")) for node in module.graph.nodes if node.op == "call_function"]
+    return [
+        Left(label(node), node._pretty_print_target(node.target), described(value))
+        for node, value in made
+        if isinstance(value, Tensor)
+    ]
 
 
 def _check_rest(caller: str, rest: str) -> None:
@@ -58,15 +77,15 @@ def compile_graph(
     if _records_gradients(module, inputs):
         reports.append(GraphReport([], [], "eager: gradients are recorded"))
         return module.forward
-    missing = _loader.missing("cpu")
-    if missing is None:
-        ours, report = _compile_inference(module, inputs)
-        if report.taken:
-            reports.append(report)
-            return ours
-        left = report.left
-    else:
-        left = []
+    left: list[Left] = []
+    if _loader.missing("cpu") is None:
+        left = _without_weights(module, inputs)
+        if not left:
+            ours, report = _compile_inference(module, inputs)
+            if report.taken:
+                reports.append(report)
+                return ours
+            left = report.left
     if rest == "eager":
         reports.append(GraphReport([], left, "eager"))
         return module.forward
@@ -167,6 +186,7 @@ def optimize(net: nn.Module, example: Any = None, *, rest: str = "auto") -> Opti
         raise TypeError(f"optimize: net: expected a torch.nn.Module, got {type(net).__name__}")
     _check_rest("optimize", rest)
     _loader.warn_without_kernels()
+    same_padding.substitute()
     optimized = Optimized(net, rest=rest)
     if example is not None:
         optimized(*(example if isinstance(example, tuple) else (example,)))

@@ -31,13 +31,17 @@ def first_value(node: fx.Node) -> Any:
     return value[0] if isinstance(value, (tuple, list)) and value else value
 
 
+def described(value: Tensor) -> str:
+    return f"{str(value.dtype).removeprefix('torch.')} on {value.device.type}"
+
+
 def shape_of(node: fx.Node) -> ir.Shape:
     """Of a map that a region can hold."""
     value = first_value(node)
     if not isinstance(value, Tensor) or value.dim() != 4 or value.layout != torch.strided:
         raise Refused("not a map [N, C, H, W]")
     if value.device.type != "cpu" or value.dtype != torch.float32:
-        raise Refused(f"{str(value.dtype).removeprefix('torch.')} on {value.device.type}")
+        raise Refused(described(value))
     if isinstance(value.shape[1], torch.SymInt):
         raise Refused("number of channels is not fixed")
     return int(value.shape[1]), number(value.shape[2]), number(value.shape[3])
