@@ -17,6 +17,7 @@ from .lower import described, label
 from .report import GraphReport, Left
 from .resize import interpolate
 from .take import take
+from .whole import stand_in
 
 # of the graphs that were compiled last
 REPORTS: deque[GraphReport] = deque(maxlen=64)
@@ -29,13 +30,27 @@ Compiled = Callable[..., Any]
 same_padding.substitute()
 
 
-def _exchange(module: fx.GraphModule, old: Any, new: Any, first: str) -> None:
-    """Call `new` wherever a graph calls `old`; `first` is the name of the first argument of `new`."""
+def _exchange(module: fx.GraphModule) -> Callable[[], None]:
+    """Put this package's ops in the places of torch's that AOTAutograd takes apart. Returns what puts torch's back."""
+    before = []
     for node in module.graph.nodes:
-        if node.op == "call_function" and node.target is old:
-            node.target = new
-            node.kwargs = {first if name in ("input", "x") else name: value for name, value in node.kwargs.items()}
+        ours = stand_in(node)
+        if ours is None and (node.op != "call_function" or node.target is not tf.interpolate):
+            continue
+        before.append((node, node.target, node.args, node.kwargs))
+        if ours is None:
+            node.target = interpolate
+            node.kwargs = {"x" if key == "input" else key: value for key, value in node.kwargs.items()}
+        else:
+            node.target, node.args, node.kwargs = *ours, {}
     module.recompile()
+
+    def restore() -> None:
+        for node, target, args, kwargs in before:
+            node.target, node.args, node.kwargs = target, args, kwargs
+        module.recompile()
+
+    return restore
 
 
 def _records_gradients(module: fx.GraphModule, inputs: Sequence[Any]) -> bool:
@@ -112,11 +127,11 @@ def _compile_inference(module: fx.GraphModule, inputs: Sequence[Any]) -> tuple[C
         return make_boxed_func(aten_module.forward)
 
     compiler = aot_autograd(fw_compiler=compile_aten, inference_compiler=compile_aten)
-    _exchange(module, tf.interpolate, interpolate, "x")
+    restore = _exchange(module)
     compiled = compiler(module, inputs)
     if not reports[-1].taken:
         # whoever compiles it now knows torch's own better
-        _exchange(module, interpolate, tf.interpolate, "input")
+        restore()
     return compiled, reports[-1]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from ..plan.contract import constant
-from . import ir, resize  # noqa: F401  # defines an op
+from . import ir, resize, whole  # noqa: F401  # define ops
 
 aten = torch.ops.aten
 
@@ -180,14 +180,24 @@ def _batch_norm(node: fx.Node, read: Reader) -> ir.Op:
         raise Refused("the statistics are used")
     if a["running_mean"] is None or a["running_var"] is None:
         raise Refused("batch normalisation without running statistics")
+    return _by_statistics(node, read, a["input"], a["running_mean"], a["running_var"])
+
+
+def _norm(node: fx.Node, read: Reader) -> ir.Op:
+    a = arguments(node)
+    return _by_statistics(node, read, a["x"], a["mean"], a["var"])
+
+
+def _by_statistics(node: fx.Node, read: Reader, x: Any, mean: Any, var: Any) -> ir.Op:
+    a = arguments(node)
     norm = ir.Norm(
         None if a["weight"] is None else read.static(a["weight"]),
         None if a["bias"] is None else read.static(a["bias"]),
-        read.static(a["running_mean"]),
-        read.static(a["running_var"]),
+        read.static(mean),
+        read.static(var),
         float(a["eps"]),
     )
-    return ir.Depthwise(label(node), [read.map(a["input"])], shape_of(node), after=[norm])
+    return ir.Depthwise(label(node), [read.map(x)], shape_of(node), after=[norm])
 
 
 def _activation(name: str) -> Callable[[fx.Node, Reader], ir.Op]:
@@ -197,6 +207,11 @@ def _activation(name: str) -> Callable[[fx.Node, Reader], ir.Op]:
         return ir.Activate(label(node), [read.map(a["self"])], shape_of(node), ir.Activation(name, slope))
 
     return rule
+
+
+def _named_activation(node: fx.Node, read: Reader) -> ir.Op:
+    a = arguments(node)
+    return ir.Activate(label(node), [read.map(a["x"])], shape_of(node), ir.Activation(a["name"]))
 
 
 def _clamp(node: fx.Node, read: Reader) -> ir.Op:
@@ -370,6 +385,8 @@ RULES: dict[Any, Callable[[fx.Node, Reader], ir.Op]] = {
     aten.max_pool2d_with_indices.default: _window(True),
     aten.avg_pool2d.default: _window(False),
     torch.ops.liteseg.resize.default: _resize,
+    torch.ops.liteseg.activate.default: _named_activation,
+    torch.ops.liteseg.norm.default: _norm,
     aten.constant_pad_nd.default: _pad,
     aten.argmax.default: _labels,
     aten.clone.default: _same,

@@ -240,3 +240,54 @@ def test_wrong_arguments() -> None:
         lk.optimize("net")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="optimize: rest: expected one of 'auto', 'eager', 'inductor', got 'none'"):
         lk.optimize(nn.Identity(), rest="none")
+
+
+class InPlace(nn.Module):
+    """Activations that overwrite what others read: a map that is read again, a view, the network's input, a result."""
+
+    def __init__(self, activation: Any) -> None:
+        super().__init__()
+        self.first, self.second, self.activation = nn.Conv2d(3, 48, 3, 1, 1), nn.Conv2d(48, 9, 1), activation
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = self.activation(self.first(x), True)
+        again = self.first(x)
+        z = self.activation(again, inplace=True) + again
+        viewed = self.first(x)
+        self.activation(viewed[:, :, 1:], True)
+        result = self.second(y + z)
+        self.activation(result, True)
+        return result, viewed, self.activation(x, True), self.activation(input=self.second(viewed))
+
+
+@pytest.mark.parametrize("activation", [tf.hardswish, tf.relu6])
+def test_activations_in_place(activation: Any) -> None:
+    net = trained_like(InPlace(activation))
+    optimized = lk.optimize(net, rest="eager")
+    for size in ((40, 48), (33, 51)):
+        x = torch.randn(2, 3, *size)
+        ours, torchs = x.clone(), x.clone()
+        with torch.no_grad():
+            results = zip(optimized(ours), net(torchs), strict=True)
+        for got, expected in (*results, (ours, torchs)):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    (report,) = optimized.reports
+    assert report.taken and "+ relu6" in str(report) if activation is tf.relu6 else "+ hardswish" in str(report)
+
+
+def test_torchs_ops_are_handed_to_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+    handed: list[Any] = []
+
+    def compile_fx(module: Any, inputs: Any) -> Any:
+        handed.extend((node.target, node.args[1:], node.kwargs) for node in module.graph.nodes)
+        return module.forward
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", compile_fx)
+    # too little work for a call
+    net = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Hardswish(True), nn.UpsamplingBilinear2d(scale_factor=2)).eval()
+    lk.optimize(net, torch.randn(1, 2, 4, 5))
+    targets = [target for target, *_ in handed]
+    assert tf.hardswish in targets and tf.interpolate in targets
+    assert not any("liteseg" in str(target) for target in targets)
+    index = targets.index(tf.hardswish)
+    assert True in handed[index][1] or handed[index][2].get("inplace")
