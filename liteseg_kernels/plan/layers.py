@@ -5,15 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from .contract import constant
-from .packing import Unplannable, Writer, activation_word, sloped_activation_words, whole_vectors
+from .packing import Unplannable, Writer, activation_word, float_word, sloped_activation_words, whole_vectors
 
 Shape = tuple[int, int, int]  # channels, height, width
+
+
+class Grid(Protocol):
+    """How bytes stand for numbers: (byte - zero) * scale."""
+
+    @property
+    def scale(self) -> float: ...
+    @property
+    def zero(self) -> int: ...
+
 
 # floats of the largest compressed map of a shuffle unit that is stored
 _MOST_STORED = 1 << 18
@@ -60,6 +70,10 @@ class Layer:
     def weights(self) -> list[Tensor]:
         raise NotImplementedError
 
+    def grids(self) -> tuple[Grid | None, Grid | None]:
+        """Of the bytes that it reads and of those that it makes; None for numbers in the plan's dtype."""
+        return None, None
+
     def choose(self, inputs: Sequence[Shape]) -> None:
         """Settle what the weights are packed for, given the shapes of a typical size."""
 
@@ -71,6 +85,10 @@ class Layer:
         """Read and written at least: inputs, result and weights once each."""
         maps = sum(math.prod(shape) for shape in (*inputs, self.shape(inputs)))
         return maps + sum(weight.numel() for weight in self.weights())
+
+    def bytes(self, inputs: Sequence[Shape], itemsize: int) -> int:
+        """The same in bytes, for numbers of `itemsize`."""
+        return itemsize * self.floats(inputs)
 
 
 @dataclass(eq=False)
@@ -220,6 +238,102 @@ class InvertedResidual(Layer):
 
     def weights(self) -> list[Tensor]:
         return _tensors(self.block.weights)
+
+
+@dataclass(eq=False)
+class Int8InvertedResidual(Layer):
+    """The same in bytes."""
+
+    block: Node
+    strategy = "int8, expanded rows in a ring"
+    dtypes = (torch.float32, torch.bfloat16)
+
+    def grids(self) -> tuple[Grid | None, Grid | None]:
+        reads, makes = self.block.options["grids"]
+        return reads, makes
+
+    def write(self, out: Writer, inputs: Sequence[int]) -> None:
+        block, weights, (reads, makes) = self.block, self.block.weights, self.block.options["grids"]
+        hidden, channels = weights["expand_weight"].shape[:2]
+        residual_scale = block.options["residual_scale"]
+        out.layer("int8_inverted_residual", channels, *grid_words(reads), inputs[0], hidden, block.channels)
+        out.add(*grid_words(makes), block.options["stride"], block.options["dilation"])
+        out.add(residual_scale is not None, float_word(residual_scale or 0.0))
+        # what the zero point of the input adds to each sum
+        expand = weights["expand_weight"].flatten(1)
+        bias = weights["expand_bias"].long() - reads.zero * expand.long().sum(1)
+        if bool((bias.abs() > 1 << 24).any()):
+            raise Unplannable("sums of bytes whose start is beyond 2^24")
+        out.byte_matrix(expand)
+        out.integers(bias)
+        out.bias(weights["expand_scale"], hidden)
+        out.byte_depthwise(weights["depthwise_weight"].flatten(1))
+        out.lanes("lane_integers", weights["depthwise_bias"])
+        out.lanes("lane_vector", weights["depthwise_scale"])
+        out.byte_matrix(weights["project_weight"].flatten(1))
+        out.integers(weights["project_bias"])
+        out.bias(weights["project_scale"], block.channels)
+
+    def shape(self, inputs: Sequence[Shape]) -> Shape:
+        (_, height, width), stride = inputs[0], self.block.options["stride"]
+        return self.channels, _convolved(height, stride), _convolved(width, stride)
+
+    def macs(self, inputs: Sequence[Shape]) -> int:
+        channels, height, width = inputs[0]
+        hidden = self.block.weights["depthwise_weight"].shape[0]
+        out_channels, out_height, out_width = self.shape(inputs)
+        return height * width * channels * hidden + out_height * out_width * hidden * (9 + out_channels)
+
+    def weights(self) -> list[Tensor]:
+        return _tensors(self.block.weights)
+
+    def bytes(self, inputs: Sequence[Shape], itemsize: int) -> int:
+        maps = math.prod(inputs[0]) + math.prod(self.shape(inputs))
+        return maps + sum(weight.nbytes for weight in self.weights())
+
+
+@dataclass(eq=False)
+class _Convert(Layer):
+    grid: Grid
+    dtypes = (torch.float32, torch.bfloat16)
+
+    def shape(self, inputs: Sequence[Shape]) -> Shape:
+        return inputs[0]
+
+    def macs(self, inputs: Sequence[Shape]) -> int:
+        return 0
+
+    def weights(self) -> list[Tensor]:
+        return []
+
+    def bytes(self, inputs: Sequence[Shape], itemsize: int) -> int:
+        return (1 + itemsize) * math.prod(inputs[0])
+
+
+@dataclass(eq=False)
+class Quantise(_Convert):
+    """Numbers to bytes."""
+
+    strategy = "to int8"
+
+    def grids(self) -> tuple[Grid | None, Grid | None]:
+        return None, self.grid
+
+    def write(self, out: Writer, inputs: Sequence[int]) -> None:
+        out.layer("quantise", self.channels, inputs[0], *grid_words(self.grid))
+
+
+@dataclass(eq=False)
+class Dequantise(_Convert):
+    """And back."""
+
+    strategy = "from int8"
+
+    def grids(self) -> tuple[Grid | None, Grid | None]:
+        return self.grid, None
+
+    def write(self, out: Writer, inputs: Sequence[int]) -> None:
+        out.layer("dequantise", self.channels, *grid_words(self.grid), inputs[0])
 
 
 @dataclass(eq=False)
@@ -480,6 +594,10 @@ class MaxPool(Layer):
 
     def weights(self) -> list[Tensor]:
         return []
+
+
+def grid_words(grid: Grid) -> tuple[int, int]:
+    return float_word(grid.scale), grid.zero
 
 
 def _tensors(*groups: dict[str, Any]) -> list[Tensor]:

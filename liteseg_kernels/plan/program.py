@@ -14,10 +14,14 @@ from .layers import (
     Convolution,
     Daspp,
     Decoder,
+    Dequantise,
+    Grid,
+    Int8InvertedResidual,
     InvertedResidual,
     Layer,
     MaxPool,
     Node,
+    Quantise,
     ShuffleUnit,
     Stem,
     StemPool,
@@ -131,6 +135,22 @@ class Program:
         }
         return self._add("inverted_residual", (x,), project.shape[0], options, dict(weights))
 
+    def int8_inverted_residual(
+        self,
+        x: int,
+        weights: dict[str, Tensor],
+        *,
+        stride: int,
+        dilation: int,
+        residual_scale: float | None,
+        grids: tuple[Grid, Grid],
+    ) -> int:
+        """As reference.int8_inverted_residual: `weights` are weight, bias and scale of each of its convolutions, and
+        `grids` those of its input and output."""
+        options = {"stride": stride, "dilation": dilation, "residual_scale": residual_scale, "grids": grids}
+        channels = weights["project_weight"].shape[0]
+        return self._add("int8_inverted_residual", (x,), channels, options, dict(weights))
+
     def max_pool(self, x: int, *, kernel: Any, stride: Any, padding: Any) -> int:
         """As max_pool2d."""
         options = {"kernel": kernel, "stride": stride, "padding": padding}
@@ -216,6 +236,8 @@ class Program:
             options = node.options
             if node.kind == "inverted_residual" and options["kernel"] == 3:
                 layer = InvertedResidual([node.name], node.inputs, node.channels, node)
+            elif node.kind == "int8_inverted_residual":
+                layer = Int8InvertedResidual([node.name], node.inputs, node.channels, node)
             elif node.kind == "daspp":
                 layer = Daspp([node.name], node.inputs, node.channels, None, node)
             elif node.kind == "shuffle_unit":
@@ -255,7 +277,46 @@ class Program:
             done.update(range(index + 1, value + 1))
             layers.append(layer)
             values.append(value)
-        return layers, values
+        return self._with_conversions(layers, values)
+
+    def _with_conversions(self, layers: list[Layer], values: list[int]) -> tuple[list[Layer], list[int]]:
+        """The same with a layer wherever one reads a value in another form than it was made in: numbers, or bytes on
+        some grid."""
+        made: dict[int, Grid | None] = {0: None}
+        converted: dict[tuple[int, Grid | None], int] = {}
+        all_layers: list[Layer] = []
+        all_values: list[int] = []
+        fresh = len(self._channels)
+
+        def convert(value: int, grid: Grid | None) -> int:
+            nonlocal fresh
+            if made[value] == grid:
+                return value
+            if (value, grid) not in converted:
+                # from one grid to another by way of numbers
+                source = value if grid is None or made[value] is None else convert(value, None)
+                kind = Dequantise if grid is None else Quantise
+                used = made[source] if grid is None else grid
+                assert used is not None
+                name = f"{'numbers' if grid is None else 'bytes'} of {names[value]}"
+                all_layers.append(kind([name], (source,), channels[value], used))
+                all_values.append(fresh)
+                made[fresh], names[fresh], channels[fresh] = grid, names[value], channels[value]
+                converted[value, grid] = fresh
+                fresh += 1
+            return converted[value, grid]
+
+        names = {0: "the input"}
+        channels = {0: self._channels[0]}
+        for layer, value in zip(layers, values, strict=True):
+            reads, makes = layer.grids()
+            layer.inputs = tuple(convert(source, reads) for source in layer.inputs)
+            made[value], names[value], channels[value] = makes, layer.names[-1], layer.channels
+            all_layers.append(layer)
+            all_values.append(value)
+        if all_layers and made[all_values[-1]] is not None:
+            convert(all_values[-1], None)
+        return all_layers, all_values
 
 
 def _convolution(conv: Any, program: Program, x: int) -> int:

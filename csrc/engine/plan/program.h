@@ -35,7 +35,10 @@ enum Format : int64_t { kPlanar = 0, kInnermost = 1, kLabels = 2 };
   X(6, shuffle_unit, false)     \
   X(7, convolution, false)      \
   X(8, winograd, false)         \
-  X(9, max_pool, false)
+  X(9, max_pool, false)         \
+  X(10, quantise, true)         \
+  X(11, dequantise, true)       \
+  X(12, int8_inverted_residual, true)
 
 // the same of run_graph, functions `graph_<layer>`; layer i makes map i, and the results follow the layers
 #define LITESEG_GRAPH_LAYERS(X)  \
