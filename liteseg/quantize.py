@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import statistics
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 import liteseg_kernels as lk
-from liteseg.models.int8 import geometry, int8_blocks, quantisable, replace
-from liteseg.predict import predict
+from liteseg.models.int8 import float_blocks, geometry, int8_blocks, quantisable, replace
+from liteseg.predict import evaluating, predict, predict_at
 from liteseg.progress import progress_bar
-from liteseg_kernels.int8 import ByteGrid, Int8InvertedResidual
-from liteseg_kernels.nn import InvertedResidual
+from liteseg.reading import read_image
+from liteseg_kernels.int8 import (
+    ByteGrid,
+    Int8DASPP,
+    Int8InvertedResidual,
+    Int8Module,
+    Int8Pointwise,
+    Int8SeparableConv2d,
+)
+from liteseg_kernels.nn import DASPP, InvertedResidual, SeparableConv2d
 from liteseg_kernels.plan import PlannedModule
 
-__all__ = ["Ranges", "quantize"]
+__all__ = ["Comparison", "Ranges", "compare", "evenly", "quantize"]
 
 Ranges = Literal["mse", "percentile", "minmax"]
 Model = TypeVar("Model", bound=nn.Module)
@@ -86,38 +97,55 @@ class _Values:
 
 
 class _Block:
-    """A block to be quantised: its float weights, and what its four maps hold."""
+    """A block to be quantised: its float weights, and what its maps hold."""
 
-    def __init__(self, block: InvertedResidual) -> None:
+    def __init__(self, block: Any) -> None:
+        self.kind = type(block)
         self.weights = {name: weight.float() for name, weight in block.folded().items() if weight is not None}
-        self.geometry = geometry(block)
-        self.activation = nn.functional.relu6 if block.activation == "relu6" else nn.functional.relu
-        hidden, channels = self.weights["expand_weight"].shape[:2]
-        self.maps = [_Values(count) for count in (channels, hidden, hidden, self.weights["project_weight"].shape[0])]
+        self.relu = nn.functional.relu6 if _relu6(block) else nn.functional.relu
+        self.geometry = geometry(block) if isinstance(block, InvertedResidual) else {}
+        self.rates = block.rates if isinstance(block, DASPP) else ()
+        self.maps: list[_Values] = []
+
+    def _inside(self, x: Tensor) -> Iterator[Tensor]:
+        """The maps between the input and the output that become bytes."""
+        weights = self.weights
+        if self.kind is InvertedResidual:
+            wide = self.relu(nn.functional.conv2d(x, weights["expand_weight"], weights["expand_bias"]))
+            yield wide
+            stride, dilation = self.geometry["stride"], self.geometry["dilation"]
+            depthwise = (weights["depthwise_weight"], weights["depthwise_bias"], stride, dilation, dilation)
+            yield self.relu(nn.functional.conv2d(wide, *depthwise, wide.shape[1]))
+        if self.kind is SeparableConv2d:
+            yield nn.functional.conv2d(x, weights["depthwise_weight"], None, 1, 1, 1, x.shape[1])
+        for index, rate in enumerate(self.rates):
+            weight = weights[f"atrous_depthwise_{index}"]
+            yield nn.functional.conv2d(x, weight, None, 1, rate, rate, x.shape[1])
 
     def look(self, block: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
         """A forward hook."""
-        weights, (x, *_) = self.weights, given
-        wide = self.activation(nn.functional.conv2d(x, weights["expand_weight"], weights["expand_bias"]))
-        dilation = self.geometry["dilation"]
-        hidden = self.activation(
-            nn.functional.conv2d(
-                *(wide, weights["depthwise_weight"], weights["depthwise_bias"], self.geometry["stride"]),
-                *(dilation, dilation, wide.shape[1]),
-            )
-        )
-        for values, seen in zip(self.maps, (x, wide, hidden, out), strict=True):
-            values.add(seen)
+        for index, seen in enumerate((given[0], *self._inside(given[0]), out)):
+            if index == len(self.maps):
+                self.maps.append(_Values(seen.shape[1]))
+            self.maps[index].add(seen)
 
-    def quantised(self, ranges: Ranges, bias_correction: bool) -> Int8InvertedResidual:
-        first, wide, hidden, last = (values.grid(ranges) for values in self.maps)
-        means = tuple(values.means for values in self.maps[:3])
-        return Int8InvertedResidual.of(
-            dict(self.weights),
-            **self.geometry,
-            grids=(first, wide, hidden, last),
-            means=(means[0], means[1], means[2]) if bias_correction else None,
-        )
+    def quantised(self, ranges: Ranges, bias_correction: bool) -> Int8Module:
+        grids = [values.grid(ranges) for values in self.maps]
+        means = [values.means if bias_correction else None for values in self.maps[:-1]]
+        weights = self.weights
+        if self.kind is InvertedResidual:
+            return Int8InvertedResidual.of(dict(weights), **self.geometry, grids=grids, means=means)
+        if self.kind is DASPP:
+            return Int8DASPP.of(weights, self.rates, grids=grids, means=means)
+        if self.kind is SeparableConv2d:
+            parts = (weights["depthwise_weight"], weights["pointwise_weight"], weights.get("bias"))
+            return Int8SeparableConv2d.of(*parts, grids=grids, means=means)
+        return Int8Pointwise.of(weights["weight"], weights["bias"], grids=grids, means=means)
+
+
+def _relu6(block: Any) -> bool:
+    activation = getattr(block, "activation", None)
+    return activation == "relu6" or isinstance(activation, nn.ReLU6)
 
 
 def _check(model: Any, ranges: Any, keep: Collection[str]) -> None:
@@ -132,7 +160,7 @@ def _check(model: Any, ranges: Any, keep: Collection[str]) -> None:
         raise TypeError(
             f"quantize: model: expected float32 weights on the CPU, got {tensor.dtype} on {tensor.device.type}"
         )
-    names = {name for name, part in model.named_modules() if isinstance(part, InvertedResidual)}
+    names = float_blocks(model)
     for name in keep:
         if name not in names:
             known = ", ".join(sorted(names)) or "none"
@@ -189,15 +217,18 @@ def quantize(
     blocks: dict[str, _Block] = {}
     reasons = {}
     with ExitStack() as hooks:
-        for name, part in list(fused.named_modules()):
-            if isinstance(part, InvertedResidual) and name not in keep:
-                reason = quantisable(part)
-                if reason is None:
-                    blocks[name] = _Block(part)
-                    hooks.callback(part.register_forward_hook(blocks[name].look).remove)
-                else:
-                    reasons[name] = reason
-        if not blocks:
+        for name, part in float_blocks(fused).items():
+            reason = "it is to be kept" if name in keep else quantisable(part)
+            if isinstance(part, SeparableConv2d) and (
+                keep or not any(block.kind is DASPP for block in blocks.values())
+            ):
+                reason = reason or "expected all in front of the decoder in int8"
+            if reason is None:
+                blocks[name] = _Block(part)
+                hooks.callback(part.register_forward_hook(blocks[name].look).remove)
+            else:
+                reasons[name] = reason
+        if not any(block.kind is InvertedResidual for block in blocks.values()):
             why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) or "it has no inverted residual"
             raise ValueError(f"quantize: model: expected blocks that have an int8 form, got none: {why}")
         count = 0
@@ -208,7 +239,9 @@ def quantize(
         raise ValueError("quantize: images: expected at least one, got none")
     for name, block in blocks.items():
         if any(not torch.isfinite(torch.tensor([v.low, v.high])).all() or v.means.isnan().any() for v in block.maps):
-            raise ValueError(f"quantize: {name}: expected finite values, got NaN or infinity (damaged weights or images?)")
+            raise ValueError(
+                f"quantize: {name}: expected finite values, got NaN or infinity (damaged weights or images?)"
+            )
         try:
             replace(fused, name, block.quantised(ranges, bias_correction))
         except ValueError as error:
@@ -216,8 +249,62 @@ def quantize(
     return lk.fuse(fused)
 
 
-def evenly(items: list[Any], count: int) -> list[Any]:
+@dataclass(frozen=True)
+class Comparison:
+    """A network beside its int8 copy, on one picture.
+
+    Attributes:
+        equal: share of pixels with the same label.
+        before, after: seconds a picture, medians of `rounds` runs in turns: from pixels to labels.
+        size: height and width of the picture.
+        threads: of PyTorch, which the kernels use too.
+        refused: why the copy does not run from a plan here, or None.
+    """
+
+    equal: float
+    before: float
+    after: float
+    rounds: int
+    size: tuple[int, int]
+    threads: int
+    refused: str | None
+
+    def __str__(self) -> str:
+        size = f"{self.size[0]}x{self.size[1]}"
+        text = (
+            f"{1e3 * self.before:.1f} ms in float, {1e3 * self.after:.1f} ms in int8 for a picture of {size} "
+            f"({self.threads} threads, median of {self.rounds}), {100 * self.equal:.2f} % of the labels equal"
+        )
+        return text if self.refused is None else f"{text}; the int8 network does not run from a plan: {self.refused}"
+
+
+def compare(model: nn.Module, quantised: nn.Module, image: Any, *, rounds: int = 10) -> Comparison:
+    """Labels and times of a network, fused, and of its int8 copy on a picture: a path or uint8 [H, W, 3]."""
+    pixels = image if not isinstance(image, str) and hasattr(image, "shape") else read_image(image)
+    channels = getattr(quantised, "in_channels", 3)
+    times: dict[str, list[float]] = {"before": [], "after": []}
+    with evaluating(lk.fuse(model)) as before, evaluating(quantised) as after:
+        equal = float((predict_at(before, pixels) == predict_at(after, pixels)).mean())
+        for _ in range(rounds):
+            for name, network in (("before", before), ("after", after)):
+                start = time.perf_counter()
+                predict_at(network, pixels)
+                times[name].append(time.perf_counter() - start)
+        # outside of inference mode a network may record gradients, and then has no plan
+        how = lk.runtime.explain(after, torch.zeros(1, channels, 64, 64)).refused.get("plan")
+    return Comparison(
+        equal=equal,
+        before=statistics.median(times["before"]),
+        after=statistics.median(times["after"]),
+        rounds=rounds,
+        size=(pixels.shape[0], pixels.shape[1]),
+        threads=torch.get_num_threads(),
+        refused=how,
+    )
+
+
+def evenly(items: Sequence[Any], count: int) -> list[Any]:
     """`count` of them, or all, at even distances: neighbours in a folder are often frames of one scene."""
     if len(items) <= count:
-        return items
+        return list(items)
     return [items[i * len(items) // count] for i in range(count)]

@@ -7,22 +7,53 @@ from typing import Any
 
 from torch import nn
 
-from liteseg_kernels.int8 import Int8InvertedResidual
-from liteseg_kernels.nn import InvertedResidual
+from liteseg_kernels import intact
+from liteseg_kernels.int8 import Int8DASPP, Int8InvertedResidual, Int8Module, Int8Pointwise, Int8SeparableConv2d
+from liteseg_kernels.nn import DASPP, ConvNormAct, InvertedResidual, SeparableConv2d
 
 # of a weights file's metadata: the names of the blocks
 INT8_KEY = "int8"
+_ACTIVATIONS = (nn.ReLU, nn.ReLU6)
+# what may have an int8 form
+BLOCKS = (InvertedResidual, ConvNormAct, DASPP)
 
 
 def int8_blocks(model: nn.Module) -> list[str]:
     """Names of the blocks in int8."""
-    return [name for name, part in model.named_modules() if isinstance(part, Int8InvertedResidual)]
+    return [name for name, part in model.named_modules() if isinstance(part, Int8Module)]
+
+
+def float_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """The outermost blocks of the kinds that may have an int8 form, by name."""
+    found: dict[str, nn.Module] = {}
+    for name, part in model.named_modules():
+        if any(name.startswith(f"{outer}.") for outer in found):
+            continue
+        if isinstance(part, BLOCKS):
+            found[name] = part
+        if type(part) is nn.Sequential and len(part) == 2 and all(isinstance(conv, SeparableConv2d) for conv in part):
+            # a decoder: what the second one reads is nowhere below zero
+            found[f"{name}.1"] = part[1]
+    return found
 
 
 def quantisable(block: nn.Module) -> str | None:
     """Why a block has no int8 form, None where it has one."""
+    if isinstance(block, DASPP):
+        if not len(block.deep):
+            return "expected the deeper pyramid"
+        return block.alteration()
+    if isinstance(block, SeparableConv2d):
+        if type(block.activation) not in _ACTIVATIONS:
+            return "expected the activation relu or relu6"
+        same = {"kernel_size": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
+        return intact.depthwise(block.depthwise, "depthwise", **same) or block.alteration()
+    if isinstance(block, ConvNormAct):
+        if type(block.activation) not in _ACTIVATIONS:
+            return "expected the activation relu or relu6"
+        return intact.pointwise(block.conv, "conv", groups=1) or block.alteration()
     if not isinstance(block, InvertedResidual):
-        return f"expected an InvertedResidual, got {type(block).__name__}"
+        return f"expected an inverted residual, a 1x1 convolution or a pyramid, got {type(block).__name__}"
     if block.expand is None:
         return "expected an expansion, got a block without one"
     if block.activation not in ("relu", "relu6"):
@@ -34,9 +65,23 @@ def quantisable(block: nn.Module) -> str | None:
 
 
 def geometry(block: InvertedResidual) -> dict[str, Any]:
-    """What an int8 block is made with besides weights."""
+    """What an int8 inverted residual is made with besides weights."""
     conv: Any = block.depthwise.conv
     return {"stride": conv.stride[0], "dilation": conv.dilation[0], "residual": block.residual}
+
+
+def _empty(block: nn.Module) -> Int8Module:
+    """The int8 form of a block that has one, with weights to be loaded."""
+    if isinstance(block, InvertedResidual):
+        assert block.expand is not None
+        channels, hidden = block.expand.conv.in_channels, block.depthwise.conv.out_channels
+        return Int8InvertedResidual(channels, hidden, block.project.conv.out_channels, **geometry(block))
+    if isinstance(block, ConvNormAct):
+        return Int8Pointwise(block.conv.in_channels, block.conv.out_channels)
+    if isinstance(block, SeparableConv2d):
+        return Int8SeparableConv2d(block.depthwise.in_channels, block.pointwise.out_channels)
+    assert isinstance(block, DASPP)
+    return Int8DASPP(block.pool.conv.in_channels, block.pool.conv.out_channels, block.rates)
 
 
 def replace(model: nn.Module, name: str, block: nn.Module) -> None:
@@ -55,10 +100,6 @@ def put_int8_blocks(model: nn.Module, names: Any, origin: str) -> None:
         except AttributeError:
             raise ValueError(f"{origin}: int8: expected a block of the model, got {name!r}") from None
         reason = quantisable(block)
-        if reason is not None or not isinstance(block, InvertedResidual) or block.expand is None:
+        if reason is not None:
             raise ValueError(f"{origin}: int8: {name}: {reason}")
-        hidden = block.depthwise.conv.out_channels
-        out_channels = block.project.conv.out_channels
-        replace(
-            model, name, Int8InvertedResidual(block.expand.conv.in_channels, hidden, out_channels, **geometry(block))
-        )
+        replace(model, name, _empty(block))

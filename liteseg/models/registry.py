@@ -232,7 +232,8 @@ def create_model(
         quantised = (checkpoint.metadata or {}).get(INT8_KEY, [])
         if quantised and weights_mode != "all":
             raise ValueError(
-                f"create_model: weights_mode: expected 'all' for weights in int8, which do not train, got {weights_mode!r}"
+                "create_model: weights_mode: expected 'all' for weights in int8, which do not train, "
+                f"got {weights_mode!r}"
             )
         put_int8_blocks(model, quantised, str(path))
         load_state(model, checkpoint.state, str(path), weights_mode=weights_mode)

@@ -81,6 +81,11 @@ class Layer:
         """How the kernel goes about inputs of these shapes."""
         return self.strategy
 
+    def forms(self, made: Sequence[Grid | None]) -> tuple[Sequence[Grid | None], Grid | None]:
+        """Grids of the bytes that it wants each of its inputs as, given how they were made, and of those it makes."""
+        reads, makes = self.grids()
+        return [reads] * len(made), makes
+
     def floats(self, inputs: Sequence[Shape]) -> int:
         """Read and written at least: inputs, result and weights once each."""
         maps = sum(math.prod(shape) for shape in (*inputs, self.shape(inputs)))
@@ -259,20 +264,11 @@ class Int8InvertedResidual(Layer):
         out.layer("int8_inverted_residual", channels, *grid_words(reads), inputs[0], hidden, block.channels)
         out.add(*grid_words(makes), block.options["stride"], block.options["dilation"])
         out.add(residual_scale is not None, float_word(residual_scale or 0.0))
-        # what the zero point of the input adds to each sum
-        expand = weights["expand_weight"].flatten(1)
-        bias = weights["expand_bias"].long() - reads.zero * expand.long().sum(1)
-        if bool((bias.abs() > 1 << 24).any()):
-            raise Unplannable("sums of bytes whose start is beyond 2^24")
-        out.byte_matrix(expand)
-        out.integers(bias)
-        out.bias(weights["expand_scale"], hidden)
+        _write_byte_matrix(weights["expand_weight"], weights["expand_bias"], weights["expand_scale"], reads.zero, out)
         out.byte_depthwise(weights["depthwise_weight"].flatten(1))
         out.lanes("lane_integers", weights["depthwise_bias"])
         out.lanes("lane_vector", weights["depthwise_scale"])
-        out.byte_matrix(weights["project_weight"].flatten(1))
-        out.integers(weights["project_bias"])
-        out.bias(weights["project_scale"], block.channels)
+        _write_byte_matrix(weights["project_weight"], weights["project_bias"], weights["project_scale"], 0, out)
 
     def shape(self, inputs: Sequence[Shape]) -> Shape:
         (_, height, width), stride = inputs[0], self.block.options["stride"]
@@ -288,8 +284,92 @@ class Int8InvertedResidual(Layer):
         return _tensors(self.block.weights)
 
     def bytes(self, inputs: Sequence[Shape], itemsize: int) -> int:
-        maps = math.prod(inputs[0]) + math.prod(self.shape(inputs))
-        return maps + sum(weight.nbytes for weight in self.weights())
+        return _bytes_of(self, inputs)
+
+
+@dataclass(eq=False)
+class Int8Pointwise(Layer):
+    """A 1x1 convolution of bytes."""
+
+    conv: Node
+    strategy = "int8, products in place"
+    dtypes = (torch.float32, torch.bfloat16)
+
+    def grids(self) -> tuple[Grid | None, Grid | None]:
+        reads, makes = self.conv.options["grids"]
+        return reads, makes
+
+    def write(self, out: Writer, inputs: Sequence[int]) -> None:
+        weights, (reads, makes) = self.conv.weights, self.conv.options["grids"]
+        out.layer("int8_pointwise", weights["weight"].shape[1], *grid_words(reads), inputs[0])
+        out.add(self.channels, *grid_words(makes))
+        _write_byte_matrix(weights["weight"], weights["bias"], weights["scale"], reads.zero, out)
+
+    def shape(self, inputs: Sequence[Shape]) -> Shape:
+        return self.channels, *inputs[0][1:]
+
+    def macs(self, inputs: Sequence[Shape]) -> int:
+        return math.prod(inputs[0]) * self.channels
+
+    def weights(self) -> list[Tensor]:
+        return _tensors(self.conv.weights)
+
+    def bytes(self, inputs: Sequence[Shape], itemsize: int) -> int:
+        return _bytes_of(self, inputs)
+
+
+@dataclass(eq=False)
+class Int8Daspp(Layer):
+    """The pyramid of bytes."""
+
+    daspp: Node
+    strategy = "int8, input channels split over the threads; float32 behind its sums"
+    dtypes = (torch.float32, torch.bfloat16)
+
+    def grids(self) -> tuple[Grid | None, Grid | None]:
+        reads, makes = self.daspp.options["grids"]
+        return reads, makes
+
+    def write(self, out: Writer, inputs: Sequence[int]) -> None:
+        weights, (reads, makes) = self.daspp.weights, self.daspp.options["grids"]
+        direct, branches = weights["direct"], weights["branches"]
+        pool_weight, pool_bias, project_weight, project_bias = weights["floats"]
+        filters = self.channels
+        if len(branches) + 1 > constant("most.branches"):
+            raise Unplannable(f"{len(branches) + 1} branches of the pyramid")
+        out.layer("int8_daspp", direct[0].shape[1], *grid_words(reads), inputs[0], filters, *grid_words(makes))
+        out.add(len(branches) + 1)
+        out.add(0, False)
+        _write_byte_matrix(*direct, reads.zero, out)
+        slices = project_weight.flatten(1).split(filters, 1)
+        for index, branch in enumerate(branches):
+            out.add(branch.rate, True)
+            _write_byte_matrix(*branch.pointwise, branch.zero, out)
+            out.byte_depthwise(branch.depthwise[0].flatten(1))
+            out.lanes("lane_integers", branch.depthwise[1])
+            out.lanes("lane_vector", branch.depthwise[2])
+            out.float_matrix(slices[index])
+            out.depthwise(branch.deep_depthwise)
+            out.float_matrix(branch.deep_pointwise.flatten(1))
+            out.bias(branch.deep_bias, filters)
+        out.float_matrix(pool_weight.flatten(1))
+        out.bias(pool_bias, filters)
+        out.float_matrix(slices[-1])
+        out.bias(project_bias, filters)
+
+    def shape(self, inputs: Sequence[Shape]) -> Shape:
+        return self.channels, *inputs[0][1:]
+
+    def macs(self, inputs: Sequence[Shape]) -> int:
+        (channels, height, width), filters, rates = inputs[0], self.channels, len(self.daspp.weights["branches"])
+        each = channels * filters * (1 + rates) + 9 * channels * rates + rates * filters * (2 * filters + 9)
+        return height * width * each + filters * (channels + filters)
+
+    def weights(self) -> list[Tensor]:
+        return _tensors(self.daspp.weights)
+
+    def bytes(self, inputs: Sequence[Shape], itemsize: int) -> int:
+        return _bytes_of(self, inputs)
 
 
 @dataclass(eq=False)
@@ -435,8 +515,7 @@ class Decoder(Layer):
         out.add(activation_word(first.options["activation"]), activation_word(second.options["activation"]), self.lifts)
         depthwise, pointwise = first.weights["depthwise_weight"], first.weights["pointwise_weight"]
         if self.lifts:
-            taps = depthwise[:resized].double().flatten(1).t()
-            out.matrix((pointwise[:, :resized, 0, 0].double() * taps[:, None]).flatten(0, 1))
+            out.matrix(_lifted(depthwise[:resized], pointwise[:, :resized]))
             depthwise, pointwise = depthwise[resized:], pointwise[:, resized:]
         for weights, node, channels in (
             ((depthwise, pointwise), first, width),
@@ -471,6 +550,52 @@ class Decoder(Layer):
         for self.lifts in (True, False):
             costs[self.lifts] = self.macs(inputs)
         self.lifts = costs[True] < costs[False]
+
+
+@dataclass(eq=False)
+class Int8Decoder(Decoder):
+    """The decoder with its second convolution in bytes."""
+
+    read: Sequence[Grid] = ()
+
+    @property
+    def strategy(self) -> str:  # type: ignore[override]
+        return f"int8 in the second convolution, float32 in the others; {super().strategy}"
+
+    def forms(self, made: Sequence[Grid | None]) -> tuple[Sequence[Grid | None], Grid | None]:
+        self.read = [grid for grid in made if grid is not None]
+        if len(self.read) < len(made):
+            raise Unplannable("a decoder in int8 behind layers that are not")
+        return list(made), None
+
+    def write(self, out: Writer, inputs: Sequence[int]) -> None:
+        first, second = self.first, self.second
+        resized, width = self._split()
+        depthwise, pointwise = first.weights["depthwise_weight"], first.weights["pointwise_weight"]
+        out.layer("int8_decoder", resized, *grid_words(self.read[0]), inputs[0])
+        out.add(len(depthwise) - resized, *grid_words(self.read[1]), inputs[1])
+        out.add(first.channels, second.channels, self.classifier.channels)
+        out.add(activation_word(first.options["activation"]), self.lifts)
+        if self.lifts:
+            out.float_matrix(_lifted(depthwise[:resized], pointwise[:, :resized]))
+            depthwise, pointwise = depthwise[resized:], pointwise[:, resized:]
+        out.depthwise(depthwise, whole_vectors(width))
+        out.float_matrix(pointwise.flatten(1))
+        out.bias(first.weights["bias"], first.channels)
+        middle, last = second.options["grids"]
+        weight, start, scale = second.weights["depthwise"]
+        out.add(*grid_words(middle))
+        out.byte_depthwise(weight.flatten(1))
+        out.lanes("lane_integers", start)
+        out.lanes("lane_vector", scale)
+        _write_byte_matrix(*second.weights["pointwise"], second.options["zero"], out)
+        # the classifier reads bytes as they are
+        out.float_matrix(self.classifier.weights["weight"].flatten(1).float() * last.scale)
+        out.bias(self.classifier.weights["bias"], self.classifier.channels)
+
+    def bytes(self, inputs: Sequence[Shape], itemsize: int) -> int:
+        maps = sum(math.prod(shape) for shape in inputs) + 4 * math.prod(self.shape(inputs))
+        return maps + sum(weight.nbytes for weight in self.weights())
 
 
 # multiply-adds of the transforms of one tile, for each channel of the input and of the output
@@ -594,6 +719,30 @@ class MaxPool(Layer):
 
     def weights(self) -> list[Tensor]:
         return []
+
+
+def _lifted(depthwise: Tensor, pointwise: Tensor) -> Tensor:
+    """[9 * F, C]: a product for each tap of a separable convolution of [C, 1, 3, 3] and [F, C, 1, 1]."""
+    taps = depthwise.double().flatten(1).t()
+    return (pointwise[:, :, 0, 0].double() * taps[:, None]).flatten(0, 1)
+
+
+def _write_byte_matrix(weight: Tensor, bias: Tensor, scale: Tensor, zero: int, out: Writer) -> None:
+    """int8 [N, K, 1, 1] with int32 [N] and float [N], for an input of this zero point."""
+    rows = weight.flatten(1)
+    # what the zero point adds to each sum
+    start = bias.long() - zero * rows.long().sum(1)
+    if bool((start.abs() > 1 << 24).any()):
+        raise Unplannable("sums of bytes whose start is beyond 2^24")
+    out.byte_matrix(rows)
+    out.integers(start)
+    out.bias(scale, len(rows))
+
+
+def _bytes_of(layer: Layer, inputs: Sequence[Shape]) -> int:
+    """Read and written at least by a layer of bytes."""
+    maps = sum(math.prod(shape) for shape in (*inputs, layer.shape(inputs)))
+    return maps + sum(weight.nbytes for weight in layer.weights())
 
 
 def grid_words(grid: Grid) -> tuple[int, int]:

@@ -116,6 +116,10 @@ class Writer:
         """int8 [N, K], a product of bytes."""
         self._weight("byte_matrix", weight.shape, weight)
 
+    def float_matrix(self, weight: Tensor) -> None:
+        """[N, K], a product of floats in any plan."""
+        self._weight("float_matrix", weight.shape, weight)
+
     def integers(self, values: Tensor) -> None:
         """int32 [N] below 2^24, one a column."""
         self._weight("integers", (len(values),), values)

@@ -16,7 +16,10 @@ from .layers import (
     Decoder,
     Dequantise,
     Grid,
+    Int8Daspp,
+    Int8Decoder,
     Int8InvertedResidual,
+    Int8Pointwise,
     InvertedResidual,
     Layer,
     MaxPool,
@@ -145,11 +148,41 @@ class Program:
         residual_scale: float | None,
         grids: tuple[Grid, Grid],
     ) -> int:
-        """As reference.int8_inverted_residual: `weights` are weight, bias and scale of each of its convolutions, and
+        """As reference.int8.inverted_residual: `weights` are weight, bias and scale of each of its convolutions, and
         `grids` those of its input and output."""
         options = {"stride": stride, "dilation": dilation, "residual_scale": residual_scale, "grids": grids}
         channels = weights["project_weight"].shape[0]
         return self._add("int8_inverted_residual", (x,), channels, options, dict(weights))
+
+    def int8_pointwise(self, x: int, weights: dict[str, Tensor], *, grids: tuple[Grid, Grid]) -> int:
+        """As reference.int8.pointwise: weight, bias and scale."""
+        return self._add("int8_pointwise", (x,), len(weights["weight"]), {"grids": grids}, dict(weights))
+
+    def int8_separable(
+        self,
+        x: int,
+        depthwise: Sequence[Tensor],
+        pointwise: Sequence[Tensor],
+        zero: int,
+        *,
+        grids: tuple[Grid, Grid],
+    ) -> int:
+        """As reference.int8.separable: weight, bias and scale of both."""
+        weights = {"depthwise": tuple(depthwise), "pointwise": tuple(pointwise)}
+        return self._add("int8_separable", (x,), len(pointwise[0]), {"grids": grids, "zero": zero}, weights)
+
+    def int8_daspp(
+        self,
+        x: int,
+        direct: Sequence[Tensor],
+        branches: Sequence[Any],
+        floats: Sequence[Tensor],
+        *,
+        grids: tuple[Grid, Grid],
+    ) -> int:
+        """As reference.int8.daspp: `floats` are the weights of its end."""
+        weights = {"direct": tuple(direct), "branches": list(branches), "floats": tuple(floats)}
+        return self._add("int8_daspp", (x,), len(direct[0]), {"grids": grids}, weights)
 
     def max_pool(self, x: int, *, kernel: Any, stride: Any, padding: Any) -> int:
         """As max_pool2d."""
@@ -238,6 +271,10 @@ class Program:
                 layer = InvertedResidual([node.name], node.inputs, node.channels, node)
             elif node.kind == "int8_inverted_residual":
                 layer = Int8InvertedResidual([node.name], node.inputs, node.channels, node)
+            elif node.kind == "int8_pointwise":
+                layer = Int8Pointwise([node.name], node.inputs, node.channels, node)
+            elif node.kind == "int8_daspp":
+                layer = Int8Daspp([node.name], node.inputs, node.channels, node)
             elif node.kind == "daspp":
                 layer = Daspp([node.name], node.inputs, node.channels, None, node)
             elif node.kind == "shuffle_unit":
@@ -266,9 +303,17 @@ class Program:
                 layer = MaxPool([node.name], node.inputs, node.channels, node)
             elif node.kind == "upsample" and options["align_corners"]:
                 first = only(value, "separable")
-                second = None if first is None else only(self._nodes.index(first) + 1, "separable")
-                head = None if second is None else only(self._nodes.index(second) + 1, "convolution")
-                if first and second and head and _is_decoder(first, second, head):
+                second = exact = None
+                if first is not None:
+                    behind = self._nodes.index(first) + 1
+                    second, exact = only(behind, "separable"), only(behind, "int8_separable")
+                last = second or exact
+                head = None if last is None else only(self._nodes.index(last) + 1, "convolution")
+                if first and exact and head and options["concat"] and _is_decoder(first, None, head):
+                    names = [node.name, first.name, exact.name, head.name]
+                    layer = Int8Decoder(names, node.inputs, head.channels, node, first, exact, head)
+                    value = self._nodes.index(head) + 1
+                elif first and second and head and _is_decoder(first, second, head):
                     names = [node.name, first.name, second.name, head.name]
                     layer = Decoder(names, node.inputs, head.channels, node, first, second, head)
                     value = self._nodes.index(head) + 1
@@ -309,8 +354,8 @@ class Program:
         names = {0: "the input"}
         channels = {0: self._channels[0]}
         for layer, value in zip(layers, values, strict=True):
-            reads, makes = layer.grids()
-            layer.inputs = tuple(convert(source, reads) for source in layer.inputs)
+            reads, makes = layer.forms([made[source] for source in layer.inputs])
+            layer.inputs = tuple(convert(*pair) for pair in zip(layer.inputs, reads, strict=True))
             made[value], names[value], channels[value] = makes, layer.names[-1], layer.channels
             all_layers.append(layer)
             all_values.append(value)
@@ -388,6 +433,6 @@ def _is_stem(conv: Node, block: Node) -> bool:
     return plain and same and _same3(conv, conv.options["stride"])
 
 
-def _is_decoder(first: Node, second: Node, head: Node) -> bool:
+def _is_decoder(first: Node, second: Node | None, head: Node) -> bool:
     pointwise = head.options["kernel"] == 1 and head.options["stride"] == 1 and head.options["groups"] == 1
-    return _same3(first) and _same3(second) and pointwise and head.options["activation"] is None
+    return _same3(first) and (second is None or _same3(second)) and pointwise and head.options["activation"] is None

@@ -21,7 +21,8 @@ SECONDS = float(os.environ.get("LITESEG_FUZZ_SECONDS", "4"))
 FIRST = int(os.environ.get("LITESEG_FUZZ_FIRST", "0"))
 
 
-@pytest.mark.parametrize("isa", random_networks.ISAS)
+# with products of bytes the kernels of these networks are those of AVX-512
+@pytest.mark.parametrize("isa", [isa for isa in random_networks.ISAS if isa != "avx512vnni"])
 def test_random_networks(isa: str) -> None:
     best = random_networks.ISAS.index(torch.ops.liteseg_cpu.isa())
     if random_networks.ISAS.index(isa) > best:

@@ -10,7 +10,8 @@ struct ByteRow {
   int64_t c;   // channels
   int64_t ld;  // bytes from one pixel to the next, whole vectors of any instruction set
   int64_t stride, dilation;
-  // in the order of `columns` (bytes.h), [ld] each: weights are words (w0, w1, w2, 0) of the three kernel rows, for
+  int64_t ldw;  // words from one kernel column to the next
+  // in the order of `columns` (bytes.h): weights are words (w0, w1, w2, 0) of the three kernel rows, for
   // each of the three kernel columns
   const uint32_t* weight;
   const uint32_t* bias;
@@ -33,7 +34,7 @@ void depthwise_bytes_block(const uint8_t* const rows[3], const ByteRow& g, int64
     const auto multiply = [&](Ints(&sums)[4], const Bytes* words, int j) LITESEG_INLINE_LAMBDA {
 #pragma GCC unroll 4
       for (int v = 0; v < 4; ++v) {
-        sums[v] = dot(sums[v], left_of(words[v]), load_right(g.weight + j * g.ld + c + v * Vec::width));
+        sums[v] = dot(sums[v], left_of(words[v]), load_right(g.weight + j * g.ldw + c + v * Vec::width));
       }
     };
     const auto read = [&](int64_t column, Bytes* words) LITESEG_INLINE_LAMBDA {
@@ -83,11 +84,11 @@ void depthwise_bytes_run(const uint8_t* const rows[3], const ByteRow& g, int64_t
     const int64_t at = x + done * g.stride;
     uint8_t* to = out + done * ldo;
     switch (pixels) {
-#define LITESEG_PIXELS(P)                                    \
-  case P:                                                    \
-    if constexpr (P <= kDotPixels) {                         \
-      depthwise_bytes_block<P, S>(rows, g, at, to, ldo);     \
-    }                                                        \
+#define LITESEG_PIXELS(P)                                \
+  case P:                                                \
+    if constexpr (P <= kDotPixels) {                     \
+      depthwise_bytes_block<P, S>(rows, g, at, to, ldo); \
+    }                                                    \
     break;
       LITESEG_PIXELS(1)
       LITESEG_PIXELS(2)

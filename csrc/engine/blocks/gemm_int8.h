@@ -69,9 +69,28 @@ struct StoreBytes {
   }
 };
 
-template <int H, int V>
+// sums as int32 [count][ldo], added to what is there or not; whole vectors, so [ldo] has room for whole panels
+struct StoreSums {
+  int32_t* out;
+  int64_t ldo;
+  bool adds;
+
+  template <int H, int V>
+  LITESEG_INLINE void put(int64_t m0, int64_t n, Ints (&acc)[H][V]) const {
+#pragma GCC unroll 12
+    for (int m = 0; m < H; ++m) {
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) {
+        int32_t* p = out + (m0 + m) * ldo + n + v * Vec::width;
+        store_ints(p, adds ? add(acc[m][v], load_ints(p)) : acc[m][v]);
+      }
+    }
+  }
+};
+
+template <int H, int V, typename Store>
 LITESEG_INLINE void byte_block(const uint8_t* a, int64_t lda, int64_t words, const uint32_t* b, const uint32_t* bias,
-                               int64_t m0, int64_t n, const StoreBytes& store) {
+                               int64_t m0, int64_t n, const Store& store) {
   Ints acc[H][V];
 #pragma GCC unroll 12
   for (int m = 0; m < H; ++m) {
@@ -101,18 +120,18 @@ LITESEG_INLINE void byte_block(const uint8_t* a, int64_t lda, int64_t words, con
 }
 
 // rows [0, count) of one panel, V vectors of it, in blocks of nearly the same size
-template <int V>
+template <int V, typename Store>
 LITESEG_ONE_COPY void byte_panel(int64_t count, const uint8_t* a, int64_t lda, int64_t words, const uint32_t* b,
-                                 const uint32_t* bias, int64_t n, const StoreBytes& store) {
+                                 const uint32_t* bias, int64_t n, const Store& store) {
   int64_t m = 0;
   for (int64_t blocks = div_up(count, kDotRows); blocks > 0; --blocks) {
     const int64_t rows = div_up(count - m, blocks);
     switch (rows) {
-#define LITESEG_BLOCK(H)                                       \
-  case H:                                                      \
-    if constexpr (H <= kDotRows) {                             \
-      byte_block<H, V>(a, lda, words, b, bias, m, n, store);   \
-    }                                                          \
+#define LITESEG_BLOCK(H)                                     \
+  case H:                                                    \
+    if constexpr (H <= kDotRows) {                           \
+      byte_block<H, V>(a, lda, words, b, bias, m, n, store); \
+    }                                                        \
     break;
       LITESEG_BLOCK(1)
       LITESEG_BLOCK(2)
@@ -132,15 +151,25 @@ LITESEG_ONE_COPY void byte_panel(int64_t count, const uint8_t* a, int64_t lda, i
   }
 }
 
-// columns [n, n + kPanel) of the product of a [count][lda]
-LITESEG_INLINE void byte_columns(int64_t n, int64_t n_count, int64_t count, int64_t k_count, const uint8_t* a,
-                                 int64_t lda, const uint32_t* panels, const uint32_t* bias, const StoreBytes& store) {
-  const int64_t words = byte_words(k_count);
+// columns [n, n + kPanel) of the product of a [count][lda], with inputs [k0, k0 + k_count) of the k_total that the
+// panels have (k0 a multiple of four)
+template <typename Store>
+LITESEG_INLINE void byte_part(int64_t n, int64_t n_count, int64_t count, int64_t k_total, int64_t k0, int64_t k_count,
+                              const uint8_t* a, int64_t lda, const uint32_t* panels, const uint32_t* bias,
+                              const Store& store) {
+  const uint32_t* b = panels + n * byte_words(k_total) + k0 / 4 * kPanel;
   if (n_count - n > Vec::width) {
-    byte_panel<2>(count, a, lda, words, panels + n * words, bias + n, n, store);
+    byte_panel<2>(count, a, lda, byte_words(k_count), b, bias + n, n, store);
   } else {
-    byte_panel<1>(count, a, lda, words, panels + n * words, bias + n, n, store);
+    byte_panel<1>(count, a, lda, byte_words(k_count), b, bias + n, n, store);
   }
+}
+
+// the same with all inputs
+template <typename Store>
+LITESEG_INLINE void byte_columns(int64_t n, int64_t n_count, int64_t count, int64_t k_count, const uint8_t* a,
+                                 int64_t lda, const uint32_t* panels, const uint32_t* bias, const Store& store) {
+  byte_part(n, n_count, count, k_count, 0, k_count, a, lda, panels, bias, store);
 }
 
 }  // namespace liteseg::LITESEG_ISA

@@ -65,8 +65,8 @@ const uint32_t* Builder::byte_lanes(int64_t channels, int64_t columns) {
 ByteGrid Builder::grid() {
   ByteGrid grid{};
   grid.scale = code_.number();
-  LITESEG_CHECK(grid.scale > 0.0f && grid.scale <= std::numeric_limits<float>::max(), op_, "program",
-                "a scale above 0", grid.scale);
+  LITESEG_CHECK(grid.scale > 0.0f && grid.scale <= std::numeric_limits<float>::max(), op_, "program", "a scale above 0",
+                grid.scale);
   grid.zero = static_cast<int32_t>(code_.word("a zero point", 0, 255));
   return grid;
 }

@@ -117,6 +117,10 @@ class Builder {
   const float* bias(int64_t columns);
   // depthwise weights of a map that the layer itself makes
   const float* inner_depthwise(int64_t channels);
+  // of floats in any plan
+  const float* float_matrix(int64_t columns, int64_t rows) {
+    return code_.weight(panels(columns) * rows);
+  }
   // words of int8 in panels, and what a kernel of them has for each column
   const uint32_t* byte_matrix(int64_t columns, int64_t rows);
   const uint32_t* integers(int64_t columns);

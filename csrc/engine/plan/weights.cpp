@@ -238,6 +238,8 @@ int64_t packed_floats(const Weight& weight, int64_t panel, bool bf16) {
       case WeightKind::vector:
       case WeightKind::integers:
         return round_up(d[0], panel);
+      case WeightKind::float_matrix:
+        return round_up(d[0], panel) * d[1];
       case WeightKind::byte_matrix:
         return round_up(d[0], panel) * div_up(d[1], 4);
       case WeightKind::byte_depthwise:
@@ -271,6 +273,9 @@ void pack_weight(const Weight& weight, const float* plain, int64_t panel, bool b
       break;
     case WeightKind::integers:
       std::transform(plain, plain + d[0], out, integer);
+      break;
+    case WeightKind::float_matrix:
+      pack_matrix(plain, d[0], d[1], panel, out);
       break;
     case WeightKind::byte_matrix:
       pack_bytes(plain, d[0], d[1], panel, out);

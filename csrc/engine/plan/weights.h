@@ -19,6 +19,7 @@ namespace liteseg::cpu {
 // byte_depthwise   [C][9]: as byte_matrix, one 3x3 filter a channel
 // lane_integers    [C]: as integers, for the channels of byte_depthwise
 // lane_vector      [C]: as vector, likewise
+// float_matrix     [N][K]: as matrix, in float whatever the plan
 #define LITESEG_WEIGHT_KINDS(X) \
   X(1, vector)                  \
   X(2, matrix)                  \
@@ -31,7 +32,8 @@ namespace liteseg::cpu {
   X(9, integers)                \
   X(10, byte_depthwise)         \
   X(11, lane_integers)          \
-  X(12, lane_vector)
+  X(12, lane_vector)            \
+  X(13, float_matrix)
 
 #define LITESEG_WEIGHT_KIND(number, kind) kind = number,
 enum class WeightKind : int64_t { LITESEG_WEIGHT_KINDS(LITESEG_WEIGHT_KIND) };

@@ -7,7 +7,7 @@
 //   Left, Right     words of four uint8, and words of four int8 in -127..127, ready to be multiplied
 //   kDotRows        rows of two vectors that a product sums at once (gemm_int8.h)
 //   kDotPixels      outputs of four vectors that a depthwise convolution sums at once (depthwise_int8.h)
-//   load_ints, load_bytes, store_bytes, store_half, left_of (of one word, of Bytes), load_right, dot, add, to_floats
+//   load_ints, store_ints, load_bytes, store_bytes, store_half, left_of (of one word, of Bytes), load_right, dot, add, to_floats
 //   to_ints         to the nearest, ties to even; what no int32 holds is any number on that side, or INT32_MIN
 //   add_product     sum + a * b, where a * b is exact: rounded once whether or not that is fused
 //   pack            four vectors of int32 as uint8, saturated: 16 bytes of each quarter are four of each in turn

@@ -28,6 +28,9 @@ LITESEG_INLINE __m256i load_256(const void* p) {
 LITESEG_INLINE Ints load_ints(const void* p) {
   return {load_256(p)};
 }
+LITESEG_INLINE void store_ints(void* p, Ints a) {
+  _mm256_storeu_si256(static_cast<__m256i*>(p), a.v);
+}
 LITESEG_INLINE Bytes load_bytes(const uint8_t* p) {
   return {load_256(p)};
 }

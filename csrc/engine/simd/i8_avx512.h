@@ -16,6 +16,9 @@ struct Bytes {
 LITESEG_INLINE Ints load_ints(const void* p) {
   return {_mm512_loadu_si512(p)};
 }
+LITESEG_INLINE void store_ints(void* p, Ints a) {
+  _mm512_storeu_si512(p, a.v);
+}
 LITESEG_INLINE Bytes load_bytes(const uint8_t* p) {
   return {_mm512_loadu_si512(p)};
 }

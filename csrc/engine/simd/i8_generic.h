@@ -30,6 +30,9 @@ LITESEG_INLINE Ints load_ints(const void* p) {
   __builtin_memcpy(&a.v, p, sizeof(a.v));
   return a;
 }
+LITESEG_INLINE void store_ints(void* p, Ints a) {
+  __builtin_memcpy(p, &a.v, sizeof(a.v));
+}
 LITESEG_INLINE Bytes load_bytes(const uint8_t* p) {
   Bytes a;
   __builtin_memcpy(a.v, p, sizeof(a.v));

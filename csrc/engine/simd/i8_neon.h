@@ -25,6 +25,9 @@ struct Right {
 LITESEG_INLINE Ints load_ints(const void* p) {
   return {vreinterpretq_s32_u8(vld1q_u8(static_cast<const uint8_t*>(p)))};
 }
+LITESEG_INLINE void store_ints(void* p, Ints a) {
+  vst1q_u8(static_cast<uint8_t*>(p), vreinterpretq_u8_s32(a.v));
+}
 LITESEG_INLINE Bytes load_bytes(const uint8_t* p) {
   return {vld1q_u8(p)};
 }

@@ -86,7 +86,7 @@ void run(const Args& g, int64_t begin, int64_t end, char* scratch, bool fresh) {
       }
     }
   };
-  const ByteRow geometry{g.hidden, s.ldh, g.stride, s.pad, g.depthwise, g.depthwise_bias, g.depthwise_scale};
+  const ByteRow geometry{g.hidden, s.ldh, g.stride, s.pad, s.ldh, g.depthwise, g.depthwise_bias, g.depthwise_scale};
   const int64_t plane = g.oh * g.ow;
   const int64_t tiles = div_up(plane, g.tile);
   for (int64_t t = begin; t < end; ++t) {
@@ -102,14 +102,9 @@ void run(const Args& g, int64_t begin, int64_t end, char* scratch, bool fresh) {
       }
       depthwise_bytes(rows, geometry, ox * g.stride, count, a + offset * s.ldh, s.ldh);
     });
-    const StoreBytes store{g.out + p0 * ldo,
-                           ldo,
-                           g.project_scale,
-                           g.out_zero,
-                           g.residual ? g.x + p0 * ldx : nullptr,
-                           ldx,
-                           g.residual_scale,
-                           g.in_zero};
+    const StoreBytes store{
+        g.out + p0 * ldo, ldo,      g.project_scale, g.out_zero, g.residual ? g.x + p0 * ldx : nullptr, ldx,
+        g.residual_scale, g.in_zero};
     for (int64_t column = 0; column < g.co; column += kPanel) {
       byte_columns(column, g.co, p1 - p0, g.hidden, a, s.ldh, g.project, g.project_bias, store);
     }

@@ -4,6 +4,8 @@
 // the place of floats. Scales are finite and so small that no scaled sum reaches 2^31.
 #pragma once
 
+#include "engine/kernels/decoder.h"
+#include "engine/kernels/sliced_daspp.h"
 #include "engine/runtime/isa_list.h"
 #include "engine/types.h"
 
@@ -19,7 +21,7 @@ struct ByteGrid {
 };
 
 struct Int8InvertedResidualArgs {
-  const uint8_t* x;       // [N, H, W, padded C]
+  const uint8_t* x;        // [N, H, W, padded C]
   const uint32_t* expand;  // panels of [hidden, C]
   const uint32_t* expand_bias;
   const float* expand_scale;
@@ -43,6 +45,67 @@ struct Int8InvertedResidualTable {
   // tiles [begin, end); each image has ceil(Ho * Wo / tile) of them. Unless `fresh`, `scratch` is as the same thread's
   // last call with these arguments left it, and the rows it still holds are used again
   void (*run)(const Int8InvertedResidualArgs& args, int64_t begin, int64_t end, char* scratch, bool fresh);
+};
+
+struct Int8PointwiseArgs {
+  const uint8_t* x;        // [pixels][padded C]
+  const uint32_t* weight;  // panels of [Co, C]
+  const uint32_t* bias;
+  const float* scale;
+  uint8_t* out;  // [pixels][padded Co], zero point 0
+  int64_t pixels, c, co;
+  int64_t tile;  // pixels worked on at a time
+};
+
+struct Int8PointwiseTable {
+  // tiles [begin, end) of ceil(pixels / tile)
+  void (*run)(const Int8PointwiseArgs& args, int64_t begin, int64_t end);
+};
+
+// one branch of the pyramid up to the sums over its input channels
+struct Int8DasppBranch {
+  const uint32_t* depthwise;  // as ByteRow has them; unused where the branch's rate is 0
+  const uint32_t* depthwise_bias;
+  const float* depthwise_scale;
+  const uint32_t* pointwise;  // panels of [F, C]
+  const uint32_t* bias;
+  const float* scale;  // of the sums, in float
+};
+
+struct Int8DasppArgs {
+  SlicedDasppArgs sums;  // sizes, rates, `pool` and the partial sums; the groups are of whole vectors of bytes
+  const uint8_t* x;      // [N, H, W, padded C], zero point 0
+  float scale;           // of x
+  Int8DasppBranch branches[kMaxBranches];
+};
+
+struct Int8DasppTable {
+  int64_t (*scratch_bytes)(const Int8DasppArgs& args);
+  // as SlicedDasppTable's, which does the rest
+  void (*sum)(const Int8DasppArgs& args, int64_t begin, int64_t end, char* scratch);
+};
+
+struct Int8DecoderArgs {
+  DecoderArgs sums;     // but for skip, the weights of the second convolution and out; x is float
+  const uint8_t* skip;  // [N, oh, ow, padded c2]
+  ByteGrid skip_grid;
+  float middle_scale;         // of the first convolution's output, zero point 0
+  const uint32_t* depthwise;  // as ByteRow has them, and what follows likewise
+  const uint32_t* depthwise_bias;
+  const float* depthwise_scale;
+  const uint32_t* pointwise;  // panels of [f2, f1]; what it gives has the zero point 0, and its scale is part of
+  const uint32_t* bias;       // the classifier's weights
+  const float* scale;
+  // one of the two: float at the strides sums.os, or bf16 likewise
+  float* scores;
+  bf16* logits;
+};
+
+struct Int8DecoderTable {
+  int64_t (*scratch_bytes)(const Int8DecoderArgs& args);
+  // as DecoderTable
+  void (*lift)(const Int8DecoderArgs& args, int64_t begin, int64_t end);
+  void (*run)(const Int8DecoderArgs& args, int64_t begin, int64_t end, char* scratch, bool fresh);
 };
 
 struct ConvertArgs {
@@ -76,4 +139,7 @@ struct ConvertTable {
 #endif
 
 LITESEG_BYTES_TABLE(Int8InvertedResidualTable, int8_inverted_residual_table)
+LITESEG_BYTES_TABLE(Int8PointwiseTable, int8_pointwise_table)
+LITESEG_BYTES_TABLE(Int8DasppTable, int8_daspp_table)
+LITESEG_BYTES_TABLE(Int8DecoderTable, int8_decoder_table)
 LITESEG_BYTES_TABLE(ConvertTable, convert_table)

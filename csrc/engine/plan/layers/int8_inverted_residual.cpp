@@ -5,14 +5,12 @@ namespace liteseg::cpu {
 
 // 3x3, with a padding like the dilation; bytes in and out
 void plan_int8_inverted_residual(Builder& b) {
-  // sums of more inputs might not fit into int32
-  constexpr int64_t most_channels = 1 << 15;
   Program& code = b.code();
   auto g = std::make_shared<Int8InvertedResidualArgs>();
-  g->c = code.word("a number of channels", 1, most_channels);
+  g->c = code.word("a number of channels", 1, kMostByteChannels);
   const ByteGrid in = b.grid();
   const size_t from = b.byte_source(g->c, in);
-  g->hidden = code.word("a number of channels", 1, most_channels);
+  g->hidden = code.word("a number of channels", 1, kMostByteChannels);
   g->co = code.channels();
   const ByteGrid out = b.grid();
   g->stride = code.word("a stride", 1, 8);
