@@ -229,7 +229,10 @@ def quantize(
             else:
                 reasons[name] = reason
         if not any(block.kind is InvertedResidual for block in blocks.values()):
-            why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) or "it has no inverted residual"
+            tried = {
+                name: why for name, why in reasons.items() if isinstance(fused.get_submodule(name), InvertedResidual)
+            }
+            why = "; ".join(f"{name}: {why}" for name, why in tried.items()) or "it has no inverted residual"
             raise ValueError(f"quantize: model: expected blocks that have an int8 form, got none: {why}")
         count = 0
         for image in progress_bar(images, desc="calibrate", unit="image", show=progress):

@@ -264,11 +264,11 @@ class Int8InvertedResidual(Layer):
         out.layer("int8_inverted_residual", channels, *grid_words(reads), inputs[0], hidden, block.channels)
         out.add(*grid_words(makes), block.options["stride"], block.options["dilation"])
         out.add(residual_scale is not None, float_word(residual_scale or 0.0))
-        _write_byte_matrix(weights["expand_weight"], weights["expand_bias"], weights["expand_scale"], reads.zero, out)
+        _write_byte_matrix(_conv(weights, "expand"), reads.zero, out)
         out.byte_depthwise(weights["depthwise_weight"].flatten(1))
         out.lanes("lane_integers", weights["depthwise_bias"])
         out.lanes("lane_vector", weights["depthwise_scale"])
-        _write_byte_matrix(weights["project_weight"], weights["project_bias"], weights["project_scale"], 0, out)
+        _write_byte_matrix(_conv(weights, "project"), 0, out)
 
     def shape(self, inputs: Sequence[Shape]) -> Shape:
         (_, height, width), stride = inputs[0], self.block.options["stride"]
@@ -303,7 +303,7 @@ class Int8Pointwise(Layer):
         weights, (reads, makes) = self.conv.weights, self.conv.options["grids"]
         out.layer("int8_pointwise", weights["weight"].shape[1], *grid_words(reads), inputs[0])
         out.add(self.channels, *grid_words(makes))
-        _write_byte_matrix(weights["weight"], weights["bias"], weights["scale"], reads.zero, out)
+        _write_byte_matrix((weights["weight"], weights["bias"], weights["scale"]), reads.zero, out)
 
     def shape(self, inputs: Sequence[Shape]) -> Shape:
         return self.channels, *inputs[0][1:]
@@ -340,11 +340,11 @@ class Int8Daspp(Layer):
         out.layer("int8_daspp", direct[0].shape[1], *grid_words(reads), inputs[0], filters, *grid_words(makes))
         out.add(len(branches) + 1)
         out.add(0, False)
-        _write_byte_matrix(*direct, reads.zero, out)
+        _write_byte_matrix(direct, reads.zero, out)
         slices = project_weight.flatten(1).split(filters, 1)
         for index, branch in enumerate(branches):
             out.add(branch.rate, True)
-            _write_byte_matrix(*branch.pointwise, branch.zero, out)
+            _write_byte_matrix(branch.pointwise, branch.zero, out)
             out.byte_depthwise(branch.depthwise[0].flatten(1))
             out.lanes("lane_integers", branch.depthwise[1])
             out.lanes("lane_vector", branch.depthwise[2])
@@ -588,7 +588,7 @@ class Int8Decoder(Decoder):
         out.byte_depthwise(weight.flatten(1))
         out.lanes("lane_integers", start)
         out.lanes("lane_vector", scale)
-        _write_byte_matrix(*second.weights["pointwise"], second.options["zero"], out)
+        _write_byte_matrix(second.weights["pointwise"], second.options["zero"], out)
         # the classifier reads bytes as they are
         out.float_matrix(self.classifier.weights["weight"].flatten(1).float() * last.scale)
         out.bias(self.classifier.weights["bias"], self.classifier.channels)
@@ -721,14 +721,19 @@ class MaxPool(Layer):
         return []
 
 
+def _conv(weights: dict[str, Any], name: str) -> tuple[Tensor, Tensor, Tensor]:
+    return weights[f"{name}_weight"], weights[f"{name}_bias"], weights[f"{name}_scale"]
+
+
 def _lifted(depthwise: Tensor, pointwise: Tensor) -> Tensor:
     """[9 * F, C]: a product for each tap of a separable convolution of [C, 1, 3, 3] and [F, C, 1, 1]."""
     taps = depthwise.double().flatten(1).t()
     return (pointwise[:, :, 0, 0].double() * taps[:, None]).flatten(0, 1)
 
 
-def _write_byte_matrix(weight: Tensor, bias: Tensor, scale: Tensor, zero: int, out: Writer) -> None:
+def _write_byte_matrix(parts: tuple[Tensor, Tensor, Tensor], zero: int, out: Writer) -> None:
     """int8 [N, K, 1, 1] with int32 [N] and float [N], for an input of this zero point."""
+    weight, bias, scale = parts
     rows = weight.flatten(1)
     # what the zero point adds to each sum
     start = bias.long() - zero * rows.long().sum(1)

@@ -7,7 +7,7 @@ float32, rounded to the nearest whole number (ties to even) and saturated to 0..
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,9 +24,9 @@ def dequantise(x: Tensor, scale: Tensor, zero: int, dtype: torch.dtype = torch.f
     return ((x.int() - zero).float() * scale.float()).to(dtype)
 
 
-def _sums(x: Tensor, weight: Tensor, bias: Tensor, **geometry: int) -> Tensor:
+def _sums(x: Tensor, weight: Tensor, bias: Tensor, **geometry: Any) -> Tensor:
     """int32, exactly: float64 holds every partial sum, of whole numbers below 2^53."""
-    out = tf.conv2d(x.double(), weight.double(), bias.double(), **geometry)  # type: ignore[call-overload]
+    out = tf.conv2d(x.double(), weight.double(), bias.double(), **geometry)
     return out.to(torch.int32)
 
 
@@ -59,7 +59,7 @@ def inverted_residual(
     """
     centred = x.int() - in_zero
     hidden = _bytes(_scaled(_sums(centred, *expand[:2]), expand[2]), 0)
-    geometry = {"stride": stride, "padding": dilation, "dilation": dilation, "groups": hidden.shape[1]}
+    geometry: dict[str, Any] = {"stride": stride, "padding": dilation, "dilation": dilation, "groups": hidden.shape[1]}
     hidden = _bytes(_scaled(_sums(hidden, *depthwise[:2], **geometry), depthwise[2]), 0)
     out = _scaled(_sums(hidden, *project[:2]), project[2])
     if residual_scale is not None:
@@ -108,7 +108,7 @@ def daspp(
     convolutions; kernels add up the sums of four groups of channels in float32."""
     maps = []
     for branch in branches:
-        geometry = {"padding": branch.rate, "dilation": branch.rate, "groups": x.shape[1]}
+        geometry: dict[str, Any] = {"padding": branch.rate, "dilation": branch.rate, "groups": x.shape[1]}
         between = _bytes(_scaled(_sums(x, *branch.depthwise[:2], **geometry), branch.depthwise[2]), 0)
         z = _scaled(_sums(between.int() - branch.zero, *branch.pointwise[:2]), branch.pointwise[2])
         z = tf.conv2d(z, branch.deep_depthwise, padding=1, groups=z.shape[1])

@@ -197,4 +197,4 @@ def test_pyramid(channels: int, filters: int, rates: tuple[int, ...], size: tupl
         steps = (plan.logits(x) - tower.forward_modules(x)).abs() / daspp.out_scale
         assert steps.max() < 1.5 and (steps > 0.5).float().mean() < 0.02
         # and near the float pyramid
-        assert (tower.forward_modules(x) - exact).abs().max() < 0.1 * exact.abs().max()
+        assert (tower.forward_modules(x) - exact).abs().max() <= 0.1 * exact.abs().max()
