@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from . import functional, runtime
 from ._dispatch import Explanation
 from .block import FusedModule
-from .int8 import Int8InvertedResidual
+from .int8 import Int8Module
 from .plan import PlannedModule, PlanReport
 
 __all__ = ["ModuleExplanation", "explain"]
@@ -98,7 +98,7 @@ def _explain_module(module: nn.Module, x: Tensor | None) -> ModuleExplanation:
             graph.append(name)
         else:
             refused = {name: f"no plan, {reason}"} | refused
-    int8 = tuple(name for name, part in module.named_modules() if isinstance(part, Int8InvertedResidual))
+    int8 = tuple(name for name, part in module.named_modules() if isinstance(part, Int8Module))
     return ModuleExplanation(type(module).__name__, tuple(fused), refused, tuple(plan), layers, tuple(graph), int8)
 
 

@@ -15,6 +15,7 @@ import liteseg_kernels as lk
 from liteseg.models.int8 import int8_blocks
 from liteseg_kernels import _loader
 from liteseg_kernels.int8 import Int8InvertedResidual
+from tests.instruction_sets.order import BF16, HERE
 
 from .conftest import picture
 
@@ -120,9 +121,7 @@ def test_conversions_leave_scales_alone(quantised) -> None:
         assert all(torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in before)
 
 
-@pytest.mark.skipif(
-    _loader.missing("cpu") is None and torch.ops.liteseg_cpu.isa() != "avx512bf16", reason="needs AVX512_BF16"
-)
+@pytest.mark.skipif(HERE not in BF16, reason=f"needs products of bfloat16, and the kernels use {HERE}")
 def test_with_bfloat16_around(model, quantised) -> None:
     import copy
 
