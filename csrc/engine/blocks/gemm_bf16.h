@@ -70,7 +70,7 @@ struct Left {
 };
 
 #if defined(__AMX_BF16__)
-// rows [m0 + from, m0 + H * ...) of finished sums to the store, H of each group at a time
+// rows [from, to) of the block at row m0 to the store; where Pair, each with the same row of the second group
 template <bool Pair, int V, typename Store>
 LITESEG_INLINE void store_rows(const float* sums, int64_t m0, int64_t from, int64_t to, const Store& store) {
   const auto put = [&](auto height, int64_t at) LITESEG_INLINE_LAMBDA {
