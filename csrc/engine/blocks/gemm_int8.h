@@ -119,24 +119,13 @@ LITESEG_INLINE void byte_block(const uint8_t* a, int64_t lda, int64_t words, con
   store.template put<H, V>(m0, n, acc);
 }
 
-// rows [0, count) of one panel, V vectors of it. Few heights of blocks: each is a kilobyte of code for every store.
+// rows [0, count) of one panel, V vectors of it
 template <int V, typename Store>
 LITESEG_ONE_COPY void byte_panel(int64_t count, const uint8_t* a, int64_t lda, int64_t words, const uint32_t* b,
                                  const uint32_t* bias, int64_t n, const Store& store) {
-  int64_t m = 0;
-  const auto blocks = [&](auto height) LITESEG_INLINE_LAMBDA {
-    constexpr int H = decltype(height)::value;
-    if constexpr (H <= kDotRows) {
-      for (; m + H <= count; m += H) {
-        byte_block<H, V>(a, lda, words, b, bias, m, n, store);
-      }
-    }
-  };
-  blocks(std::integral_constant<int, kDotRows>{});
-  blocks(std::integral_constant<int, 8>{});
-  blocks(std::integral_constant<int, 4>{});
-  blocks(std::integral_constant<int, 2>{});
-  blocks(std::integral_constant<int, 1>{});
+  in_blocks<kDotRows>(count, [&](auto height, int64_t m) LITESEG_INLINE_LAMBDA {
+    byte_block<decltype(height)::value, V>(a, lda, words, b, bias, m, n, store);
+  });
 }
 
 // columns [n, n + kPanel) of the product of a [count][lda], with inputs [k0, k0 + k_count) of the k_total that the

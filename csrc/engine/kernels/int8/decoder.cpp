@@ -136,7 +136,7 @@ void run(const cpu::Int8DecoderArgs& args, int64_t begin, int64_t end, char* scr
       }
       const int64_t p0 = at * g.ow + x;
       if (args.logits != nullptr) {
-        // a product that rounds to bf16 itself would be 90 KB of code
+        // rounded from float: a product that does it itself would be as much code again
         const int64_t lds = finish_stride(g.k);
         ByteProducts::to_floats(pixels, g.k, g.f2, values, s.ldo, g.classifier, g.classifier_bias, sums, lds, nullptr,
                                 cpu::kNone);
