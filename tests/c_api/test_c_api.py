@@ -281,10 +281,24 @@ def test_a_file_that_contradicts_itself_is_refused(small: Path) -> None:
     for text, file in cases.items():
         status, told = refused(file)
         assert status == BROKEN and text in told, told
+    assert refused(sealed(data[: words - 48] + struct.pack("<d", 1e7) + data[words - 40 :]))[0] == BROKEN
     classes = files.parts(data)[0] and struct.unpack_from("<I", data, 24)[0] + 28
     changed = bytearray(data)
     struct.pack_into("<I", changed, classes, 4)
     assert refused(sealed(changed)) == (BROKEN, "liteseg_open: file: expected a program of 4 classes, got 3")
+
+
+def test_weights_of_bytes_that_are_none_count_as_zeros(tmp_path: Path, picture: np.ndarray) -> None:
+    data = files.write(files.fused("int8"), tmp_path / "int8.liteseg").read_bytes()
+    _, values = files.parts(data)
+    logits = []
+    for wrong in (float("nan"), 1e30, -float("inf"), 0.0):
+        changed = np.frombuffer(data[values:], np.float32).copy()
+        # above 1 there are weights and biases of bytes, no scales and no weights of the convolution in float
+        changed[np.flatnonzero(np.abs(changed) > 1)[::7]] = wrong
+        with c_library.Network(sealed(data[:values] + changed.tobytes()), threads=1) as network:
+            logits.append(network.logits(picture))
+    assert all(np.array_equal(one, logits[-1]) for one in logits) and len(np.unique(logits[-1])) > 2
 
 
 def test_a_file_of_grey_pictures_is_refused(tmp_path: Path) -> None:
