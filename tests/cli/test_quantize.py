@@ -131,6 +131,11 @@ def test_with_bfloat16_around(model, quantised) -> None:
         found = half(normalised().bfloat16())
         assert lk.runtime.explain(half, normalised().bfloat16()).plan is not None
         assert found.dtype == torch.bfloat16 and error(found, exact) < LIMIT
+        labels = lk.runtime.labels(half, normalised().bfloat16(), exact.shape[2:])
+        assert (labels == exact.argmax(1)).float().mean() > 0.7
+        # bytes in front of a block in bfloat16
+        kept = liteseg.quantize(model, PICTURES, keep=["backbone.blocks.3"]).bfloat16()
+        assert error(kept(normalised().bfloat16()), exact) < LIMIT
         # what is rounded elsewhere moves bytes, so that the two are as far from each other as from the float network
         with torch.autocast("cpu", torch.bfloat16):
             assert error(quantised(normalised()), exact) < LIMIT
