@@ -63,7 +63,7 @@ def exact_precision(x: Tensor) -> str:
 
 
 def dot_precision(x: Tensor) -> str:
-    """`input_precision` of products: exact, unless torch may round float32 products to tf32."""
+    """`input_precision` of products: float32's accuracy, unless torch may round float32 products to tf32."""
     if x.dtype != torch.float32:
         return "ieee"
     return "tf32" if tf32_allowed() else exact_precision(x)

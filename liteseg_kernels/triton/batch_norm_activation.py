@@ -5,8 +5,10 @@ Shapes:   x, grad, residual [N, C, H, W], any strides -> out and gradients in x'
 Traffic:  statistics read x; forward reads x (and residual) and writes out; backward reads x and grad (and residual)
           twice and writes x's gradient. The value before the activation is computed again: no map of it is kept
 Bound:    memory; not timed on its own yet
-Launch:   grid (pixel tiles, channel blocks), _TILES tiles a program in the sums; tiles.csv by memory format
-Numerics: float32. Mean and squared deviations of a tile, merged tile by tile, then program by program, in fixed order
+Launch:   grid (pixel tiles, channel blocks); in the sums at most _MOST_PARTS programs a channel block, whose parts are
+          added up in trees; tiles.csv by memory format
+Numerics: float32. Mean and squared deviations of a tile, merged tile by tile, then those of the programs about
+          their common mean, in fixed order
 Limits:   float32, float16, bfloat16
 """
 

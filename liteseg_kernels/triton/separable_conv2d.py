@@ -10,7 +10,7 @@ Launch:   forward grid (N * pixel tiles, CO blocks, C splits); tiles.csv: rows b
           Where
           that is less than the device can run at once, C is split up to eight ways: float32 parts, then a sum
 Numerics: float32 taps and accumulation; the depthwise value is rounded to T for the product, as eager stores it.
-          float32 products are exact unless torch allows tf32. Sums are cut at places that follow from
+          float32 products have its accuracy unless torch allows tf32. Sums are cut at places that follow from
           the shape and the device, and added in order, no atomics: two runs give the same bits
 Backward: depthwise gradient map [N, HO, WO, C] in T as the only temporary of that size; grad_x gathers from it, weight
           gradients are sums of at most 64 float32 parts

@@ -36,6 +36,9 @@ TARGET = "sm_90"
 # what a network in use may turn to: (size, batch)
 FIRST, OTHERS = ((360, 640), 1), (((512, 1024), 1), ((360, 640), 8), ((1024, 2048), 1))
 
+# of `suite.check_backward`
+_LAYOUTS = ("nchw", "channels_last", "expanded", "sliced")
+
 Kernel = tuple[str, Any]
 
 
@@ -107,7 +110,7 @@ def _check_forward(op: Any, oracle: Any, world_name: str, case: Any, *, maps: An
 
 
 def _check_backward(op: Any, oracle: Any, world_name: str, case: Any, *, maps: Any, dtypes: Any = None,
-                    layouts: Any = ("nchw", "channels_last", "expanded", "sliced"), **options: Any) -> None:  # fmt: skip
+                    layouts: Any = _LAYOUTS, **options: Any) -> None:  # fmt: skip
     tensors = case.make(torch.Generator().manual_seed(0))
     with suite.enter(world_name) as here:
         for dtype, layout in suite.combinations(here, case, dtypes or here.dtypes, layouts):
