@@ -4,7 +4,7 @@ The bare interpreter keeps bfloat16 as 16-bit integers and computes on those, is
 whatever an address holds, and runs the programs one after another, which hides races. With the shim:
 
 * bfloat16 is widened and rounded to nearest even by casts and products; any other arithmetic on it is an error;
-* float32 products asked for in tf32 cut their operands off to tf32, and those in tf32x3 are three of such products;
+* float32 products asked for in tf32 cut their operands off to tf32;
 * every unmasked address has to be that of an element of a tensor argument (of the view, not of its storage);
 * an address written by one program may be neither written nor read by another, nor written by two lanes; no atomics.
 """
@@ -113,18 +113,6 @@ def _cut_off(values: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(values), np.float32("nan"), bits.view(np.float32))
 
 
-def _halves(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """float32 values as sums of two tf32."""
-    high = _rounded(values, 13).view(np.float32)
-    with np.errstate(invalid="ignore"):
-        return high, _rounded(values - high, 13).view(np.float32)
-
-
-def _times(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):
-        return np.matmul(a, b, dtype=np.float32)
-
-
 def _is_bf16(*handles: Any) -> bool:
     return any(handle.dtype.scalar == tl.bfloat16 for handle in handles)
 
@@ -166,12 +154,6 @@ def install() -> None:
             a, b = (handle(_widened(h.data), tl.float32) for h in (a, b))
         elif a.dtype.scalar == tl.float32 and precision == ir.INPUT_PRECISION.TF32:
             a, b = (handle(_cut_off(h.data), tl.float32) for h in (a, b))
-        elif a.dtype.scalar == tl.float32 and precision == ir.INPUT_PRECISION.TF32x3:
-            # as triton writes it: the lower halves' product is left out, and one that is not a number is none
-            (high_a, low_a), (high_b, low_b) = (_halves(h.data) for h in (a, b))
-            small = _times(low_a, high_b) + _times(high_a, low_b)
-            d = handle(d.data + np.where(np.isnan(small), np.float32(0), small), tl.float32)
-            a, b = handle(high_a, tl.float32), handle(high_b, tl.float32)
         return dot(self, a, b, d, precision, imprecise)
 
     def refusing(name: str, operands: int) -> None:

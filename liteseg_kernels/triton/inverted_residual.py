@@ -9,7 +9,7 @@ Bound:    one launch: products (the expansion is computed once a tap); two: memo
 Launch:   half types with C <= _FUSED_CHANNELS: one launch, grid (N * pixel tiles, CO blocks), tiles.csv: rows by
           (dtype class, CO block). Else two: the pointwise expansion, then depthwise + activation + project, both
           separable_conv2d's kernel: with wide maps the nine-fold expansion costs more than the hidden map, as it does
-          in float32, one product of which is three on tensor cores
+          in float32, which has no exact tensor-core product
 Numerics: float32 accumulation; rounded to T where a product takes its operand. Deterministic
 Backward: composed of single layers, both hidden maps computed again and kept in float32; see
           _inverted_residual_backward.py

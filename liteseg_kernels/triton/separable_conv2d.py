@@ -7,11 +7,10 @@ Traffic:  minimum (N*C*H*W + N*CO*HO*WO [+ residual] + C*KH*KW + C*CO) * sizeof(
           more, and 2*N*CO*HO*WO*sizeof(T) more for each of add and activation
 Bound:    memory, in float16, up to C = CO = 96; not timed on its own yet
 Launch:   forward grid (N * pixel tiles, CO blocks, C splits); tiles.csv: rows by (pass, dtype class, CO or C block).
-          Where
-          that is less than the device can run at once, C is split up to eight ways: float32 parts, then a sum
+          Where that is less than the device can run at once, C is split up to eight ways: float32 parts, then a sum
 Numerics: float32 taps and accumulation; the depthwise value is rounded to T for the product, as eager stores it.
-          float32 products have its accuracy unless torch allows tf32. Sums are cut at places that follow from
-          the shape and the device, and added in order, no atomics: two runs give the same bits
+          float32 products are exact unless torch allows tf32. Sums are cut at places that follow from the shape and
+          the device, and added in order, no atomics: two runs give the same bits
 Backward: depthwise gradient map [N, HO, WO, C] in T as the only temporary of that size; grad_x gathers from it, weight
           gradients are sums of at most 64 float32 parts
 Limits:   float32, float16, bfloat16

@@ -11,8 +11,7 @@ Launch:   one, grid (N * pixel tiles, CO blocks), tiles.csv: rows by (dtype clas
           times the window [window, channels], so x is loaded once a tile and not four times a tap. Where the map does
           not grow enough for that window, two launches: upsample_concat's and separable_conv2d's
 Numerics: float32 coordinates (torch's rules) and accumulation; the resize's weights, and the depthwise value, are
-          rounded to T for their products. float32 products have its accuracy unless torch allows tf32.
-          Deterministic
+          rounded to T for their products. float32 products are exact unless torch allows tf32. Deterministic
 Backward: the concatenation is computed again, for the backwards of separable_conv2d and upsample_concat: three maps of
           its size while it runs (it, its gradient, and the depthwise map's), none between forward and backward
 Limits:   float32, float16, bfloat16

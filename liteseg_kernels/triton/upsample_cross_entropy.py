@@ -26,7 +26,6 @@ from ._common import (
     aligned,
     alignment,
     divisor,
-    exact_precision,
     extents,
     first_reader,
     guard,
@@ -194,7 +193,6 @@ def upsample_cross_entropy_bwd_kernel(
     CELLS_H: tl.constexpr,
     CELLS_W: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
     ALIGN: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -255,8 +253,8 @@ def upsample_cross_entropy_bwd_kernel(
                 gradient = (1.0 - smoothing) * gradient + smoothing / K * smooth
             gradient = tl.where(valid, factor * gradient, 0.0)
             weight_x = reader_weight(x[:, None], j[None, :], w, scale_w, ALIGN_CORNERS)  # [TILE_W, CELLS_W]
-            rows = tl.dot(gradient, weight_x, input_precision=PRECISION)  # [TILE_H, CELLS_W]
-            acc = tl.dot(weight_y, rows, acc, input_precision=PRECISION)
+            rows = tl.dot(gradient, weight_x, input_precision="ieee")  # [TILE_H, CELLS_W]
+            acc = tl.dot(weight_y, rows, acc, input_precision="ieee")
     pointers = grad + n * g_n + k.to(tl.int64) * g_c
     pointers += (widen(i, WIDE) * g_h)[:, None] + (widen(j, WIDE) * g_w)[None, :]
     tl.store(pointers, acc.to(grad.dtype.element_ty), mask=(i < h)[:, None] & (j < w)[None, :])
@@ -359,7 +357,7 @@ def backward(
             inverse_h, inverse_w, readers_h, readers_w,
             ALIGN_CORNERS=align_corners, SMOOTH=label_smoothing > 0.0, TILE_H=tile.height, TILE_W=tile.width,
             CELLS_H=tile.inner, CELLS_W=tile.outer, BLOCK_K=32,
-            PRECISION=exact_precision(logits), ALIGN=alignment(target, rows=True),
+            ALIGN=alignment(target, rows=True),
             WIDE=needs_wide_index(logits, target, grad) or height * width >= 2**31, **tile.options(),
         )  # fmt: skip
     return grad
