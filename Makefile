@@ -13,6 +13,7 @@
 #   make gpu-pack   what has to travel to a GPU machine that is lent for minutes; GPU_PACK_ARGS="--plan train"
 #   make build   (re)build the compiled kernels only
 #   make wheel   a wheel for other machines (manylinux) and the source distribution, in dist/
+#   make wheel-aarch64  a wheel for aarch64, by Debian's cross compiler (docs/install.md says what is in it), in dist/
 #   make oldest  a part of the tests on the lowest versions that pyproject.toml allows
 #   make install-matrix  pip, uv, sdist, wheel, without a compiler, without torch: what becomes of each
 #   make versions   the wheel on the oldest and newest Python and torch, as far as they are at hand; VERSIONS_ARGS= for all
@@ -45,8 +46,8 @@ TORCH_STAMP := $(VENV)/stamp-torch-$(TORCH)
 # GPU machines bring a torch of their own, and often no way to fetch another
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: demo test lint bench bench-cpu sanitize coverage fuzz fuzz-plan docs gpu-day gpu-pack build wheel oldest \
-	install-matrix versions clean
+.PHONY: demo test lint bench bench-cpu sanitize coverage fuzz fuzz-plan docs gpu-day gpu-pack build wheel \
+	wheel-aarch64 oldest install-matrix versions clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/stamp-run
@@ -98,6 +99,9 @@ wheel: $(TORCH_STAMP)
 	$(PIP) wheel -q --no-build-isolation --no-deps -w build/wheel .
 	PATH="$(abspath $(BIN)):$$PATH" auditwheel repair --exclude 'libtorch*' -w dist build/wheel/*.whl
 	$(BIN)/python setup.py -q sdist
+
+wheel-aarch64: $(TORCH_STAMP)
+	CXX=aarch64-linux-gnu-g++ LITESEG_BUILD=cpu $(PIP) wheel -q --no-build-isolation --no-deps -w dist .
 
 oldest: $(VENV)/stamp-dev build/oldest/stamp
 	PYTHONPATH=$(abspath build/oldest) $(BIN)/python -m pytest -q tests/cli/test_image_io.py tests/cli/test_predict.py \

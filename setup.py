@@ -17,7 +17,8 @@ LITESEG_BUILD       auto (default): the CPU library, without which the build fai
                     nvcc is found; cpu: the CPU library alone; cuda: both, or the build fails; none: no compiled library
 LITESEG_TORCH_DIR   folder of the torch package to build against, where it is not found by itself
 LITESEG_CUDA_ARCHS  "80;90": machine code for each, and PTX of the oldest and the newest
-CUDA_HOME, CXX      toolkit folder, host compiler ("ccache g++" and flags behind it may stand there too)
+CUDA_HOME, CXX      toolkit folder, host compiler ("ccache g++" and flags behind it may stand there too); with a cross
+                    compiler for Linux a wheel becomes one for its machine, with the CPU libraries (LITESEG_BUILD=cpu)
 MAX_JOBS            compiler processes at a time (default: cores)
 DEBUG               1: -O0 -g
 LITESEG_SANITIZE    "address,undefined": the CPU libraries with these sanitizers (implies DEBUG, or with DEBUG=0 -O1);
@@ -68,6 +69,7 @@ GENERATED = Path("build/generated")
 OPS = Path("csrc/torch/ops.cpp")
 SIGNATURES = ROOT / PACKAGE / "_signatures.py"
 MODES = ("auto", "cpu", "cuda", "none")
+HOST = platform.machine().lower()
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,8 @@ class Library:
     # of another library, linked into this one too
     shared: list[Unit] = field(default_factory=list)
     extension: bool = True
+    # libraries that are not there for the machine it is made for: linked by their names alone
+    absent: tuple[str, ...] = ()
 
     @property
     def file(self) -> str:
@@ -133,6 +137,7 @@ class Plan:
     mode: str
     torch: str | None = None
     compiler: str | None = None
+    machine: str = HOST
     nvcc: str | None = None
     archs: list[str] = field(default_factory=list)
     libraries: list[Library] = field(default_factory=list)
@@ -221,6 +226,11 @@ def find_compiler() -> tuple[list[str], str]:
         raise Missing(f"{reason}; install a C++ compiler that works (g++ >= 9) or set CXX to one") from None
 
 
+def machine_of(compiler: list[str]) -> str:
+    """What the compiler compiles for: x86_64, aarch64 ..."""
+    return first_line([*compiler, "-dumpmachine"], r"\A([^-\s]+)").lower()
+
+
 def find_nvcc() -> tuple[str, str]:
     """Path and version of nvcc: CUDA_HOME, else PATH, else /usr/local/cuda."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
@@ -250,20 +260,20 @@ def unit(library: str, source: Path, call: list[str], versions: str, instruction
     return Unit(source, f"{library}/{key}/{name}", call)
 
 
-def cpu_sources() -> tuple[list[Path], list[tuple[InstructionSet, Path]]]:
+def cpu_sources(machine: str) -> tuple[list[Path], list[tuple[InstructionSet, Path]]]:
     """Sources that are compiled once, and those of kernels with each instruction set that they are compiled for."""
     found = [path.relative_to(ROOT) for part in ("engine", "torch") for path in (ROOT / "csrc" / part).rglob("*.cpp")]
     sets = instruction_sets()
     folders = {one.folder for one in sets} | {C_API.as_posix()}
     plain = sorted(source for source in found if source.parent.as_posix() not in folders)
-    sets = [one for one in sets if not one.machines or platform.machine().lower() in one.machines]
+    sets = [one for one in sets if not one.machines or machine in one.machines]
     kernels = [(one, source) for one in sets for source in sorted(found) if source.parent.as_posix() == one.folder]
     return plain, kernels
 
 
-def cpu_libraries(torch: Path, compiler: list[str], versions: str) -> list[Library]:
+def cpu_libraries(torch: Path, compiler: list[str], machine: str, versions: str) -> list[Library]:
     """The extension, and the C library where there are sources of its own."""
-    plain, kernels = cpu_sources()
+    plain, kernels = cpu_sources(machine)
     if not plain:
         raise Missing("csrc/engine and csrc/torch hold no sources")
     named = os.environ.get("LITESEG_SANITIZE")
@@ -289,8 +299,11 @@ def cpu_libraries(torch: Path, compiler: list[str], versions: str) -> list[Libra
     for one, source in kernels:
         names = [f"-DLITESEG_ISA={one.name}", f"-DLITESEG_SIMD={one.simd}"]
         units.append(unit("_C", source, [*command, *names, *one.flags], versions, one.name))
-    linked = [f"-L{torch / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"]
-    libraries = [Library("_C", units, [*compiler, "-shared", *checks], linked)]
+    # for another machine torch has the same headers, and the names of its libraries are all that a linker must know
+    absent = ("torch", "torch_cpu") if machine != HOST else ()
+    found = [] if absent else [f"-L{torch / 'lib'}"]
+    linked = [*found, "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"]
+    libraries = [Library("_C", units, [*compiler, "-shared", *checks], linked, absent=absent)]
     own = sorted(path.relative_to(ROOT) for path in (ROOT / C_API).glob("*.cpp"))
     if own:
         version = f'-DLITESEG_VERSION="{VERSION}"'
@@ -347,7 +360,8 @@ def make_plan() -> Plan:
             raise Missing(f"compiled kernels are built on Linux only, this is {sys.platform}")
         torch, plan.torch = find_torch()
         compiler, plan.compiler = find_compiler()
-        plan.libraries += cpu_libraries(torch, compiler, f"{plan.compiler} {plan.torch}")
+        plan.machine = machine_of(compiler)
+        plan.libraries += cpu_libraries(torch, compiler, plan.machine, f"{plan.compiler} {plan.torch}")
     except Missing as reason:
         plan.skipped = dict.fromkeys(("_C", "_C_cuda"), str(reason))
         return plan
@@ -355,6 +369,8 @@ def make_plan() -> Plan:
         plan.skipped["_C_cuda"] = "LITESEG_BUILD=cpu"
         return plan
     try:
+        if plan.machine != HOST:
+            raise Missing(f"CUDA kernels are built for {HOST} only, and {plan.compiler} compiles for {plan.machine}")
         nvcc, plan.nvcc = find_nvcc()
         archs = cuda_archs()
         versions = f"{plan.nvcc} {plan.compiler} {plan.torch}"
@@ -452,7 +468,18 @@ def compile_and_link(plan: Plan, folder: Path) -> None:
             raise
     for library in plan.libraries:
         objects = [str(folder / name) for name in library.objects()]
-        run(library.file, [*library.link, *objects, *library.linked, "-o", str(folder / library.file)])
+        linked = [*stand_ins(library, folder / plan.machine), *library.linked]
+        run(library.file, [*library.link, *objects, *linked, "-o", str(folder / library.file)])
+
+
+def stand_ins(library: Library, folder: Path) -> list[str]:
+    """Makes empty libraries with the names of those that are absent, and tells the linker where they are."""
+    for name in library.absent:
+        folder.mkdir(exist_ok=True)
+        file = f"lib{name}.so"
+        empty = ["-nostdlib", f"-Wl,-soname,{file}", "-x", "c++", os.devnull, "-o", str(folder / file)]
+        run(file, [*library.link, *empty])
+    return [f"-L{folder}"] if library.absent else []
 
 
 def write_schemas() -> None:
@@ -530,6 +557,8 @@ class BuildKernels(build_ext):
 
     def run(self) -> None:
         report(PLAN)
+        if self.inplace and PLAN.machine != HOST:
+            sys.exit(f"error: {PLAN.compiler} compiles for {PLAN.machine}: expected a wheel, got a build in place")
         target = ROOT if self.inplace else Path(self.build_lib).resolve()
         if PLAN.libraries:
             build(PLAN, Path(self.build_temp).resolve(), target / PACKAGE)
@@ -550,6 +579,10 @@ class BuildPython(build_py):
             write_build_info(PLAN, ROOT if self.editable_mode else Path(self.build_lib).resolve())
 
 
+WHEEL = {"py_limited_api": "cp310"} if PLAN.libraries else {}
+if PLAN.machine != HOST:
+    WHEEL["plat_name"] = f"linux_{PLAN.machine}"
+
 setup(
     ext_modules=[
         Extension(f"{PACKAGE}.{library.name}", library.sources(), py_limited_api=True)
@@ -557,5 +590,5 @@ setup(
         if library.extension
     ],
     cmdclass={"build_ext": BuildKernels, "build_py": BuildPython},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}} if PLAN.libraries else {},
+    options={"bdist_wheel": WHEEL},
 )

@@ -2,8 +2,10 @@
 
 The first folder is the checkout before a change, the second (this one, unless given) the one after it; in both the
 kernels have to be built. Each runs in a process of its own, the two take turns call by call, and the one that goes
-first changes every round. Rows are whole networks and single modules, in eval mode, fused and in training, with what
-Python adds to each call. `--threads 1` leaves the second core to the rest of the machine.
+first changes every round. Where a process happens to get its memory makes up to a fifth of a row's time, so all is
+measured in several pairs of fresh processes, and a ratio is the median of theirs. Rows are whole networks and single
+modules, in eval mode, fused and in training, with what Python adds to each call. `--threads 1` leaves the second core
+to the rest of the machine.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 # a call is repeated until a turn takes as long, so that the clock and the change of process do not show
 TURN = 0.05
-COLUMNS = ("row", "before p50 ms", "after p50 ms", "after / before", "p20", "p80", "rounds")
+COLUMNS = ("row", "before p50 ms", "after p50 ms", "after / before", "least", "most", "processes", "rounds")
 
 
 def _networks() -> dict[str, Callable[[], Callable[[], Any]]]:
@@ -129,7 +131,8 @@ class _Side:
         self._process.wait()
 
 
-def _row(name: str, sides: tuple[_Side, _Side], rounds: int) -> tuple[Any, ...]:
+def _turns(name: str, sides: tuple[_Side, _Side], rounds: int) -> tuple[float, float, float]:
+    """Median milliseconds of either side, and the median of the rounds' ratios."""
     for side in sides:
         # sets up the pool, the memory and the plan
         side.seconds(name, 2)
@@ -138,11 +141,15 @@ def _row(name: str, sides: tuple[_Side, _Side], rounds: int) -> tuple[Any, ...]:
     for i in range(rounds):
         for which in (0, 1) if i % 2 == 0 else (1, 0):
             times[which].append(sides[which].seconds(name, calls))
-    ratios = sorted(after / before for before, after in zip(*times, strict=True))
     before, after = (1000 * statistics.median(t) for t in times)
-    spread = (ratios[len(ratios) // 5], ratios[-1 - len(ratios) // 5])
-    middle = statistics.median(ratios)
-    return (name, f"{before:.4g}", f"{after:.4g}", f"{middle:.3f}", *(f"{r:.3f}" for r in spread), rounds)
+    return before, after, statistics.median(after / before for before, after in zip(*times, strict=True))
+
+
+def _row(name: str, found: list[tuple[float, float, float]], rounds: int) -> tuple[Any, ...]:
+    before, after, ratio = (statistics.median(values) for values in zip(*found, strict=True))
+    ratios = [ratio for _, _, ratio in found]
+    spread = (f"{value:.3f}" for value in (ratio, min(ratios), max(ratios)))
+    return (name, f"{before:.4g}", f"{after:.4g}", *spread, len(found), rounds)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -151,7 +158,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("after", type=Path, nargs="?", default=ROOT)
     parser.add_argument("--rows", default="", help="only rows with this in their names")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--processes", type=int, default=5, help="pairs of processes, one after another")
+    parser.add_argument("--rounds", type=int, default=10, help="turns of a row in each pair")
     parser.add_argument("--out", type=Path, help="CSV of the rows")
     options = parser.parse_args(argv)
     for folder in (options.before, options.after):
@@ -160,16 +168,19 @@ def main(argv: list[str] | None = None) -> None:
     names = [name for name in (*_networks(), *_modules()) if options.rows in name]
     if not names:
         parser.error(f"--rows: expected a part of a row's name, got {options.rows!r}")
-    sides = (_Side(options.before, options.threads), _Side(options.after, options.threads))
-    print(" | ".join(COLUMNS))
-    found = []
-    try:
-        for name in names:
-            found.append(_row(name, sides, options.rounds))
-            print(" | ".join(map(str, found[-1])), flush=True)
-    finally:
-        for side in sides:
-            side.close()
+    times: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
+    for pair in range(options.processes):
+        print(f"pair {pair + 1} of {options.processes}", file=sys.stderr, flush=True)
+        sides = (_Side(options.before, options.threads), _Side(options.after, options.threads))
+        try:
+            for name in names:
+                times[name].append(_turns(name, sides, options.rounds))
+        finally:
+            for side in sides:
+                side.close()
+    found = [_row(name, times[name], options.rounds) for name in names]
+    for row in (COLUMNS, *found):
+        print(" | ".join(map(str, row)))
     mean = math.exp(statistics.fmean(math.log(float(row[3])) for row in found))
     print(f"geometric mean of {len(found)} rows: {mean:.3f}")
     if options.out is not None:

@@ -114,7 +114,11 @@ class FusedModule(nn.Module):
         """The folded weights: the stored ones after `fuse_`, else computed now (differentiably)."""
         if not self.fused or not self.is_current():
             return self._fold()
-        return {name: getattr(self, f"_folded_{name}") for name in self._folded_names}
+        if torch.compiler.is_compiling():
+            return {name: getattr(self, f"_folded_{name}") for name in self._folded_names}
+        # ten times as fast as attributes of a module are
+        buffers: Weights = self._buffers
+        return {name: buffers["_folded_" + name] for name in self._folded_names}
 
     def fuse_(self) -> None:
         """Fold once, and keep the result."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from . import functional, runtime
 from ._dispatch import Explanation
 from .block import FusedModule
+from .int8 import Int8Module
 from .plan import PlannedModule, PlanReport
 
 __all__ = ["ModuleExplanation", "explain"]
@@ -22,11 +23,12 @@ class ModuleExplanation:
     Attributes:
         module: name of its class.
         fused: names of the blocks that run as one op. "" is the module itself.
-        refused: blocks whose modules run one by one, and the networks that could have a plan but do not run from it, by
-            name, with the reason.
+        refused: blocks whose modules run one by one, parts with convolutions and no block of this library, and
+            the networks that could have a plan but do not run from it, by name, with the reason.
         plan: names of the networks that run from a plan, without calling the modules inside.
         layers: of these the layers of the plan at the size of the input, where there is one.
         graph: names of the networks that replay a CUDA graph.
+        int8: names of the blocks in int8: by kernels of bytes in a plan, elsewhere by their reference, slowly.
     """
 
     module: str
@@ -35,9 +37,13 @@ class ModuleExplanation:
     plan: tuple[str, ...] = ()
     layers: dict[str, PlanReport] = field(default_factory=dict)
     graph: tuple[str, ...] = ()
+    int8: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.module}: {len(self.fused)} blocks as one op each"]
+        if self.int8:
+            how = "by kernels of bytes" if self.plan else "by their slow reference, for no plan runs"
+            lines[0] += f", {len(self.int8)} in int8 {how}"
         for name in self.plan:
             lines.append(f"  {name or 'the network'}: from one plan")
             if name in self.layers:
@@ -45,6 +51,15 @@ class ModuleExplanation:
         lines += [f"  {name or 'the network'}: from a CUDA graph" for name in self.graph]
         lines += [f"  {name or 'the module'}: not fused: {reason}" for name, reason in self.refused.items()]
         return "\n".join(lines)
+
+
+def _without_blocks(module: nn.Module) -> bool:
+    """Whether there are convolutions inside, and not one block of this library that could be fused."""
+    inside = tuple(module.modules())
+    # a network has its own line, a single layer has nothing to say
+    if len(inside) == 1 or isinstance(module, PlannedModule) or any(isinstance(part, FusedModule) for part in inside):
+        return False
+    return any(isinstance(part, nn.modules.conv._ConvNd) for part in inside)
 
 
 def _look(module: nn.Module, name: str, fused: list[str], refused: dict[str, str]) -> None:
@@ -56,6 +71,9 @@ def _look(module: nn.Module, name: str, fused: list[str], refused: dict[str, str
         refused[name] = reason
         if module.training:
             return
+    if _without_blocks(module):
+        refused[name] = "no block of this library is in it, torch runs its modules one by one"
+        return
     for child, part in module.named_children():
         _look(part, f"{name}.{child}" if name else child, fused, refused)
 
@@ -80,7 +98,8 @@ def _explain_module(module: nn.Module, x: Tensor | None) -> ModuleExplanation:
             graph.append(name)
         else:
             refused = {name: f"no plan, {reason}"} | refused
-    return ModuleExplanation(type(module).__name__, tuple(fused), refused, tuple(plan), layers, tuple(graph))
+    int8 = tuple(name for name, part in module.named_modules() if isinstance(part, Int8Module))
+    return ModuleExplanation(type(module).__name__, tuple(fused), refused, tuple(plan), layers, tuple(graph), int8)
 
 
 @overload

@@ -121,6 +121,11 @@ def _normalise(
     return activation(x if residual is None else residual + x)
 
 
+def _by_one_op(block: Any) -> bool:
+    """Whether one op may take the statistics of a batch, normalise by them and activate, at the end of `block`."""
+    return block.norm is not None and block.norm.training and _plain_norm(block)
+
+
 @intact.constant_about
 def _plain_norm(block: Any) -> bool:
     """Whether normalisation and activation at the end of `block` are what it was built with."""
@@ -130,8 +135,10 @@ def _plain_norm(block: Any) -> bool:
 
 def _convolve(conv: Any, x: Tensor, fused: bool = True) -> Tensor:
     """A convolution by its module, or by this library's kernel where it is depthwise and on the CPU."""
-    if fused and x.device.type == "cpu" and _NORMALISES["cpu"] and x.is_floating_point():
-        if intact.depthwise(conv, "conv", bias=None) is None and conv.kernel_size != (1, 1):
+    # most are not even near to it, and asking takes longer
+    grouped = fused and type(conv) is nn.Conv2d and conv.groups > 1 and conv.kernel_size != (1, 1)
+    if grouped and x.device.type == "cpu" and _NORMALISES["cpu"] and x.is_floating_point():
+        if intact.depthwise(conv, "conv", bias=None) is None:
             weight, stride, padding, dilation = (getattr(conv, n) for n in ("weight", "stride", "padding", "dilation"))
             return lf.depthwise_conv2d(x, weight, stride=stride, padding=padding, dilation=dilation)
     return conv(x)
@@ -212,7 +219,7 @@ class ConvNormAct(FusedModule):
         if not (self.fused and self.is_intact()):
             fused = not self.plain
             y = _convolve(self.conv, x, fused)
-            fused = fused and _plain_norm(self)
+            fused = fused and _by_one_op(self)
             return _normalise(self.norm, y, self.activation, self._activation_args, residual, fused)
         weights = self.folded()
         conv: Any = self.conv
@@ -284,7 +291,7 @@ class SeparableConv2d(FusedModule):
         if self.training or not self.is_intact():
             fused = not self.plain
             y = self.pointwise(_convolve(self.depthwise, x, fused))
-            fused = fused and _plain_norm(self)
+            fused = fused and _by_one_op(self)
             return _normalise(self.norm, y, self.activation, self._activation_args, fused=fused)
         return lf.separable_conv2d(x, **self._arguments())
 

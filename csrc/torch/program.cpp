@@ -34,6 +34,7 @@ std::string program_constants() {
   LITESEG_GRAPH_LAYERS(LITESEG_ADD_GRAPH_LAYER)
   add("version.plan", kPlanVersion);
   add("version.bf16_plan", kBf16PlanVersion);
+  add("bf16_plans", bf16_tables() != nullptr ? 1 : 0);
   add("version.graph", kGraphVersion);
   add("activation.none", kNone);
   add("activation.relu", kRelu);

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from liteseg.models.encoders import MobileNetV2
+from liteseg.models.encoders import MobileNetV2, TimmBackbone
 from liteseg.models.files import check_state, read_checkpoint
 from liteseg.models.liteseg import LiteSeg
 
@@ -78,15 +78,19 @@ def adapt_stem(weight: torch.Tensor, channels: int) -> torch.Tensor:
 
 
 def load_backbone(model: LiteSeg, path: str | os.PathLike[str]) -> None:
-    """Copy ImageNet weights into the model's MobileNetV2 backbone: every key and shape is checked first.
+    """Copy ImageNet weights into the model's MobileNetV2 or timm backbone: every key and shape is checked first.
 
     Args:
         path: ``.safetensors``, ``.pth`` or ``.pth.tar``, with torchvision's key names (``features.1.conv.0.0.weight``)
             or the flat ones (``features.1.conv.0.weight``); the classifier in it is ignored. Where the model's input
-            has other channels than RGB, the first convolution's weights are adapted (:func:`adapt_stem`).
+            has other channels than RGB, the first convolution's weights are adapted (:func:`adapt_stem`). For a timm
+            backbone timm itself reads the file, ``.safetensors`` or ``.pth`` of the whole model, and adapts it.
     """
+    if isinstance(model.backbone, TimmBackbone):
+        model.backbone.load_pretrained(path)
+        return
     if not isinstance(model.backbone, MobileNetV2):
-        raise ValueError(f"backbone_weights: expected a mobilenetv2 model, got {model.config.backbone}")
+        raise ValueError(f"backbone_weights: expected a mobilenetv2 or timm model, got {model.config.backbone}")
     state = read_checkpoint(path).state
     if not any(key.startswith("features.") for key in state):
         raise ValueError(

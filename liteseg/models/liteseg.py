@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import liteseg_kernels as lk
-from liteseg.models.encoders import ENCODERS
-from liteseg.models.fields import check_choice, check_counts, check_flags, check_use, is_int, reject
+from liteseg.models.encoders import ENCODERS, encoder_class, make_encoder
+from liteseg.models.fields import check_counts, check_flags, check_use, is_int, reject
 from liteseg.models.hub import Hub
 from liteseg_kernels import intact
 from liteseg_kernels.nn import DASPP, ConvNormAct, SeparableConv2d, UpsampleConcat
@@ -25,8 +25,9 @@ class ModelConfig:
     """Everything needed to rebuild a model, checked when it is made.
 
     Attributes:
-        name: registry name, for example ``"liteseg_mobilenetv2"``.
-        backbone: a name in ``liteseg.models.encoders.ENCODERS``: ``"mobilenetv2"``, ``"shufflenet"``, ``"darknet19"``.
+        name: registry name, for example ``"liteseg_mobilenetv2"``; ``"liteseg"`` with one of timm's backbones.
+        backbone: a name in ``liteseg.models.encoders.ENCODERS``: ``"mobilenetv2"``, ``"shufflenet"``, ``"darknet19"``,
+            or ``"timm/<model>"``.
         num_classes: channels of the logits.
         in_channels: of the input: 3 for RGB, 1 for a thermal camera, 4 for RGB and depth ...
         output_stride: of the backbone; which ones exist depends on it.
@@ -55,9 +56,11 @@ class ModelConfig:
     input_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        check_choice(self, "backbone", tuple(ENCODERS))
+        encoder = encoder_class(self.backbone)
+        if encoder is None:
+            reject(self, "backbone", f"one of {', '.join(ENCODERS)}, timm/<model>", self.backbone)
         check_counts(self, "num_classes", "in_channels", "filters")
-        allowed = ENCODERS[self.backbone].output_strides
+        allowed = encoder.output_strides
         if not is_int(self.output_stride) or self.output_stride not in allowed:
             reject(self, "output_stride", f"one of {sorted(allowed)} for {self.backbone}", self.output_stride)
         check_flags(self, "separable", "deeper", "short_residual", "long_residual")
@@ -91,7 +94,7 @@ class LiteSeg(PlannedModule, Hub):
         super().__init__()
         self.config = config
         self.in_channels = config.in_channels
-        self.backbone = ENCODERS[config.backbone](config.output_stride, config.in_channels)
+        self.backbone = make_encoder(config.backbone, config.output_stride, config.in_channels)
         self.daspp = DASPP(
             self.backbone.out_channels,
             config.filters,

@@ -177,6 +177,11 @@ def to_official(model: LiteSeg) -> dict[str, torch.Tensor]:
     if not isinstance(model, LiteSeg):
         raise TypeError(f"export_official: model: expected a LiteSeg, got {type(model).__name__}")
     config = model.config
+    if config.backbone not in DEAD_HEADS:
+        raise ValueError(
+            f"export_official: model: expected a backbone of the authors, one of {', '.join(DEAD_HEADS)}, "
+            f"got {config.backbone}"
+        )
     _check_structure(config, "export_official")
     published = {"filters": 96, "rates": _RATES, "output_stride": ENCODERS[config.backbone].output_strides[0]}
     for field, expected in published.items():

@@ -20,15 +20,18 @@ from liteseg.models.checkpoint import (
     load_state,
     resolve_weights,
 )
-from liteseg.models.encoders import ENCODERS
+from liteseg.models.encoders import ENCODERS, encoder_class
 from liteseg.models.files import Checkpoint, read_checkpoint
 from liteseg.models.imagenet import load_backbone
+from liteseg.models.int8 import INT8_KEY, put_int8_blocks
 from liteseg.models.layout import detect_config as detect_own
 from liteseg.models.liteseg import LiteSeg, ModelConfig
 from liteseg.models.peers import PEERS
 from liteseg.models.peers.espnet import detect_config as detect_espnet
 
 _DEFAULT_BACKBONE = "mobilenetv2"
+# whose encoder is given beside the name
+_OPEN = "liteseg"
 # these may differ from what a weights file says: two describe the use of a model, the third changes no weight's shape
 _FREE = ("class_names", "input_scale", "output_stride")
 
@@ -58,12 +61,18 @@ def _presets() -> dict[str, dict[str, Any]]:
         }
     for peer in PEERS:
         presets[peer] = {}
+    presets[_OPEN] = {}
     return presets
 
 
 def list_models() -> list[str]:
-    """Names that :func:`create_model` takes."""
-    return list(_presets())
+    """Names that :func:`create_model` takes as they are; beside them it takes ``"liteseg"`` with an encoder."""
+    return [name for name in _presets() if name != _OPEN]
+
+
+def _named(backbone: str) -> str:
+    """The name of LiteSeg on this backbone."""
+    return f"liteseg_{backbone}" if backbone in ENCODERS else _OPEN
 
 
 def _suggest(given: Any, allowed: tuple[str, ...] | list[str]) -> str:
@@ -79,10 +88,25 @@ def _check_name(name: Any) -> str:
     return name
 
 
+def _check_encoder(name: str | None, encoder: Any) -> None:
+    """ValueError unless there is this encoder, and the name leaves it open."""
+    if name is not None and name != _OPEN:
+        raise ValueError(
+            f"create_model: encoder: expected none, {name} has its own ({_OPEN!r} has not); got {encoder!r}"
+        )
+    if encoder_class(encoder) is None:
+        raise ValueError(
+            f"create_model: encoder: expected one of {', '.join(ENCODERS)}, timm/<model>, got {encoder!r}"
+            f"{_suggest(encoder, list(ENCODERS))}"
+        )
+
+
 def _make_config(fields: dict[str, Any], given: dict[str, Any]) -> NetworkConfig:
     """The configuration of the model that `fields` names, with what was given on top."""
     name = fields["name"]
     kind = config_class(name)
+    if name == _OPEN and "backbone" not in fields:
+        raise ValueError(f"create_model: encoder: expected one of {', '.join(ENCODERS)}, timm/<model>, got none")
     for switch in given:
         if switch not in _switches(kind):
             allowed = ", ".join(_switches(kind))
@@ -104,10 +128,19 @@ def _stored_config(checkpoint: Checkpoint, origin: str) -> dict[str, Any]:
 
 
 def _config_for_file(
-    name: str | None, given: dict[str, Any], checkpoint: Checkpoint, origin: str, weights_mode: WeightsMode
+    name: str | None,
+    encoder: str | None,
+    given: dict[str, Any],
+    checkpoint: Checkpoint,
+    origin: str,
+    weights_mode: WeightsMode,
 ) -> NetworkConfig:
     """The configuration a weights file asks for, with what was given on top; ValueError where the two contradict."""
     stored = _stored_config(checkpoint, origin)
+    if encoder is not None and stored.setdefault("backbone", encoder) != encoder:
+        raise ValueError(
+            f"create_model: encoder: expected {stored['backbone']!r} for the weights in {origin}, got {encoder!r}"
+        )
     backbone = stored.get("backbone", _DEFAULT_BACKBONE)
     if weights_mode == "backbone":
         # names of one backbone differ in what is not wanted
@@ -118,7 +151,7 @@ def _config_for_file(
             stored.pop(field, None)
     if "name" not in stored:
         fits = name is not None and ("backbone" not in stored or _presets()[name].get("backbone") == backbone)
-        stored["name"] = name if fits else f"liteseg_{backbone}"
+        stored["name"] = name if fits else _named(backbone)
     expected = stored["name"]
     if name is not None and name != expected:
         raise ValueError(f"create_model: name: expected {expected!r} for the weights in {origin}, got {name!r}")
@@ -138,6 +171,7 @@ def create_model(
     num_classes: int | None = None,
     weights: str | os.PathLike[str] | None = None,
     *,
+    encoder: str | None = None,
     backbone_weights: str | os.PathLike[str] | None = None,
     weights_mode: WeightsMode = "all",
     **switches: Any,
@@ -145,13 +179,16 @@ def create_model(
     """Make a model by name, or rebuild one from a weights file.
 
     Args:
-        name: one of :func:`list_models`; may be left out when `weights` says it.
+        name: one of :func:`list_models`, or ``"liteseg"`` with an `encoder`; may be left out when `weights` says it.
         num_classes: channels of the logits; 19 unless the weights say otherwise.
         weights: None, a bundled name (:func:`list_weights`), or the path of a ``.safetensors``, ``.pth``, ``.pt`` or
             ``.ckpt`` file, the authors' official ``.pth`` and ESPNet's published weights included. Our own files carry
             the configuration, the trainer's checkpoints too; of bare state dicts the number of classes is read off the
             last layer. See :func:`load_weights` for what may be wrapped around them.
-        backbone_weights: path of ImageNet MobileNetV2 weights (torchvision or flat key names).
+        encoder: of ``"liteseg"``: the end of one of its other names, or ``timm/<model>`` for any timm backbone with a
+            map at stride 4 (timm is installed apart, docs/extending.md). Such an encoder runs by timm's modules.
+        backbone_weights: path of ImageNet MobileNetV2 weights (torchvision or flat key names); of a timm encoder the
+            path of weights of timm's whole model.
         weights_mode: what is taken from `weights`: "all"; "all-but-classifier", everything but the last layer, for
             other classes; "backbone", the backbone alone, for another head too.
         **switches: ``class_names, input_scale``, for LiteSeg ``in_channels, output_stride, separable, deeper,
@@ -167,9 +204,13 @@ def create_model(
     """
     if name is not None:
         _check_name(name)
+    if encoder is not None:
+        _check_encoder(name, encoder)
+        # what the weights say has the last word
+        name = _named(encoder) if name is not None or weights is None else None
     for switch in switches:
         if switch not in _SWITCHES:
-            allowed = ("backbone_weights", "weights_mode", *_SWITCHES)
+            allowed = ("encoder", "backbone_weights", "weights_mode", *_SWITCHES)
             raise ValueError(
                 f"create_model: unknown switch {switch!r}, expected one of {', '.join(allowed)}"
                 f"{_suggest(switch, allowed)}"
@@ -179,13 +220,22 @@ def create_model(
     if weights is None:
         if weights_mode != "all":
             raise ValueError(f"create_model: weights_mode: expected weights for {weights_mode!r}, got none")
-        known = _check_name(name)
-        model = build(_make_config({"name": known}, given))
+        fields = {"name": _check_name(name)}
+        if fields["name"] == _OPEN and encoder is not None:
+            fields["backbone"] = encoder
+        model = build(_make_config(fields, given))
     else:
         backbone = _presets()[name].get("backbone", name) if name else _DEFAULT_BACKBONE
         path = resolve_weights(weights, backbone)
         checkpoint = read_checkpoint(path)
-        model = build(_config_for_file(name, given, checkpoint, str(path), weights_mode))
+        model = build(_config_for_file(name, encoder, given, checkpoint, str(path), weights_mode))
+        quantised = (checkpoint.metadata or {}).get(INT8_KEY, [])
+        if quantised and weights_mode != "all":
+            raise ValueError(
+                "create_model: weights_mode: expected 'all' for weights in int8, which do not train, "
+                f"got {weights_mode!r}"
+            )
+        put_int8_blocks(model, quantised, str(path))
         load_state(model, checkpoint.state, str(path), weights_mode=weights_mode)
     if backbone_weights is not None:
         if not isinstance(model, LiteSeg):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -48,10 +49,12 @@ def interpolate(
     scales: list[float | None] = [None, None]
     if size is None:
         factors = list(scale_factor) if isinstance(scale_factor, (tuple, list)) else [scale_factor] * 2
+        # a whole factor keeps sizes exact; int() of a symbol would fix it
+        size = [
+            length * int(factor) if float(factor).is_integer() else math.floor(length * factor)
+            for length, factor in zip(x.shape[2:], factors, strict=True)
+        ]
         scales = [float(factor) for factor in factors]
-        # a whole factor keeps sizes exact, also those that are symbols
-        whole = [int(factor) if float(factor).is_integer() else factor for factor in factors]
-        size = [int(length * factor) for length, factor in zip(x.shape[2:], whole, strict=True)]
     elif not isinstance(size, (tuple, list)):
         size = [size, size]
     return torch.ops.liteseg.resize(x, list(size), mode, bool(align_corners), *scales)

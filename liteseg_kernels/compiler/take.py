@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +12,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner, Partition
 from torch.fx.passes.operator_support import OperatorSupportBase
-from torch.utils._sympy.interp import sympy_interp
-from torch.utils._sympy.reference import OptimizedPythonReferenceAnalysis
+from torch.utils._sympy.printers import PythonPrinter
 
 from .lower import aten, first_value, label, number, refusal
 from .region import Region
@@ -35,6 +35,17 @@ class _Support(OperatorSupportBase):
         return self.reasons[node] is None
 
 
+@functools.cache
+def _function(expression: str, names: tuple[str, ...]) -> Callable[..., int]:
+    made: Callable[..., int] = eval(f"lambda {', '.join(names)}: int({expression})", {"math": math, "torch": torch})
+    return made
+
+
+def computed(expression: str, names: tuple[str, ...], *values: int) -> int:
+    """A size, from Python that sympy wrote."""
+    return _function(expression, names)(*values)
+
+
 def hoist_sizes(graph: fx.Graph) -> None:
     """Compute the sizes that maps are resized to from the inputs' shapes alone, before everything else.
 
@@ -45,11 +56,10 @@ def hoist_sizes(graph: fx.Graph) -> None:
     if not wanted:
         return
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    made: dict[fx.Node, Any] = {}
-    tracer = fx.proxy.GraphAppendingTracer(graph)
+    made: dict[sympy.Expr, Any] = {}
     # in front of the first node that is no placeholder
     with graph.inserting_before(placeholders[-1].next):
-        symbols: dict[sympy.Symbol, fx.Proxy] = {}
+        symbols: dict[sympy.Symbol, fx.Node] = {}
         for node in placeholders:
             value = node.meta.get("val")
             for dim, size in enumerate(value.shape if isinstance(value, Tensor) else (value,)):
@@ -61,16 +71,26 @@ def hoist_sizes(graph: fx.Graph) -> None:
                 if isinstance(value, Tensor):
                     source = graph.call_function(aten.sym_size.int, (node, dim))
                     source.meta["val"] = size
-                symbols[size.node.expr] = fx.Proxy(source, tracer)
+                symbols[size.node.expr] = source
         for node in wanted:
             size = node.meta["val"]
-            if size.node.expr.free_symbols <= symbols.keys():
-                result = sympy_interp(OptimizedPythonReferenceAnalysis, symbols, size.node.expr)
-                made[node] = result.node if isinstance(result, fx.Proxy) else int(result)
-                if isinstance(result, fx.Proxy):
-                    result.node.meta |= {"val": size, "hoisted": True}
+            expression = size.node.expr
+            free = sorted(expression.free_symbols, key=str)
+            if expression in made or not symbols.keys() >= set(free):
+                continue
+            if expression.is_Symbol:
+                made[expression] = symbols[expression]
+            elif free:
+                given = (PythonPrinter().doprint(expression), tuple(map(str, free)), *(symbols[s] for s in free))
+                made[expression] = graph.call_function(computed, given)
+            else:
+                made[expression] = int(expression)
+            if isinstance(made[expression], fx.Node):
+                made[expression].meta |= {"val": size, "hoisted": True}
     for resize in resizes:
-        sizes = [made.get(size, size) if isinstance(size, fx.Node) else size for size in resize.args[1]]
+        sizes = [
+            made.get(size.meta["val"].node.expr, size) if isinstance(size, fx.Node) else size for size in resize.args[1]
+        ]
         resize.args = (resize.args[0], sizes, *resize.args[2:])
 
 

@@ -14,6 +14,7 @@ from .. import _dispatch, _loader, intact
 from ..block import FusedModule
 from ..graphs import GraphCache, GraphReport
 from .compiled import Plan
+from .contract import constant
 from .packing import Unplannable
 from .program import Program
 from .report import PlanReport
@@ -77,7 +78,9 @@ class PlannedModule(nn.Module):
 
     def _dtype(self) -> torch.dtype | str:
         """What the weights compute in, or why no plan can."""
-        tensors = [t for t in (*self.parameters(), *self.buffers()) if t.is_floating_point()]
+        converted = [part for part in self.modules() if not getattr(part, "keeps_dtypes", False)]
+        tensors = [t for part in converted for t in (*part.parameters(False), *part.buffers(False))]
+        tensors = [t for t in tensors if t.is_floating_point()]
         dtypes = {t.dtype for t in tensors} or {torch.float32}
         if len(dtypes) != 1 or dtypes.isdisjoint(_DTYPES) or any(t.device.type != "cpu" for t in tensors):
             return "the weights are not all float32 or all bfloat16 on the CPU"
@@ -97,9 +100,9 @@ class PlannedModule(nn.Module):
             missing = _loader.missing("cpu")
             if missing is not None:
                 return missing
-            isa = torch.ops.liteseg_cpu.isa()
-            if dtype == torch.bfloat16 and isa != "avx512bf16":
-                return f"bfloat16 runs from a plan with AVX512_BF16 only, and the instruction set in use is {isa}"
+            if dtype == torch.bfloat16 and not constant("bf16_plans"):
+                isa = torch.ops.liteseg_cpu.isa()
+                return f"bfloat16 plans need AVX512_BF16 or AMX, and the instruction set in use is {isa}"
             try:
                 with torch.no_grad(), torch.inference_mode(False), torch.autocast("cpu", enabled=False):
                     made = Plan.compile(self.program(), dtype)

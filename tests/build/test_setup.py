@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -226,6 +227,27 @@ def test_a_library_left_out_later_is_removed(project: Path) -> None:
     assert build_info(project)["SKIPPED"] == {"_C": "LITESEG_BUILD=none", "_C_cuda": "LITESEG_BUILD=none"}
 
 
+CROSS = "aarch64-linux-gnu-g++"
+
+
+@pytest.mark.skipif(shutil.which(CROSS) is None or platform.machine() == "aarch64", reason=f"no {CROSS} on PATH")
+def test_a_cross_compiler_makes_a_wheel_for_its_machine(project: Path) -> None:
+    (project / "csrc/engine/kernels").mkdir()
+    (project / "csrc/engine/kernels/tiny.cpp").write_text("")
+    done = python(project, "setup.py", "-q", "bdist_wheel", "-d", "out", LITESEG_BUILD="cpu", CXX=CROSS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = (project / "out").iterdir()
+    assert wheel.name.endswith("-cp310-abi3-linux_aarch64.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        # e_machine of ELF
+        assert archive.read("liteseg_kernels/_C.abi3.so")[18:20] == b"\xb7\x00"
+    calls = re.findall(r"-DLITESEG_ISA=(\w+)", done.stdout)
+    assert calls == ["scalar", "neon"]
+    for mode, said in (("auto", "compiles for aarch64: expected a wheel, got a build in place"), ("cuda", "only")):
+        done = in_place(project, LITESEG_BUILD=mode, CXX=CROSS)
+        assert done.returncode != 0 and said in done.stderr, done.stderr
+
+
 @needs_compiler
 def test_a_kernel_is_compiled_for_each_instruction_set(project: Path) -> None:
     (project / "csrc/engine/kernels/bf16").mkdir(parents=True)
@@ -250,11 +272,13 @@ def test_a_kernel_is_compiled_for_each_instruction_set(project: Path) -> None:
         "engine.kernels.tiny.cpp.avx2.o",
         "engine.kernels.tiny.cpp.avx512.o",
         "engine.kernels.bf16.tiny.cpp.avx512bf16.o",
+        "engine.kernels.bf16.tiny.cpp.amx.o",
     ]
-    avx2, avx512, bf16 = (flags[name] for name in objects[2:])
+    avx2, avx512, bf16, amx = (flags[name] for name in objects[2:])
     assert avx2 == {"-DLITESEG_ISA=avx2", "-DLITESEG_SIMD=avx2", "-mavx2", "-mfma", "-mf16c"}
     assert {"-DLITESEG_ISA=avx512", "-DLITESEG_SIMD=avx512", "-mavx512f"} < avx512
     assert bf16 - avx512 == {"-DLITESEG_ISA=avx512bf16", "-mavx512bf16", "-mavx512vnni"}
+    assert amx - bf16 == {"-DLITESEG_ISA=amx", "-mamx-tile", "-mamx-bf16"}
 
 
 @pytest.mark.slow

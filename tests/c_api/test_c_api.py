@@ -28,6 +28,7 @@ from liteseg_kernels import _loader, c_library
 from liteseg_kernels import functional as F
 from liteseg_kernels.plan import file as plan_file
 from tests.build.project import ROOT, python
+from tests.instruction_sets.order import BF16, HERE, ORDER
 
 from . import files
 
@@ -79,7 +80,7 @@ def refused(file: str | os.PathLike[str] | bytes, **options: int) -> tuple[int, 
 # -- the same labels
 
 
-@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512", "avx512bf16"])
+@pytest.mark.parametrize("isa", ORDER)
 def test_the_street_has_predicts_labels_bit_for_bit_on_every_instruction_set(isa: str, camvid: Path) -> None:
     code = """
 import sys, numpy, torch, liteseg, liteseg_kernels
@@ -145,7 +146,7 @@ def test_every_layer_gives_the_plans_logits_bit_for_bit(name: str, tmp_path: Pat
 
 def test_bfloat16_where_the_processor_has_it(camvid: Path, small: Path, street: np.ndarray, tmp_path: Path) -> None:
     dense = files.write(files.fused("dense"), tmp_path / "dense.liteseg")
-    if torch.ops.liteseg_cpu.isa() != "avx512bf16":
+    if HERE not in BF16:
         assert refused(small, bfloat16=True)[0] == UNSUPPORTED
         return
     model = liteseg.fuse(liteseg.create_model(weights="camvid"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib.metadata
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,6 +50,48 @@ def test_whole_network_at_any_size() -> None:
     assert "decode.1.0" in str(report) and "separable convolution" in str(report)
     # another memory format is another graph
     assert_like_torch(optimized, net, torch.randn(2, 3, 64, 96).to(memory_format=torch.channels_last))
+
+
+class Upsampled(nn.Module):
+    """Resizes by factors, whole ones as floats among them, as torch's own modules hand them over."""
+
+    def __init__(self, factor: Any, mode: str) -> None:
+        super().__init__()
+        self.body, self.up = nets.conv_norm(3, 40, 3, activation=nn.ReLU), nn.Upsample(scale_factor=factor, mode=mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.body(x))
+
+
+@pytest.mark.parametrize("factor", [2, 4.0, (2.0, 3.0), 1.5], ids=str)
+def test_factors_are_right_at_any_size(factor: Any) -> None:
+    for mode in ("bilinear", "nearest"):
+        net = trained_like(Upsampled(factor, mode))
+        optimized = lk.optimize(net, rest="eager")
+        for size in ((40, 48), (33, 51), (64, 36)):
+            assert_like_torch(optimized, net, torch.randn(2, 3, *size))
+        assert len(optimized.reports) == 1
+
+
+class Rounded(nn.Module):
+    """Resizes to a size that is computed as TensorFlow's padding is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.last = nets.conv_norm(3, 40, 3, activation=nn.ReLU), nets.conv_norm(40, 9, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = [max(math.ceil(length / 2), 3) for length in x.shape[2:]]
+        return self.last(tf.interpolate(self.body(x), size, mode="bilinear", align_corners=True))
+
+
+def test_rounded_sizes_are_right_at_any_size() -> None:
+    net = trained_like(Rounded())
+    optimized = lk.optimize(net, rest="eager")
+    for size in ((40, 48), (33, 51), (64, 37)):
+        assert_like_torch(optimized, net, torch.randn(2, 3, *size))
+    (report,) = optimized.reports
+    assert len(report.taken) == 1 and not report.left, str(report)
 
 
 def test_what_is_left_runs_around_the_parts() -> None:

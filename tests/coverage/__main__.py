@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.emulator import build as emulator
+from tests.instruction_sets.order import BF16, HERE
 from tests.sanitizers import build
 
 from . import gcov, steps, untaken
@@ -39,6 +40,8 @@ def _cpu(more: list[str], resume: bool) -> None:
     libraries = str(build.build(folder=FOLDER, how={"LITESEG_COVERAGE": "1"}))
     todo = steps.of_files("tests/plan", PLAN)
     todo.append(steps.Step("tests/test_instruction_sets.py", "refused"))
+    for isa in BF16[: BF16.index(HERE)] if HERE in BF16 else ():
+        todo.append(steps.Step("tests/plan/test_bf16.py", PLAN, {"LITESEG_CPU_ISA": isa}))
     # first on the best that there is
     for isa in ("", "avx2", "scalar"):
         tests = CPU if isa else KERNELS

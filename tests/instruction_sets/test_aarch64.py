@@ -30,21 +30,27 @@ pytestmark = [
 ]
 
 
+def program(library: Path, made: Path) -> Path:
+    """run.c, linked to the library."""
+    source, header = Path(__file__).with_name("run.c"), ROOT / "csrc/engine/c_api"
+    options = ["-O1", "-Wall", "-Werror", f"-I{header}"]
+    aarch64.checked([f"{aarch64.PREFIX}-gcc", *options, source, library, "-o", made])
+    return made
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(the library, a program that runs a network file), built once for all workers."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "aarch64"
     folder.mkdir(exist_ok=True)
-    library, program = folder / "build/libliteseg.so", folder / "run"
+    library, made = folder / "build/libliteseg.so", folder / "run"
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not program.exists():
+        if not made.exists():
             assert aarch64.library(folder / "build") == library
-            source, header = Path(__file__).with_name("run.c"), ROOT / "csrc/engine/c_api"
-            options = ["-O1", "-Wall", "-Werror", f"-I{header}"]
-            aarch64.checked([f"{aarch64.PREFIX}-gcc", *options, source, library, "-o", program])
-    return library, program
+            program(library, made)
+    return library, made
 
 
 def run(

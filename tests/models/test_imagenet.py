@@ -100,7 +100,7 @@ def test_wrong_keys_and_shapes(flat: StateDict, layout: str, tmp_path: Path) -> 
 
 def test_wrong_use(flat: StateDict, tmp_path: Path) -> None:
     path = write(flat, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match="expected a mobilenetv2 model, got shufflenet"):
+    with pytest.raises(ValueError, match="expected a mobilenetv2 or timm model, got shufflenet"):
         liteseg.create_model("liteseg_shufflenet", backbone_weights=path)
     with pytest.raises(ValueError, match="existing"):
         liteseg.create_model("liteseg_mobilenetv2", backbone_weights=tmp_path / "missing.pth")

@@ -22,6 +22,7 @@ from torch import nn
 import liteseg
 import liteseg_kernels as lk
 from liteseg_kernels.testing import trained_like
+from tests.instruction_sets.order import BF16, HERE, here
 from tests.kernels.tolerance import RELATIVE
 
 from .test_bf16 import Tower
@@ -30,7 +31,6 @@ from .test_large import Head
 from .test_plan import error, picture
 from .test_shufflenet import Units
 
-ISAS = ("scalar", "avx2", "avx512", "avx512bf16")
 # pixels of a pyramid's map around which its channels go from one slice to several, in float32 and bfloat16
 THRESHOLDS = [(16, 32), (19, 27), (16, 24), (24, 43), (40, 41)]
 
@@ -103,7 +103,7 @@ def draw(number: int) -> str:
         size = r.choice(THRESHOLDS)
     batch, threads = r.choice([0, 1, 1, 2, 3]), r.randint(1, 4)
     covered = kind in ("tower", "head") or (kind == "network" and model.config.backbone == "mobilenetv2")
-    half = covered and torch.ops.liteseg_cpu.isa() == "avx512bf16" and r.random() < 0.4
+    half = covered and HERE in BF16 and r.random() < 0.4
     dtype = torch.bfloat16 if half else torch.float32
     x = picture(batch, channels, *size, seed=number).to(dtype)
     if r.random() < 0.5:
@@ -153,11 +153,10 @@ def main() -> int:
         made = run(first, options.count, options.seconds)
         print(f"{torch.ops.liteseg_cpu.isa()}: {made} draws from {first}")
         return 0
-    best = ISAS.index(torch.ops.liteseg_cpu.isa())
     status = 0
-    for isa in ISAS[: best + 1]:
+    for isa in here():
         command = [sys.executable, "-m", "tests.plan.random_networks", "--isa", isa, "--first", str(first)]
-        command += [] if options.seconds is None else ["--seconds", str(options.seconds / (best + 1))]
+        command += [] if options.seconds is None else ["--seconds", str(options.seconds / len(here()))]
         done = subprocess.run(
             command, env=os.environ | {"LITESEG_CPU_ISA": isa}, cwd=Path(__file__).resolve().parents[2]
         )

@@ -15,7 +15,7 @@ from liteseg_kernels import _loader
 from liteseg_kernels.plan import Plan, Program
 from liteseg_kernels.testing import trained_like
 
-from .test_bf16 import HERE, LIMIT, TOWERS, Tower
+from .test_bf16 import LIMIT, TOWERS, Tower, needs_bf16_plans
 from .test_dense import after, conv
 from .test_plan import error, inference, network, picture  # noqa: F401
 
@@ -130,7 +130,7 @@ def test_every_fault_is_seen(name: str) -> None:
     assert not missed and tried >= 2 * sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
 
 
-@pytest.mark.skipif(HERE != "avx512bf16", reason=f"needs AVX512_BF16, and the kernels use the instruction set {HERE}")
+@needs_bf16_plans
 @pytest.mark.parametrize("name", ["stride2", "dilation"])
 def test_every_fault_is_seen_in_bfloat16(name: str) -> None:
     """In a few blocks: in whole networks the roundings of bfloat16 hide what happens in front."""

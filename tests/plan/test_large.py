@@ -22,7 +22,7 @@ from liteseg_kernels.testing import trained_like
 from tests.data import street_file
 from tests.kernels.tolerance import RELATIVE
 
-from .test_bf16 import needs_avx512bf16
+from .test_bf16 import needs_bf16_plans
 from .test_plan import error, inference, network, picture, uncalibrated, with_modules  # noqa: F401
 
 pytestmark = pytest.mark.skipif(_loader.missing("cpu") is not None, reason="the compiled CPU kernels are not loaded")
@@ -76,7 +76,7 @@ def test_logits_are_as_exact_as_torchs(models: dict[str, nn.Module], name: str, 
     assert error(lk.fuse(model).low_resolution_logits(x), exact) <= 3 * error(own, exact)
 
 
-@needs_avx512bf16
+@needs_bf16_plans
 @pytest.mark.parametrize("size", [(512, 1024), (736, 1312), (1024, 2048)], ids=lambda s: f"{s[0]}x{s[1]}")
 def test_bfloat16(models: dict[str, nn.Module], size: tuple[int, int]) -> None:
     model, x = models["mobilenetv2"], picture(1, 3, *size).bfloat16()
@@ -161,7 +161,7 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_avx512bf16)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bf16_plans)], ids=str)
 @pytest.mark.parametrize("name", HEADS)
 def test_slices_of_daspp(name: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)

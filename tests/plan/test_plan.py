@@ -26,6 +26,7 @@ from liteseg_kernels import _loader
 from liteseg_kernels.plan import Plan, PlannedModule, Program
 from liteseg_kernels.testing import trained_like
 from tests.data import street_file
+from tests.instruction_sets.order import ORDER, here
 
 pytestmark = pytest.mark.skipif(_loader.missing("cpu") is not None, reason="the compiled CPU kernels are not loaded")
 
@@ -414,8 +415,7 @@ with torch.inference_mode():
 
 def check_instruction_set(model: nn.Module, backbone: str, isa: str, file: Path) -> None:
     """A process that is told to use `isa`, against `model`, which is `network(backbone)`, in float64."""
-    order = ["scalar", "avx2", "avx512", "avx512bf16"]
-    if order.index(isa) > order.index(torch.ops.liteseg_cpu.isa()):
+    if isa not in here():
         pytest.skip(f"this processor has no {isa}")
     command = [sys.executable, "-c", _OTHER_ISA, isa, backbone, str(file)]
     env = os.environ | {"LITESEG_CPU_ISA": isa}
@@ -428,7 +428,7 @@ def check_instruction_set(model: nn.Module, backbone: str, isa: str, file: Path)
     assert (labels == up.argmax(1)).double().mean() >= 0.9999
 
 
-@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512", "avx512bf16"])
+@pytest.mark.parametrize("isa", ORDER)
 def test_instruction_sets(model: nn.Module, isa: str, tmp_path: Path) -> None:
     check_instruction_set(model, "mobilenetv2", isa, tmp_path / "logits.pt")
 

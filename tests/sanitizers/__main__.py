@@ -8,14 +8,15 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from tests.instruction_sets.order import ORDER
+
 from . import build
 
 ISA = "import torch, liteseg_kernels; print(torch.ops.liteseg_cpu.isa())"
-ISAS = ("scalar", "avx2", "avx512", "avx512bf16")
 # the sanitizer keeps freed memory for a while, so resident memory says nothing here
 PLANS = ["tests/plan", "--deselect", "tests/plan/test_plan.py::test_alternating_sizes_do_not_leak"]
 # bfloat16's own code is in the plans alone, which choose it themselves; their tests run every instruction set
-PARTS = [*((isa, ["tests/kernels", "-k", "cpu and not interpreter"]) for isa in ISAS[:3]), ("", PLANS)]
+PARTS = [*((isa, ["tests/kernels", "-k", "cpu and not interpreter"]) for isa in ORDER[:3]), ("", PLANS)]
 
 
 def main(arguments: list[str]) -> int:
@@ -23,12 +24,12 @@ def main(arguments: list[str]) -> int:
         sys.exit(f"error: {reason}")
     libraries = build.build()
     environment = build.environment(libraries)
-    best = ISAS.index(
+    best = ORDER.index(
         subprocess.check_output([sys.executable, "-c", ISA], cwd=build.ROOT, env=environment, text=True)[:-1]
     )
     status = 0
     for isa, tests in PARTS:
-        if isa and ISAS.index(isa) > best:
+        if isa and ORDER.index(isa) > best:
             print(f"== {isa}: not on this processor", flush=True)
             continue
         print(f"== {' '.join(tests)}{f' on {isa}' if isa else ''}", flush=True)

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 import liteseg_kernels as lk
 from liteseg_kernels import _loader
+from liteseg_kernels.compiler import backend
 from liteseg_kernels.testing import trained_like
 from tests.compiler.test_graphs import error, layout
+from tests.third_party.beside_cpu_torch import torchvision_imports
 
 pytestmark = [
     pytest.mark.skipif(_loader.missing("cpu") is not None, reason="the compiled CPU kernels are not loaded"),
@@ -44,6 +46,7 @@ class Logits(nn.Module):
 
 
 def package(name: str) -> Any:
+    torchvision_imports()
     return pytest.importorskip(name, exc_type=ImportError)
 
 
@@ -86,21 +89,41 @@ NETWORKS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_as_exact_as_torch(name: str) -> None:
+# of one area: torch chooses its convolutions by whether an image has more than 20480 values, and guards that
+SIZES = ((160, 192), (192, 160), (96, 320))
+
+
+def trained(name: str) -> nn.Module:
     torch.manual_seed(0)
     build, *args = NETWORKS[name]
-    net = trained_like(build(*args), torch.randn(2, 3, 96, 128))
+    return trained_like(build(*args), torch.randn(2, 3, 96, 128))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@torch.no_grad()
+def test_as_exact_as_torch(name: str) -> None:
+    net = trained(name)
     exact = copy.deepcopy(net).double()
-    optimized = lk.optimize(net, rest="eager")
-    for batch in (3, 1):
-        before = len(optimized.reports)
-        for size in ((128, 160), (160, 192), (128, 224)):
+    # several images by a module, one by torch's own way
+    module = lk.optimize(net, rest="eager")
+    backend.REPORTS.clear()
+    compiled = torch.compile(net, backend="liteseg", dynamic=True, options={"rest": "eager"})
+    for batch, call, reports in ((3, module, module.reports), (1, compiled, backend.REPORTS)):
+        for size in SIZES:
             x = torch.randn(batch, 3, *size)
-            got = optimized(x)
-            with torch.no_grad():
-                eager, reference = net(x), exact(x.double())
+            got, eager, reference = call(x), net(x), exact(x.double())
             assert got.shape == eager.shape and layout(got) == layout(eager)
             assert error(got, reference) <= 3e-6 + 4 * error(eager, reference)
-        assert len(optimized.reports) <= before + 1
-    assert optimized.reports[0].taken, str(optimized.reports[0])
+        (report,) = reports
+        assert report.taken, str(report)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@torch.no_grad()
+def test_bfloat16_is_torchs(name: str) -> None:
+    net = trained(name).bfloat16()
+    compiled = torch.compile(net, backend="liteseg", dynamic=True, options={"rest": "eager"})
+    for batch in (3, 1):
+        x = torch.randn(batch, 3, *SIZES[0]).bfloat16()
+        assert torch.equal(compiled(x), net(x))
+    assert not backend.REPORTS[-1].taken and "bfloat16" in str(backend.REPORTS[-1])

@@ -8,6 +8,9 @@
 #pragma once
 
 #include "engine/blocks/gemm.h"
+#if defined(__AMX_BF16__)
+#include "engine/blocks/tiles_bf16.h"
+#endif
 
 #if !defined(__AVX512BF16__)
 #error "only for files compiled with AVX512_BF16"
@@ -66,6 +69,64 @@ struct Left {
   int64_t runs, words, step;
 };
 
+#if defined(__AMX_BF16__)
+// rows [m0 + from, m0 + H * ...) of finished sums to the store, H of each group at a time
+template <bool Pair, int V, typename Store>
+LITESEG_INLINE void store_rows(const float* sums, int64_t m0, int64_t from, int64_t to, const Store& store) {
+  const auto put = [&](auto height, int64_t at) LITESEG_INLINE_LAMBDA {
+    constexpr int H = decltype(height)::value;
+    Vec acc[Pair ? 2 * H : H][V];
+#pragma GCC unroll 8
+    for (int m = 0; m < (Pair ? 2 * H : H); ++m) {
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) {
+        const int64_t row = m < H ? at + m : kTileRows + at + m - H;
+        acc[m][v] = load(sums + (row * V + v) * Vec::width);
+      }
+    }
+    store.template put<H, V>(m0 + at, acc);
+  };
+  for (; from + 4 <= to; from += 4) {
+    put(std::integral_constant<int, 4>{}, from);
+  }
+  for (; from < to; ++from) {
+    put(std::integral_constant<int, 1>{}, from);
+  }
+}
+
+// rows [0, count) of one panel, V * 16 columns of it
+template <bool Pair, int V, typename Store>
+LITESEG_ONE_COPY void dot_panel(int64_t count, const Left& left, const float* b, const float* bias,
+                                const Store& store) {
+  const int64_t height = min_i(kTileRows, count);
+  const Tiles tiles(height, left.words % kTileWords);
+  alignas(64) float sums[2 * kTileRows * V * kTileWords];
+  const int64_t step = 2 * left.step;
+  // G: groups of rows, of the two maps if Pair, else neighbouring ones of the same. The last block may begin among rows
+  // that are done: those are not stored again.
+  const auto block = [&](auto groups, int64_t m, int64_t done, int64_t end) LITESEG_INLINE_LAMBDA {
+    constexpr int G = decltype(groups)::value;
+    start_sums<G, V>(bias);
+    const float* right = b;
+    for (int64_t r = 0; r < left.runs; ++r, right += left.words * kPanel) {
+      const bf16* a0 = left.first[r] + m * left.step;
+      const bf16* a1 = Pair ? left.second[r] + m * left.step : a0 + kTileRows * left.step;
+      add_run<G, V>(a0, a1, step, left.words, right, kPanel * sizeof(float));
+    }
+    store_sums<G, V>(sums);
+    store_rows<Pair, V>(sums, m, done - m, end - m, store);
+  };
+  int64_t m = 0;
+  for (; !Pair && m + 2 * kTileRows <= count; m += 2 * kTileRows) {
+    block(std::integral_constant<int, 2>{}, m, m, m + 2 * kTileRows);
+  }
+  while (m < count) {
+    const int64_t end = min_i(m + height, count);
+    block(std::integral_constant<int, Pair ? 2 : 1>{}, end - height, m, end);
+    m = end;
+  }
+}
+#else
 template <int H, bool Pair, int V, typename Store>
 LITESEG_INLINE void dot_block(const Left& left, int64_t m0, const float* b, const float* bias, const Store& store) {
   constexpr int rows = Pair ? 2 * H : H;
@@ -139,6 +200,7 @@ LITESEG_ONE_COPY void dot_panel(int64_t count, const Left& left, const float* b,
     m += rows;
   }
 }
+#endif
 
 // columns [n, n + kPanel) of the product; `panels` is that panel, `make(n, cols)` gives its store
 template <bool Pair, typename Make>

@@ -58,7 +58,7 @@ Network::Network(const unsigned char* data, size_t size, const liteseg_options& 
     throw Unsupported(
         text(kOpen, ": file: expected a network of RGB pictures, got one of ", file_.mean.size(), " channels"));
   }
-  if (bf16_ && isa() != Isa::avx512bf16) {
+  if (bf16_ && bf16_tables() == nullptr) {
     throw Unsupported(text(kOpen, ": options: expected no bfloat16 on ", isa_name(isa()), ", got it"));
   }
   pack();

@@ -23,17 +23,30 @@ void read_layer(Builder& b) {
 
 }  // namespace
 
-const Bf16Tables* plan_tables(bool bf16) {
+const Bf16Tables* bf16_tables() {
 #if defined(__x86_64__)
-  static constexpr Bf16Tables tables = {&avx512bf16::stem_bf16_table, &avx512bf16::inverted_residual_bf16_table,
-                                        &avx512bf16::sliced_daspp_bf16_table, &avx512bf16::decoder_bf16_table};
-  const Bf16Tables* here = isa() == Isa::avx512bf16 ? &tables : nullptr;
-#else
-  const Bf16Tables* here = nullptr;
+#define LITESEG_TABLES_OF(name)                                                                        \
+  case Isa::name: {                                                                                    \
+    static constexpr Bf16Tables tables = {&name::stem_bf16_table, &name::inverted_residual_bf16_table, \
+                                          &name::sliced_daspp_bf16_table, &name::decoder_bf16_table};  \
+    return &tables;                                                                                    \
+  }
+  switch (isa()) {
+    LITESEG_TABLES_OF(avx512bf16)
+    LITESEG_TABLES_OF(amx)
+    default:
+      break;
+  }
+#undef LITESEG_TABLES_OF
 #endif
-  LITESEG_CHECK(!bf16 || here != nullptr, kRunPlan, "x", "float32, or bfloat16 on a processor with AVX512_BF16",
+  return nullptr;
+}
+
+const Bf16Tables* plan_tables(bool bf16) {
+  const Bf16Tables* here = bf16 ? bf16_tables() : nullptr;
+  LITESEG_CHECK(!bf16 || here != nullptr, kRunPlan, "x", "float32, or bfloat16 on a processor with AVX512_BF16 or AMX",
                 "bfloat16");
-  return bf16 ? here : nullptr;
+  return here;
 }
 
 size_t read_plan_layers(Builder& b) {
@@ -54,6 +67,7 @@ size_t read_plan_layers(Builder& b) {
   }
   LITESEG_CHECK(b.code().done(), b.op(), "program", text("no words after ", layers, " layers"), "some");
   const size_t last = b.map_count() - 1;
+  LITESEG_CHECK(!b.map(last).bytes, b.op(), "program", "numbers at its end", "a map of bytes");
   LITESEG_CHECK(b.bf16_tables() == nullptr || b.map(last).scores, b.op(), "program", "a decoder at its end",
                 "another layer");
   return last;

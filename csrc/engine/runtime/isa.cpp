@@ -3,6 +3,11 @@
 #include <cstdlib>
 #include <string>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "common/check.h"
 
 namespace liteseg::cpu {
@@ -18,8 +23,25 @@ namespace {
 LITESEG_FOR_EACH_ISA(LITESEG_DETECT, )
 
 #if defined(__x86_64__)
+bool has_avx512vnni() {
+  return has_avx512() && LITESEG_HAS("avx512vnni");
+}
 bool has_avx512bf16() {
-  return has_avx512() && LITESEG_HAS("avx512bf16") && LITESEG_HAS("avx512vnni");
+  return has_avx512vnni() && LITESEG_HAS("avx512bf16");
+}
+
+// Linux saves the tiles' registers only of processes that ask
+bool tiles_granted() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+bool has_amx() {
+  return has_avx512bf16() && LITESEG_HAS("amx-tile") && LITESEG_HAS("amx-bf16") && tiles_granted();
 }
 #endif
 
@@ -33,7 +55,9 @@ struct Candidate {
 constexpr Candidate kCandidates[] = {
     LITESEG_FOR_EACH_ISA(LITESEG_CANDIDATE, )
 #if defined(__x86_64__)
+        {Isa::avx512vnni, "avx512vnni", has_avx512vnni},
         {Isa::avx512bf16, "avx512bf16", has_avx512bf16},
+    {Isa::amx, "amx", has_amx},
 #endif
 };
 
@@ -75,10 +99,14 @@ const char* isa_name(Isa isa) {
 
 int table_index() {
 #if defined(__x86_64__)
-  return static_cast<int>(isa() == Isa::avx512bf16 ? Isa::avx512 : isa());
+  return static_cast<int>(isa() > Isa::avx512 ? Isa::avx512 : isa());
 #else
   return static_cast<int>(isa());
 #endif
+}
+
+bool has_byte_products() {
+  return isa() >= Isa::avx512vnni;
 }
 
 }  // namespace liteseg::cpu

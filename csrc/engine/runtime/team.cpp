@@ -2,6 +2,7 @@
 
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -114,6 +115,57 @@ class alignas(kCacheLine) Countdown {
   std::atomic<int32_t> sleepers_{0};
 };
 
+// Where the threads of a team run. A thread that wakes up on the processor of another one would take turns with it until
+// the system balances them, which takes longer than a network does: it moves to a processor without one, and may be
+// moved on from there as before.
+class Seats {
+ public:
+  explicit Seats(int64_t threads) : threads_(threads), seats_(new std::atomic<int>[static_cast<size_t>(threads)]) {
+    for (int64_t t = 0; t < threads; ++t) {
+      seat(t).store(kNone, std::memory_order_relaxed);
+    }
+  }
+
+  // to be called where thread t has slept
+  void take(int64_t t) {
+    seat(t).store(sched_getcpu(), std::memory_order_relaxed);
+    cpu_set_t allowed;
+    if (!shared(t) || sched_getaffinity(0, sizeof(allowed), &allowed) != 0) {
+      return;
+    }
+    cpu_set_t free = allowed;
+    for (int64_t other = 0; other < threads_; ++other) {
+      const int taken = seat(other).load(std::memory_order_relaxed);
+      if (taken >= 0 && taken < CPU_SETSIZE) {
+        CPU_CLR(static_cast<size_t>(taken), &free);
+      }
+    }
+    if (CPU_COUNT(&free) > 0 && sched_setaffinity(0, sizeof(free), &free) == 0) {
+      sched_setaffinity(0, sizeof(allowed), &allowed);
+      seat(t).store(sched_getcpu(), std::memory_order_relaxed);
+    }
+  }
+
+ private:
+  static constexpr int kNone = -1;
+
+  std::atomic<int>& seat(int64_t t) {
+    return seats_[static_cast<size_t>(t)];
+  }
+  bool shared(int64_t t) {
+    const int here = seat(t).load(std::memory_order_relaxed);
+    for (int64_t other = 0; other < threads_; ++other) {
+      if (other != t && here != kNone && seat(other).load(std::memory_order_relaxed) == here) {
+        return true;
+      }
+    }
+    return false;
+  }
+
+  int64_t threads_;
+  std::unique_ptr<std::atomic<int>[]> seats_;
+};
+
 class Team {
  public:
   Team(const std::vector<Stage>& stages, int64_t threads)
@@ -121,6 +173,7 @@ class Team {
         threads_(threads),
         ranges_(new Range[stages.size() * static_cast<size_t>(threads)]),
         countdowns_(new Countdown[stages.size()]),
+        seats_(threads),
         ends_(stages.size()) {
     for (size_t s = 0; s < stages.size(); ++s) {
       const int64_t items = stages[s].items;
@@ -139,6 +192,7 @@ class Team {
     if (slot >= threads_) {
       return;
     }
+    seats_.take(slot);
     for (size_t s = 0; s < stages_.size(); ++s) {
       work_on(s, slot, scratch);
     }
@@ -186,6 +240,7 @@ class Team {
         pause();
       } else if (!countdown.done()) {
         countdown.sleep();
+        seats_.take(slot);
       }
     }
     if (slot == 0) {
@@ -197,6 +252,7 @@ class Team {
   int64_t threads_;
   std::unique_ptr<Range[]> ranges_;
   std::unique_ptr<Countdown[]> countdowns_;
+  Seats seats_;
   std::vector<Clock::time_point> ends_;
   int64_t scratch_bytes_ = 1;
   std::atomic<int64_t> arrived_{0};

@@ -27,18 +27,19 @@ class Encoder(nn.Module):
             dict is recognised; None: it is not.
     """
 
-    low_level_channels: ClassVar[int]
-    out_channels: ClassVar[int]
+    low_level_channels: int
+    out_channels: int
     output_strides: ClassVar[tuple[int, ...]]
-    decoder_channels: ClassVar[int | None] = None
+    decoder_channels: int | None = None
     state_prefix: ClassVar[str | None] = None
 
     low: nn.Sequential
     high: nn.Sequential
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, *, reads_channels: bool = False) -> None:
+        """With `reads_channels` the constructor sets those of the features, which another library's model says."""
         super().__init_subclass__()
-        for attribute in ("low_level_channels", "out_channels", "output_strides"):
+        for attribute in ("output_strides", *(() if reads_channels else ("low_level_channels", "out_channels"))):
             if not hasattr(cls, attribute):
                 raise TypeError(f"{cls.__name__}: {attribute}: expected a class attribute, got none")
 

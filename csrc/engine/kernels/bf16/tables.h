@@ -1,4 +1,4 @@
-// What a bfloat16 plan hands to its kernels. They exist for one instruction set (AVX512_BF16), so the tables are plain.
+// What a bfloat16 plan hands to its kernels. They exist for the sets that multiply bf16: AVX512_BF16 and AMX.
 //
 // Maps are [N, H, W] of pixels of padded(C) bf16: whole vectors of 16, zeros after the last channel. Weights of
 // products and of pair rows are words of two bf16 (gemm_bf16.h, pairs.h), every other weight is float.
@@ -102,9 +102,13 @@ const Bf16Tables* bf16_tables();
 
 }  // namespace liteseg::cpu
 
-namespace liteseg::avx512bf16 {
-extern const cpu::StemBf16Table stem_bf16_table;
-extern const cpu::InvertedResidualBf16Table inverted_residual_bf16_table;
-extern const cpu::SlicedDasppBf16Table sliced_daspp_bf16_table;
-extern const cpu::DecoderBf16Table decoder_bf16_table;
-}  // namespace liteseg::avx512bf16
+#define LITESEG_BF16_TABLES(name)                                           \
+  namespace liteseg::name {                                                 \
+  extern const cpu::StemBf16Table stem_bf16_table;                          \
+  extern const cpu::InvertedResidualBf16Table inverted_residual_bf16_table; \
+  extern const cpu::SlicedDasppBf16Table sliced_daspp_bf16_table;           \
+  extern const cpu::DecoderBf16Table decoder_bf16_table;                    \
+  }
+LITESEG_BF16_TABLES(avx512bf16)
+LITESEG_BF16_TABLES(amx)
+#undef LITESEG_BF16_TABLES
