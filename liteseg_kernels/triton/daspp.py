@@ -550,7 +550,7 @@ def backward(
         if point_weight is not None:
             last = layers.nhwc(x, (n, filters, h, w), torch.float32)
             layers.pointwise(x, point_weight, point_bias, last, 1, _RELU, 0.0)
-            grad_branch = through_projection(last, last)
+            grad_branch = through_projection(last, last).to(x.dtype)
             layers.pointwise_input_gradient(grad_branch, None, point_weight, total, None, total, 1, _NONE, 0.0)
             lead += [
                 layers.pointwise_weight_gradient(grad_branch, None, x, x.new_empty(point_weight.shape), 1, _NONE, 0.0),
@@ -560,9 +560,9 @@ def backward(
         for index, (middle, last) in enumerate(_branches(x, atrous, deep, rates)):
             grad_branch = through_projection(last, None if deep else last)
             if deep:
-                weights_of = [t.float() for t in deep[index][:2]]
+                depthwise, pointwise = (t.float() for t in deep[index][:2])
                 grad_branch, *grads, _ = separable_backward(
-                    grad_branch, middle, *weights_of, last, (1, 1), (1, 1), (1, 1), _RELU, 0.0, mask
+                    grad_branch, middle, depthwise, pointwise, last, (1, 1), (1, 1), (1, 1), _RELU, 0.0, mask
                 )
                 grad_deep.append(grads)
             dilation, grad_branch = (rates[index], rates[index]), grad_branch.to(x.dtype)

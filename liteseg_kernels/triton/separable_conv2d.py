@@ -199,7 +199,7 @@ def launch_forward(
     depthwise_bias, bias = (b if b is None else b.contiguous() for b in (depthwise_bias, bias))
     align, wide = alignment(x, residual, out), needs_wide_index(x, residual, out)
     with guard(x):
-        separable_conv2d_fwd_kernel[(*grid, splits)](
+        separable_conv2d_fwd_kernel[grid[0], grid[1], splits](
             x, depthwise_weight, depthwise_bias, pointwise_weight.contiguous(), bias, residual, parts, out,
             n, c, h, w, o, ho, wo, *x.stride(), *tap_strides(depthwise_weight),
             *strides_of(residual), *out.stride(), *stride, *padding, *dilation, splits, negative_slope,
