@@ -23,8 +23,8 @@ from liteseg.bench.record import Skip
 
 __all__ = ["Contestant", "Outcome", "add_ratios", "difference", "rounds", "spread", "take_turns"]
 
-# spinning workers of one pool must be asleep before the next one's turn: libgomp has 300,000 pauses, 16 ms on an Intel Xeon
-PAUSE = 0.06
+# spinning workers of one pool must be asleep before the next one's turn
+PAUSE = 0.02
 
 Key = TypeVar("Key", bound=Hashable)
 

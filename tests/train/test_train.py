@@ -365,7 +365,8 @@ def test_corrupt_picture_is_named(data: Path, tmp_path: Path, workers: str, caps
     [
         (("--data.root", "/no/such/folder"), "/no/such/folder: folder not found; expected a CamVid folder"),
         (("--data.name", "kitti"), "--data.name: expected one of camvid, cityscapes, folder"),
-        (("--model.name", "liteseg"), "--model.name: expected one of liteseg_mobilenetv2"),
+        (("--model.name", "lightseg"), "--model.name: expected one of liteseg"),
+        (("--model.name", "liteseg"), "encoder: expected one of mobilenetv2, shufflenet, darknet19, timm/<model>"),
         (("--model.backbone_weights", "/no/such/file"), "/no/such/file"),
         (("--model.learning_rate", "1"), "model.learning_rate"),
         (("--model.backbone_lr", "fast"), "backbone_lr"),

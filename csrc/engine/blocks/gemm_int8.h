@@ -119,36 +119,13 @@ LITESEG_INLINE void byte_block(const uint8_t* a, int64_t lda, int64_t words, con
   store.template put<H, V>(m0, n, acc);
 }
 
-// rows [0, count) of one panel, V vectors of it, in blocks of nearly the same size
+// rows [0, count) of one panel, V vectors of it
 template <int V, typename Store>
 LITESEG_ONE_COPY void byte_panel(int64_t count, const uint8_t* a, int64_t lda, int64_t words, const uint32_t* b,
                                  const uint32_t* bias, int64_t n, const Store& store) {
-  int64_t m = 0;
-  for (int64_t blocks = div_up(count, kDotRows); blocks > 0; --blocks) {
-    const int64_t rows = div_up(count - m, blocks);
-    switch (rows) {
-#define LITESEG_BLOCK(H)                                     \
-  case H:                                                    \
-    if constexpr (H <= kDotRows) {                           \
-      byte_block<H, V>(a, lda, words, b, bias, m, n, store); \
-    }                                                        \
-    break;
-      LITESEG_BLOCK(1)
-      LITESEG_BLOCK(2)
-      LITESEG_BLOCK(3)
-      LITESEG_BLOCK(4)
-      LITESEG_BLOCK(5)
-      LITESEG_BLOCK(6)
-      LITESEG_BLOCK(7)
-      LITESEG_BLOCK(8)
-      LITESEG_BLOCK(9)
-      LITESEG_BLOCK(10)
-      LITESEG_BLOCK(11)
-      LITESEG_BLOCK(12)
-#undef LITESEG_BLOCK
-    }
-    m += rows;
-  }
+  in_blocks<kDotRows>(count, [&](auto height, int64_t m) LITESEG_INLINE_LAMBDA {
+    byte_block<decltype(height)::value, V>(a, lda, words, b, bias, m, n, store);
+  });
 }
 
 // columns [n, n + kPanel) of the product of a [count][lda], with inputs [k0, k0 + k_count) of the k_total that the

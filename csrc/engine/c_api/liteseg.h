@@ -37,7 +37,7 @@ typedef struct liteseg_network liteseg_network;
 typedef struct liteseg_options {
   size_t size;          /* sizeof(liteseg_options), so that later versions can add to it */
   int threads;          /* that work on one call, the caller's among them, at most 1024; 0: a thread a processor */
-  int bfloat16;         /* 1: compute in bfloat16, on processors with AVX512_BF16 or AMX and networks that have the kernels */
+  int bfloat16;         /* 1: compute in bfloat16, with AVX512_BF16 or AMX and networks that have the kernels */
   int64_t memory_limit; /* bytes for the weights, and bytes for the maps of one call; 0: no limit. For files that come
                          * from elsewhere: what a file asks for is refused beyond it */
 } liteseg_options;

@@ -56,7 +56,7 @@ constexpr Candidate kCandidates[] = {
     LITESEG_FOR_EACH_ISA(LITESEG_CANDIDATE, )
 #if defined(__x86_64__)
         {Isa::avx512vnni, "avx512vnni", has_avx512vnni},
-        {Isa::avx512bf16, "avx512bf16", has_avx512bf16},
+    {Isa::avx512bf16, "avx512bf16", has_avx512bf16},
     {Isa::amx, "amx", has_amx},
 #endif
 };

@@ -136,7 +136,11 @@ void run(const cpu::Int8DecoderArgs& args, int64_t begin, int64_t end, char* scr
       }
       const int64_t p0 = at * g.ow + x;
       if (args.logits != nullptr) {
-        project_tile(logits, p0, p0 + pixels, values, s.ldo, g.f2, g.classifier, g.classifier_bias, sums);
+        // rounded from float: a product that does it itself would be as much code again
+        const int64_t lds = finish_stride(g.k);
+        ByteProducts::to_floats(pixels, g.k, g.f2, values, s.ldo, g.classifier, g.classifier_bias, sums, lds, nullptr,
+                                cpu::kNone);
+        finish_row(logits, sums, lds, n, y, x, pixels);
       } else {
         project_tile(scores, p0, p0 + pixels, values, s.ldo, g.f2, g.classifier, g.classifier_bias, sums);
       }
