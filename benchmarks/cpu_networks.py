@@ -1,14 +1,14 @@
 """Whole networks on the CPU against what one would use instead, side by side: `python -m benchmarks.cpu_networks`.
 
-Every provider lives in a process of its own and the processes take turns call by call (`liteseg.bench.turns`). Input is
-a normalised picture in memory (in bfloat16 for liteseg and PyTorch where that is the dtype, else float32; int8 is what
-networks are quantised to after training, ours by `liteseg.quantize`, the others by ONNX Runtime's tool), output
-either the label map at full size ("labels") or the logits before the last upsampling ("logits"). OpenVINO and ONNX
-Runtime take part where they are installed (extra `bench`, and onnx with onnxscript for the export); whoever cannot run
-says why. Networks are like trained ones, and each provider's result is compared with eager PyTorch's in float32: one
-that is off by more than rounding, in bfloat16 by more than twice what eager channels_last is off, in int8 by more than
-a limit, gets no ratio. Rows
-are appended to the CSV, the table is printed.
+Every provider lives in a process of its own and the processes take turns call by call (`liteseg.bench.turns`). Input
+is a normalised picture in memory (in bfloat16 for liteseg and PyTorch where that is the dtype, else float32; int8 is
+what networks are quantised to after training: ours by `liteseg.quantize`, OpenVINO's by NNCF where that is installed,
+else by ONNX Runtime's tool like ONNX Runtime's own), output either the label map at full size ("labels") or the
+logits before the last upsampling ("logits"). OpenVINO and ONNX Runtime take part where they are installed (extra
+`bench`, and onnx with onnxscript for the export); whoever cannot run says why. Networks are like trained ones, and
+each provider's result is compared with eager PyTorch's in float32: one that is off by more than rounding, in bfloat16
+by more than twice what eager channels_last is off, in int8 by more than a limit, gets no ratio. Rows are appended to
+the CSV, the table is printed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
+import importlib.util
 import itertools
 import os
 import tempfile
@@ -57,6 +58,11 @@ def _graph(model: Any, output: str) -> Any:
     return Graph().eval()
 
 
+def _tool(provider: str) -> str:
+    """What quantises the file of another run time: its own tool where that is installed."""
+    return "NNCF" if provider == "openvino" and importlib.util.find_spec("nncf") else "ONNX Runtime's tool"
+
+
 def _call(
     provider: str, name: str, size: tuple[int, int], output: str, dtype: str, threads: int, folder: str
 ) -> Callable[[], Any]:
@@ -78,7 +84,8 @@ def _call(
         place = os.path.join(folder, "network.onnx")
         path = runtimes.onnx_file(lambda: _graph(model.to_reference(), output), x, place)
         if dtype == "int8":
-            path = runtimes.int8_file(path, [one.numpy() for one in seen])
+            own = _tool(provider) == "NNCF"
+            path = (runtimes.nncf_file if own else runtimes.int8_file)(path, [one.numpy() for one in seen])
         engine, array = runtimes.RUNTIMES[provider](path, threads, dtype), x.numpy()
         return lambda: engine(array)
     if dtype == "int8":
@@ -103,14 +110,16 @@ def _call(
 
 
 def _make(provider: str, name: str, size: tuple[int, int], output: str, dtype: str, *where: Any) -> Contestant:
-    from liteseg.bench.runtimes import as_array
+    from liteseg.bench.runtimes import RUNTIMES, as_array
 
     call = _call(provider, name, size, output, dtype, *where)
     # what the others are compared with is not rounded to bfloat16 itself
     exact = provider == "eager" and dtype != "float32"
     # labels of PyTorch are int64
     result = as_array((_call(provider, name, size, output, "float32", *where) if exact else call)())
-    return Contestant(call, result=[result.astype("uint8") if result.dtype.kind in "iu" else result])
+    quantised = dtype == "int8" and provider in RUNTIMES
+    facts = {"detail": f"quantised by {_tool(provider)}"} if quantised else {}
+    return Contestant(call, result=[result.astype("uint8") if result.dtype.kind in "iu" else result], facts=facts)
 
 
 def compare(

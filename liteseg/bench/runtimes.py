@@ -13,7 +13,7 @@ from torch import nn
 
 from liteseg.atomic import atomic_path
 
-__all__ = ["RUNTIMES", "as_array", "int8_file", "onnx_file", "onnxruntime", "openvino"]
+__all__ = ["RUNTIMES", "as_array", "int8_file", "nncf_file", "onnx_file", "onnxruntime", "openvino"]
 
 Engine = Callable[[np.ndarray], np.ndarray]
 
@@ -54,6 +54,20 @@ def int8_file(path: str, arrays: Sequence[np.ndarray]) -> str:
             finally:
                 if os.path.exists(prepared):
                     os.remove(prepared)
+    return quantised
+
+
+def nncf_file(path: str, arrays: Sequence[np.ndarray]) -> str:
+    """The same as a file of OpenVINO's, quantised by OpenVINO's own tool, NNCF."""
+    quantised = f"{os.path.splitext(path)[0]}.int8.xml"
+    if not os.path.exists(quantised):
+        import nncf
+        import openvino as ov
+
+        # not atomic: it is two files, in a folder of this run
+        data, count = nncf.Dataset(arrays), len(arrays)
+        model = nncf.quantize(ov.Core().read_model(path), data, preset=nncf.QuantizationPreset.MIXED, subset_size=count)
+        ov.save_model(model, quantised, compress_to_fp16=False)
     return quantised
 
 
