@@ -1,4 +1,4 @@
-"""Another size or batch compiles next to nothing again. In a process of its own: this one interprets Triton kernels."""
+"""Another size or batch compiles nothing again. In a process of its own: this one interprets Triton kernels."""
 
 from __future__ import annotations
 
@@ -11,11 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# kernels that another size may compile again, of more than ten that a network runs
-MOST = 2
 
-
-def test_another_size_compiles_next_to_nothing() -> None:
+def test_another_size_compiles_nothing() -> None:
     pytest.importorskip("triton")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "tests.aot.specialisations"]
@@ -27,4 +24,4 @@ def test_another_size_compiles_next_to_nothing() -> None:
         first, *others = counted.items()
         # what is counted is all that Triton would compile
         assert len(set(first[1])) >= 9 and len(others) == 3, (network, first)
-        assert {what: names for what, names in others if len(names) > MOST} == {}, network
+        assert {what: names for what, names in others if names} == {}, network
