@@ -16,7 +16,7 @@ Environment:
 LITESEG_BUILD       auto (default): the CPU library, without which the build fails on Linux, and the CUDA library where
                     nvcc is found; cpu: the CPU library alone; cuda: both, or the build fails; none: no compiled library
 LITESEG_TORCH_DIR   folder of the torch package to build against, where it is not found by itself
-LITESEG_CUDA_ARCHS  "80;90": machine code for each, and PTX of the newest
+LITESEG_CUDA_ARCHS  "80;90": machine code for each, and PTX of the oldest and the newest
 CUDA_HOME, CXX      toolkit folder, host compiler ("ccache g++" and flags behind it may stand there too); with a cross
                     compiler for Linux a wheel becomes one for its machine, with the CPU libraries (LITESEG_BUILD=cpu)
 MAX_JOBS            compiler processes at a time (default: cores)
@@ -337,7 +337,8 @@ def cuda_library(torch: Path, nvcc: str, archs: list[str], versions: str) -> Lib
     include = ["-Icsrc", "-Icsrc/cuda", "-isystem", str(torch / "include")]
     host = nvcc_host()
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
-    targets.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+    # PTX of the newest for GPUs to come; of the oldest for those between that its machine code does not run on (Jetson)
+    targets += [f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in dict.fromkeys((archs[0], archs[-1]))]
     command = [nvcc, *host, "-c", *flags, *defines, *include, *targets]
     # libtorch.so must stay in DT_NEEDED: torch opens its libraries locally, and only through libtorch.so does a CUDA
     # build of torch offer us the functions of libtorch_cuda. cudart is linked in, so its version ties us to no toolkit.

@@ -1,12 +1,14 @@
 """Whole networks on the CPU against what one would use instead, side by side: `python -m benchmarks.cpu_networks`.
 
-Every provider lives in a process of its own and the processes take turns call by call (`liteseg.bench.turns`). Input is
-a normalised picture in memory (in bfloat16 for liteseg and PyTorch where that is the dtype, else float32), output
-either the label map at full size ("labels") or the logits before the last upsampling ("logits"). OpenVINO and ONNX
-Runtime take part where they are installed (extra `bench`, and onnx with onnxscript for the export); whoever cannot run
-says why. Networks are like trained ones, and each provider's result is compared with eager PyTorch's in float32: one
-that is off by more than rounding, in bfloat16 by more than twice what eager channels_last is off, gets no ratio. Rows
-are appended to the CSV, the table is printed.
+Every provider lives in a process of its own and the processes take turns call by call (`liteseg.bench.turns`). Input
+is a normalised picture in memory (in bfloat16 for liteseg and PyTorch where that is the dtype, else float32; int8 is
+what networks are quantised to after training: ours by `liteseg.quantize`, OpenVINO's by NNCF where that is installed,
+else by ONNX Runtime's tool like ONNX Runtime's own), output either the label map at full size ("labels") or the
+logits before the last upsampling ("logits"). OpenVINO and ONNX Runtime take part where they are installed (extra
+`bench`, and onnx with onnxscript for the export); whoever cannot run says why. Networks are like trained ones, and
+each provider's result is compared with eager PyTorch's in float32: one that is off by more than rounding, in bfloat16
+by more than twice what eager channels_last is off, in int8 by more than a limit, gets no ratio. Rows are appended to
+the CSV, the table is printed.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
+import importlib.util
 import itertools
 import os
 import tempfile
@@ -33,6 +36,8 @@ COLUMNS = (
 )
 # in float32: of the logits, in the Frobenius norm and relative to eager PyTorch's, or share of other labels
 LIMIT = 1e-3
+# likewise in int8, of networks that are not trained on pictures that are noise
+INT8_LIMITS = {"logits": 0.3, "labels": 0.15}
 
 
 def _graph(model: Any, output: str) -> Any:
@@ -53,6 +58,11 @@ def _graph(model: Any, output: str) -> Any:
     return Graph().eval()
 
 
+def _tool(provider: str) -> str:
+    """What quantises the file of another run time: its own tool where that is installed."""
+    return "NNCF" if provider == "openvino" and importlib.util.find_spec("nncf") else "ONNX Runtime's tool"
+
+
 def _call(
     provider: str, name: str, size: tuple[int, int], output: str, dtype: str, threads: int, folder: str
 ) -> Callable[[], Any]:
@@ -67,18 +77,27 @@ def _call(
     torch.set_num_threads(threads)
     model = calibrated(name)
     x = torch.randn((1, 3, *size), generator=torch.Generator().manual_seed(0))
+    # what ranges are read off in int8
+    seen = [x, *(torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)) for seed in range(1, 4))]
     if provider in runtimes.RUNTIMES:
         importlib.import_module(provider)
         place = os.path.join(folder, "network.onnx")
         path = runtimes.onnx_file(lambda: _graph(model.to_reference(), output), x, place)
+        if dtype == "int8":
+            own = _tool(provider) == "NNCF"
+            path = (runtimes.nncf_file if own else runtimes.int8_file)(path, [one.numpy() for one in seen])
         engine, array = runtimes.RUNTIMES[provider](path, threads, dtype), x.numpy()
         return lambda: engine(array)
-    model, x = model.to(getattr(torch, dtype)), x.to(getattr(torch, dtype))
+    if dtype == "int8":
+        if provider not in ("liteseg", "eager"):
+            raise ValueError("it has no int8 of its own for these networks")
+    else:
+        model, x = model.to(getattr(torch, dtype)), x.to(getattr(torch, dtype))
     if provider != "eager":
         # for ours the layout in which `predict` hands pictures over
         x = x.contiguous(memory_format=torch.channels_last)
     if provider == "liteseg":
-        fast = liteseg.fuse(model)
+        fast = liteseg.quantize(model, seen) if dtype == "int8" else liteseg.fuse(model)
         if output == "logits":
             return lambda: fast.low_resolution_logits(x)
         return lambda: lk.runtime.labels(fast, x, size)
@@ -91,14 +110,16 @@ def _call(
 
 
 def _make(provider: str, name: str, size: tuple[int, int], output: str, dtype: str, *where: Any) -> Contestant:
-    from liteseg.bench.runtimes import as_array
+    from liteseg.bench.runtimes import RUNTIMES, as_array
 
     call = _call(provider, name, size, output, dtype, *where)
     # what the others are compared with is not rounded to bfloat16 itself
     exact = provider == "eager" and dtype != "float32"
     # labels of PyTorch are int64
     result = as_array((_call(provider, name, size, output, "float32", *where) if exact else call)())
-    return Contestant(call, result=[result.astype("uint8") if result.dtype.kind in "iu" else result])
+    quantised = dtype == "int8" and provider in RUNTIMES
+    facts = {"detail": f"quantised by {_tool(provider)}"} if quantised else {}
+    return Contestant(call, result=[result.astype("uint8") if result.dtype.kind in "iu" else result], facts=facts)
 
 
 def compare(
@@ -110,7 +131,9 @@ def compare(
         # eager first, with which the others are compared
         makers = {name: functools.partial(_make, name, *work) for name in PROVIDERS[::-1]}
         found = take_turns(makers, reference="eager", runs=rounds, threads=threads)
-    limit = LIMIT if dtype == "float32" else 2 * (found["eager channels_last"].difference or 0.0)
+    limit = LIMIT
+    if dtype != "float32":
+        limit = INT8_LIMITS[output] if dtype == "int8" else 2 * (found["eager channels_last"].difference or 0.0)
     rows = provider_rows({name: found[name] for name in PROVIDERS}, limit)
     for row in rows:
         if output == "labels" and row.get("error") is not None:
@@ -136,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--sizes", nargs="+", type=hxw, default=[(360, 640), (512, 1024), (1024, 2048)], metavar="HxW")
     parser.add_argument("--outputs", nargs="+", choices=("labels", "logits"), default=["labels", "logits"])
-    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
+    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16", "int8"), default=["float32"])
     parser.add_argument("--threads", nargs="+", type=int, default=[2, 1])
     parser.add_argument("--rounds", type=int, default=20, help="timed calls of each provider")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "cpu-networks.csv")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from liteseg.export import export
     from liteseg.models import create_model, list_models, list_weights, load_weights, profile, save_weights
     from liteseg.predict import predict
+    from liteseg.quantize import quantize
     from liteseg_kernels import fuse
     from liteseg_kernels._version import __version__
 
@@ -31,6 +32,7 @@ __all__ = [
     "metrics",
     "predict",
     "profile",
+    "quantize",
     "save_weights",
 ]
 
@@ -42,6 +44,7 @@ _PLACES = {
     "export": "liteseg.export",
     "fuse": "liteseg_kernels",
     "predict": "liteseg.predict",
+    "quantize": "liteseg.quantize",
 }
 
 

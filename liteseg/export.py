@@ -23,6 +23,7 @@ from liteseg.atomic import atomic_path
 from liteseg.bench.timing import wall
 from liteseg.data import MEAN, STD
 from liteseg.errors import MissingExtraError, UserError
+from liteseg.models.int8 import int8_blocks
 from liteseg.predict import MIN_SIZE, evaluating
 from liteseg_kernels import _loader, exported
 from liteseg_kernels._version import __version__
@@ -340,7 +341,10 @@ def _export_plan(model: nn.Module, path: Path, classes: int, check: bool) -> Exp
         sizes = [(high, wide) for _, high, wide in _CHECKED[:2]]
         checks = []
         try:
-            for size, (equal, error, largest) in zip(sizes, network_file.compare(temporary, model, sizes), strict=True):
+            # outside of a plan other roundings in front of a block in int8 become other bytes
+            expected = lk.fuse(model) if int8_blocks(model) else model
+            found = network_file.compare(temporary, expected, sizes)
+            for size, (equal, error, largest) in zip(sizes, found, strict=True):
                 checks.append(Check((*size, 3), equal, error, _LIMIT * largest))
         except LibraryError as error:
             raise RuntimeError(f"export: the plan file does not run and was removed: {error}") from error
@@ -452,6 +456,11 @@ def export(
         _need_compiler()
     elif format == "plan":
         network_file.need_library()
+    if format != "plan" and int8_blocks(model):
+        raise ValueError(
+            f"export: model: expected a float network for the format {format}, got one with blocks in int8, which plan "
+            "alone has"
+        )
     for parameter in model.parameters():
         if parameter.dtype != torch.float32:
             raise TypeError(f"export: model: expected float32 parameters, got {parameter.dtype}")

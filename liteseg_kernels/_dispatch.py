@@ -8,6 +8,7 @@ torch.compile never sees it, so switching the backend does not recompile anythin
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -18,13 +19,13 @@ from typing import Any
 
 import torch
 
+from . import _costs
+
 BACKENDS = ("reference", "cpu", "triton", "cuda")
-# order of preference on a device type under "auto"; the reference takes what none of these takes. What calls the
-# kernels of other ops one after another comes behind a kernel for the whole op.
+# who may run an op on a device type under "auto"; the reference takes what none of these takes. The order is that of
+# preference where no times are known (_costs.py): the cheaper one comes first. What calls the kernels of other ops one
+# after another comes behind a kernel for the whole op.
 AUTO_ORDER = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
-# cuda, forward, 16 bits: LiteSeg-MobileNetV2, image to labels on an H200, takes 1.73 ms with CUDA C++ and 1.90 ms with
-# Triton at 1024 x 2048 (benchmarks/results/nvidia-h200-networks.csv). Nothing else has been compared yet
-_HALF_ORDER = {"cuda": ("cuda", "triton")}
 
 _logger = logging.getLogger("liteseg_kernels")
 
@@ -168,16 +169,32 @@ def run_on(backend: str, op: str, *args: Any) -> Any:
     return _registry[op][backend].run(*args)
 
 
+def _costs_of(op: str, args: tuple[Any, ...]) -> _costs.Costs | None:
+    """What is known about the times of `op` on the GPU that `args` lie on."""
+    if _device_type(args) != "cuda":
+        return None
+    # a picture has the dtype that it is to become
+    kinds = [getattr(a, "dtype", a) for a in args]
+    kind = "half" if torch.float16 in kinds or torch.bfloat16 in kinds else "single"
+    return _costs.of(next(a.device.index for a in args if isinstance(a, torch.Tensor)), op, kind)
+
+
 def _order(op: str, chosen: Selection, args: tuple[Any, ...]) -> Sequence[str]:
     if chosen.name != "auto":
         return (chosen.name,)
-    device_type = _device_type(args)
-    order = AUTO_ORDER.get(device_type, ())
-    if device_type in _HALF_ORDER and not op.endswith("_backward"):
-        # a picture has the dtype that it is to become
-        kinds = [getattr(a, "dtype", a) for a in args]
-        order = _HALF_ORDER[device_type] if torch.float16 in kinds or torch.bfloat16 in kinds else order
-    return sorted(order, key=lambda backend: backend in _registry[op] and bool(_registry[op][backend].note))
+    order = AUTO_ORDER.get(_device_type(args), ())
+    costs = _costs_of(op, args)
+    us = costs.us if costs is not None else {}
+
+    def place(backend: str) -> tuple[bool, float]:
+        return backend in _registry[op] and bool(_registry[op][backend].note), us.get(backend, math.inf)
+
+    return sorted(order, key=place)
+
+
+def _not_preferred(op: str, args: tuple[Any, ...]) -> str:
+    costs = _costs_of(op, args)
+    return "not preferred on this device" + (f": {costs}" if costs is not None else "")
 
 
 def explain_call(op: str, args: tuple[Any, ...]) -> Explanation:
@@ -187,7 +204,7 @@ def explain_call(op: str, args: tuple[Any, ...]) -> Explanation:
     refusals = {backend: refusal(op, backend, args) for backend in BACKENDS}
     backend = next((b for b in order if refusals[b] is None), "reference")
     refused = {
-        other: reason or ("not asked for" if chosen.name != "auto" else "not preferred on this device")
+        other: reason or ("not asked for" if chosen.name != "auto" else _not_preferred(op, args))
         for other, reason in refusals.items()
         if other not in (backend, "reference")
     }

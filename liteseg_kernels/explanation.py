@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from . import functional, runtime
 from ._dispatch import Explanation
 from .block import FusedModule
+from .int8 import Int8Module
 from .plan import PlannedModule, PlanReport
 
 __all__ = ["ModuleExplanation", "explain"]
@@ -27,6 +28,7 @@ class ModuleExplanation:
         plan: names of the networks that run from a plan, without calling the modules inside.
         layers: of these the layers of the plan at the size of the input, where there is one.
         graph: names of the networks that replay a CUDA graph.
+        int8: names of the blocks in int8: by kernels of bytes in a plan, elsewhere by their reference, slowly.
     """
 
     module: str
@@ -35,9 +37,13 @@ class ModuleExplanation:
     plan: tuple[str, ...] = ()
     layers: dict[str, PlanReport] = field(default_factory=dict)
     graph: tuple[str, ...] = ()
+    int8: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.module}: {len(self.fused)} blocks as one op each"]
+        if self.int8:
+            how = "by kernels of bytes" if self.plan else "by their slow reference, for no plan runs"
+            lines[0] += f", {len(self.int8)} in int8 {how}"
         for name in self.plan:
             lines.append(f"  {name or 'the network'}: from one plan")
             if name in self.layers:
@@ -92,7 +98,8 @@ def _explain_module(module: nn.Module, x: Tensor | None) -> ModuleExplanation:
             graph.append(name)
         else:
             refused = {name: f"no plan, {reason}"} | refused
-    return ModuleExplanation(type(module).__name__, tuple(fused), refused, tuple(plan), layers, tuple(graph))
+    int8 = tuple(name for name, part in module.named_modules() if isinstance(part, Int8Module))
+    return ModuleExplanation(type(module).__name__, tuple(fused), refused, tuple(plan), layers, tuple(graph), int8)
 
 
 @overload

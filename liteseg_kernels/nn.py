@@ -146,21 +146,24 @@ def _convolve(conv: Any, x: Tensor, fused: bool = True) -> Tensor:
 
 def _fold_norm(weight: Tensor, bias: Tensor | None, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
     """Weight and bias of a convolution with the normalisation behind it folded in, in the weight's dtype."""
+    if norm is None:
+        return weight, weight.new_zeros(weight.shape[0]) if bias is None else bias
+    # BatchNorm2d, SyncBatchNorm and relatives
+    if not isinstance(norm, _BatchNorm) or norm.running_mean is None:
+        raise TypeError(f"fuse: norm: expected a BatchNorm2d or SyncBatchNorm with running statistics, got {norm}")
+    assert norm.running_var is not None
+    # few operations: modules that are not fused do this at every call
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    w = weight.to(dtype)
-    b = w.new_zeros(w.shape[0]) if bias is None else bias.to(dtype)
-    if norm is not None:
-        # BatchNorm2d, SyncBatchNorm and relatives
-        if not isinstance(norm, _BatchNorm) or norm.running_mean is None:
-            raise TypeError(f"fuse: norm: expected a BatchNorm2d or SyncBatchNorm with running statistics, got {norm}")
-        assert norm.running_var is not None
-        scale = torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
-        if norm.affine:
-            scale = scale * norm.weight.to(dtype)
-        w = w * scale.view(-1, 1, 1, 1)
-        b = (b - norm.running_mean.to(dtype)) * scale
-        if norm.affine:
-            b = b + norm.bias.to(dtype)
+    scale = torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
+    mean = norm.running_mean.to(dtype)
+    if bias is not None:
+        mean = mean - bias.to(dtype)
+    if norm.affine:
+        scale = scale * norm.weight.to(dtype)
+        b = norm.bias.to(dtype) - mean * scale
+    else:
+        b = -mean * scale
+    w = weight.to(dtype) * scale.view(-1, 1, 1, 1)
     return w.to(weight.dtype), b.to(weight.dtype)
 
 

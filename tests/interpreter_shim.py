@@ -4,7 +4,7 @@ The bare interpreter keeps bfloat16 as 16-bit integers and computes on those, is
 whatever an address holds, and runs the programs one after another, which hides races. With the shim:
 
 * bfloat16 is widened and rounded to nearest even by casts and products; any other arithmetic on it is an error;
-* float32 products asked for in tf32 round their operands to tf32;
+* float32 products asked for in tf32 cut their operands off to tf32;
 * every unmasked address has to be that of an element of a tensor argument (of the view, not of its storage);
 * an address written by one program may be neither written nor read by another, nor written by two lanes; no atomics.
 """
@@ -107,6 +107,12 @@ def _rounded(values: np.ndarray, dropped: int) -> np.ndarray:
     return np.where(np.isnan(values), np.uint32(0x7FC00000), up)
 
 
+def _cut_off(values: np.ndarray) -> np.ndarray:
+    """float32 as a tensor core reads it for tf32: without the 13 lowest bits."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32) & np.uint32(0xFFFFE000)
+    return np.where(np.isnan(values), np.float32("nan"), bits.view(np.float32))
+
+
 def _is_bf16(*handles: Any) -> bool:
     return any(handle.dtype.scalar == tl.bfloat16 for handle in handles)
 
@@ -147,7 +153,7 @@ def install() -> None:
         if _is_bf16(a, b):
             a, b = (handle(_widened(h.data), tl.float32) for h in (a, b))
         elif a.dtype.scalar == tl.float32 and precision == ir.INPUT_PRECISION.TF32:
-            a, b = (handle(_rounded(h.data, 13).view(np.float32), tl.float32) for h in (a, b))
+            a, b = (handle(_cut_off(h.data), tl.float32) for h in (a, b))
         return dot(self, a, b, d, precision, imprecise)
 
     def refusing(name: str, operands: int) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import liteseg_kernels as lk
-from liteseg_kernels import _dispatch, info
+from liteseg_kernels import _costs, _dispatch, info
 
 F = lk.functional
 ROOT = Path(__file__).resolve().parent.parent
@@ -241,15 +241,32 @@ class TestFallback:
             assert part == []
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-    def test_half_precision_may_have_an_order_of_its_own(self, dtype: torch.dtype) -> None:
+    def test_the_cheaper_backend_comes_first(self, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
         x = torch.empty(1, 2, 4, 4, dtype=dtype, device="meta")
-        measured = ("cuda", "triton") if dtype != torch.float32 else ("triton", "cuda")
-        orders = {}
-        for op in ("upsample_argmax", "separable_conv2d_backward"):
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(_dispatch, "_device_type", lambda args: "cuda")
-                orders[op] = tuple(_dispatch._order(op, _dispatch.Selection("auto"), (x,)))
-        assert orders == {"upsample_argmax": measured, "separable_conv2d_backward": ("triton", "cuda")}
+        asked = []
+
+        def known(index: int | None, op: str, kind: str) -> _costs.Costs | None:
+            asked.append((op, kind))
+            us = {"triton": 3.0, "cuda": 2.0}
+            return _costs.Costs(us, "a GPU", "a case", True) if op == "upsample_argmax" and kind == "half" else None
+
+        monkeypatch.setattr(_dispatch, "_device_type", lambda args: "cuda")
+        monkeypatch.setattr(_costs, "of", known)
+        orders = {
+            op: tuple(_dispatch._order(op, _dispatch.Selection("auto"), (x,)))
+            for op in ("upsample_argmax", "separable_conv2d_backward")
+        }
+        first = ("cuda", "triton") if dtype != torch.float32 else ("triton", "cuda")
+        assert orders == {"upsample_argmax": first, "separable_conv2d_backward": ("triton", "cuda")}
+        assert {kind for _, kind in asked} == {"single" if dtype == torch.float32 else "half"}
+
+    @pytest.mark.parametrize("measured", [True, False])
+    def test_explain_gives_the_figures(self, measured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        costs = _costs.Costs({"triton": 12.0, "cuda": 30.4}, "NVIDIA H200", "a case", measured)
+        monkeypatch.setattr(_dispatch, "_costs_of", lambda op, args: costs)
+        how = "measured on" if measured else "predicted from"
+        text = _dispatch._not_preferred("upsample_concat", ())
+        assert text == f"not preferred on this device: triton 12 us, cuda 30 us ({how} NVIDIA H200: a case)"
 
     def test_backward_runs_what_forward_ran(self, monkeypatch: pytest.MonkeyPatch) -> None:
         forward = ran(monkeypatch, "separable_conv2d", "cuda")

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from liteseg.atomic import atomic_path
 from liteseg.models import official
 from liteseg.models.files import METADATA_KEY, check_folder, check_state, read_checkpoint, unwrap
+from liteseg.models.int8 import INT8_KEY, int8_blocks, put_int8_blocks
 from liteseg.models.layout import classes_in
 from liteseg.models.liteseg import LiteSeg, ModelConfig
 from liteseg.models.peers import PEERS, Peer, PeerConfig
@@ -205,11 +206,20 @@ def save_weights(
     if Path(path).suffix != ".safetensors":
         raise ValueError(f"save_weights: path: expected a name ending in .safetensors, got {str(path)!r}")
     check_folder(path)
+    quantised = int8_blocks(model)
     with torch.device("meta"):
         plain = build(model.config)
+        put_int8_blocks(plain, quantised, "save_weights: model")
     check_state(plain, model.state_dict(), "save_weights: model")
     content = {"mean": _MEAN, "std": _STD, **(metadata or {}), **model.config.to_dict()}
-    state = {key: _stored(value, dtype) for key, value in model.state_dict().items()}
+    if quantised:
+        content[INT8_KEY] = quantised
+    # of a block in int8 nothing may lose digits
+    exact = tuple(f"{name}." for name in quantised)
+    state = {
+        key: _stored(value, None if key.startswith(exact or "\0") else dtype)
+        for key, value in model.state_dict().items()
+    }
     header = {METADATA_KEY: json.dumps(content)}
     with atomic_path(path) as temporary:
         save_file(state, temporary, header)

@@ -23,6 +23,7 @@ from liteseg.models.checkpoint import (
 from liteseg.models.encoders import ENCODERS, encoder_class
 from liteseg.models.files import Checkpoint, read_checkpoint
 from liteseg.models.imagenet import load_backbone
+from liteseg.models.int8 import INT8_KEY, put_int8_blocks
 from liteseg.models.layout import detect_config as detect_own
 from liteseg.models.liteseg import LiteSeg, ModelConfig
 from liteseg.models.peers import PEERS
@@ -228,6 +229,13 @@ def create_model(
         path = resolve_weights(weights, backbone)
         checkpoint = read_checkpoint(path)
         model = build(_config_for_file(name, encoder, given, checkpoint, str(path), weights_mode))
+        quantised = (checkpoint.metadata or {}).get(INT8_KEY, [])
+        if quantised and weights_mode != "all":
+            raise ValueError(
+                "create_model: weights_mode: expected 'all' for weights in int8, which do not train, "
+                f"got {weights_mode!r}"
+            )
+        put_int8_blocks(model, quantised, str(path))
         load_state(model, checkpoint.state, str(path), weights_mode=weights_mode)
     if backbone_weights is not None:
         if not isinstance(model, LiteSeg):

@@ -90,7 +90,7 @@ class Plan:
                     layer.strategy_for(given),
                     shapes[-1],
                     layer.macs(given),
-                    self.dtype.itemsize * layer.floats(given),
+                    layer.bytes(given, self.dtype.itemsize),
                     None if seconds is None else seconds[index],
                 )
             )

@@ -5,15 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from .contract import constant
-from .packing import Unplannable, Writer, activation_word, sloped_activation_words, whole_vectors
+from .packing import Unplannable, Writer, activation_word, float_word, sloped_activation_words, whole_vectors
 
 Shape = tuple[int, int, int]  # channels, height, width
+
+
+class Grid(Protocol):
+    """How bytes stand for numbers: (byte - zero) * scale."""
+
+    @property
+    def scale(self) -> float: ...
+    @property
+    def zero(self) -> int: ...
+
 
 # floats of the largest compressed map of a shuffle unit that is stored
 _MOST_STORED = 1 << 18
@@ -60,6 +70,10 @@ class Layer:
     def weights(self) -> list[Tensor]:
         raise NotImplementedError
 
+    def grids(self) -> tuple[Grid | None, Grid | None]:
+        """Of the bytes that it reads and of those that it makes; None for numbers in the plan's dtype."""
+        return None, None
+
     def choose(self, inputs: Sequence[Shape]) -> None:
         """Settle what the weights are packed for, given the shapes of a typical size."""
 
@@ -67,10 +81,19 @@ class Layer:
         """How the kernel goes about inputs of these shapes."""
         return self.strategy
 
+    def forms(self, made: Sequence[Grid | None]) -> tuple[Sequence[Grid | None], Grid | None]:
+        """Grids of the bytes that it wants each of its inputs as, given how they were made, and of those it makes."""
+        reads, makes = self.grids()
+        return [reads] * len(made), makes
+
     def floats(self, inputs: Sequence[Shape]) -> int:
         """Read and written at least: inputs, result and weights once each."""
         maps = sum(math.prod(shape) for shape in (*inputs, self.shape(inputs)))
         return maps + sum(weight.numel() for weight in self.weights())
+
+    def bytes(self, inputs: Sequence[Shape], itemsize: int) -> int:
+        """The same in bytes, for numbers of `itemsize`."""
+        return itemsize * self.floats(inputs)
 
 
 @dataclass(eq=False)
@@ -223,6 +246,177 @@ class InvertedResidual(Layer):
 
 
 @dataclass(eq=False)
+class Int8InvertedResidual(Layer):
+    """The same in bytes."""
+
+    block: Node
+    strategy = "int8, expanded rows in a ring"
+    dtypes = (torch.float32, torch.bfloat16)
+
+    def grids(self) -> tuple[Grid | None, Grid | None]:
+        reads, makes = self.block.options["grids"]
+        return reads, makes
+
+    def write(self, out: Writer, inputs: Sequence[int]) -> None:
+        block, weights, (reads, makes) = self.block, self.block.weights, self.block.options["grids"]
+        hidden, channels = weights["expand_weight"].shape[:2]
+        residual_scale = block.options["residual_scale"]
+        out.layer("int8_inverted_residual", channels, *grid_words(reads), inputs[0], hidden, block.channels)
+        out.add(*grid_words(makes), block.options["stride"], block.options["dilation"])
+        out.add(residual_scale is not None, float_word(residual_scale or 0.0))
+        _write_byte_matrix(_conv(weights, "expand"), reads.zero, out)
+        out.byte_depthwise(weights["depthwise_weight"].flatten(1))
+        out.lanes("lane_integers", weights["depthwise_bias"])
+        out.lanes("lane_vector", weights["depthwise_scale"])
+        _write_byte_matrix(_conv(weights, "project"), 0, out)
+
+    def shape(self, inputs: Sequence[Shape]) -> Shape:
+        (_, height, width), stride = inputs[0], self.block.options["stride"]
+        return self.channels, _convolved(height, stride), _convolved(width, stride)
+
+    def macs(self, inputs: Sequence[Shape]) -> int:
+        channels, height, width = inputs[0]
+        hidden = self.block.weights["depthwise_weight"].shape[0]
+        out_channels, out_height, out_width = self.shape(inputs)
+        return height * width * channels * hidden + out_height * out_width * hidden * (9 + out_channels)
+
+    def weights(self) -> list[Tensor]:
+        return _tensors(self.block.weights)
+
+    def bytes(self, inputs: Sequence[Shape], itemsize: int) -> int:
+        return _bytes_of(self, inputs)
+
+
+@dataclass(eq=False)
+class Int8Pointwise(Layer):
+    """A 1x1 convolution of bytes."""
+
+    conv: Node
+    strategy = "int8, products in place"
+    dtypes = (torch.float32, torch.bfloat16)
+
+    def grids(self) -> tuple[Grid | None, Grid | None]:
+        reads, makes = self.conv.options["grids"]
+        return reads, makes
+
+    def write(self, out: Writer, inputs: Sequence[int]) -> None:
+        weights, (reads, makes) = self.conv.weights, self.conv.options["grids"]
+        out.layer("int8_pointwise", weights["weight"].shape[1], *grid_words(reads), inputs[0])
+        out.add(self.channels, *grid_words(makes))
+        _write_byte_matrix((weights["weight"], weights["bias"], weights["scale"]), reads.zero, out)
+
+    def shape(self, inputs: Sequence[Shape]) -> Shape:
+        return self.channels, *inputs[0][1:]
+
+    def macs(self, inputs: Sequence[Shape]) -> int:
+        return math.prod(inputs[0]) * self.channels
+
+    def weights(self) -> list[Tensor]:
+        return _tensors(self.conv.weights)
+
+    def bytes(self, inputs: Sequence[Shape], itemsize: int) -> int:
+        return _bytes_of(self, inputs)
+
+
+@dataclass(eq=False)
+class Int8Daspp(Layer):
+    """The pyramid of bytes."""
+
+    daspp: Node
+    strategy = "int8, input channels split over the threads; float32 behind its sums"
+    dtypes = (torch.float32, torch.bfloat16)
+
+    def grids(self) -> tuple[Grid | None, Grid | None]:
+        reads, makes = self.daspp.options["grids"]
+        return reads, makes
+
+    def write(self, out: Writer, inputs: Sequence[int]) -> None:
+        weights, (reads, makes) = self.daspp.weights, self.daspp.options["grids"]
+        direct, branches = weights["direct"], weights["branches"]
+        pool_weight, pool_bias, project_weight, project_bias = weights["floats"]
+        filters = self.channels
+        if len(branches) + 1 > constant("most.branches"):
+            raise Unplannable(f"{len(branches) + 1} branches of the pyramid")
+        out.layer("int8_daspp", direct[0].shape[1], *grid_words(reads), inputs[0], filters, *grid_words(makes))
+        out.add(len(branches) + 1)
+        out.add(0, False)
+        _write_byte_matrix(direct, reads.zero, out)
+        slices = project_weight.flatten(1).split(filters, 1)
+        for index, branch in enumerate(branches):
+            out.add(branch.rate, True)
+            _write_byte_matrix(branch.pointwise, branch.zero, out)
+            out.byte_depthwise(branch.depthwise[0].flatten(1))
+            out.lanes("lane_integers", branch.depthwise[1])
+            out.lanes("lane_vector", branch.depthwise[2])
+            out.float_matrix(slices[index])
+            out.depthwise(branch.deep_depthwise)
+            out.float_matrix(branch.deep_pointwise.flatten(1))
+            out.bias(branch.deep_bias, filters)
+        out.float_matrix(pool_weight.flatten(1))
+        out.bias(pool_bias, filters)
+        out.float_matrix(slices[-1])
+        out.bias(project_bias, filters)
+
+    def shape(self, inputs: Sequence[Shape]) -> Shape:
+        return self.channels, *inputs[0][1:]
+
+    def macs(self, inputs: Sequence[Shape]) -> int:
+        (channels, height, width), filters, rates = inputs[0], self.channels, len(self.daspp.weights["branches"])
+        each = channels * filters * (1 + rates) + 9 * channels * rates + rates * filters * (2 * filters + 9)
+        return height * width * each + filters * (channels + filters)
+
+    def weights(self) -> list[Tensor]:
+        return _tensors(self.daspp.weights)
+
+    def bytes(self, inputs: Sequence[Shape], itemsize: int) -> int:
+        return _bytes_of(self, inputs)
+
+
+@dataclass(eq=False)
+class _Convert(Layer):
+    grid: Grid
+    dtypes = (torch.float32, torch.bfloat16)
+
+    def shape(self, inputs: Sequence[Shape]) -> Shape:
+        return inputs[0]
+
+    def macs(self, inputs: Sequence[Shape]) -> int:
+        return 0
+
+    def weights(self) -> list[Tensor]:
+        return []
+
+    def bytes(self, inputs: Sequence[Shape], itemsize: int) -> int:
+        return (1 + itemsize) * math.prod(inputs[0])
+
+
+@dataclass(eq=False)
+class Quantise(_Convert):
+    """Numbers to bytes."""
+
+    strategy = "to int8"
+
+    def grids(self) -> tuple[Grid | None, Grid | None]:
+        return None, self.grid
+
+    def write(self, out: Writer, inputs: Sequence[int]) -> None:
+        out.layer("quantise", self.channels, inputs[0], *grid_words(self.grid))
+
+
+@dataclass(eq=False)
+class Dequantise(_Convert):
+    """And back."""
+
+    strategy = "from int8"
+
+    def grids(self) -> tuple[Grid | None, Grid | None]:
+        return self.grid, None
+
+    def write(self, out: Writer, inputs: Sequence[int]) -> None:
+        out.layer("dequantise", self.channels, *grid_words(self.grid), inputs[0])
+
+
+@dataclass(eq=False)
 class Daspp(Layer):
     last: Node | None
     daspp: Node
@@ -321,8 +515,7 @@ class Decoder(Layer):
         out.add(activation_word(first.options["activation"]), activation_word(second.options["activation"]), self.lifts)
         depthwise, pointwise = first.weights["depthwise_weight"], first.weights["pointwise_weight"]
         if self.lifts:
-            taps = depthwise[:resized].double().flatten(1).t()
-            out.matrix((pointwise[:, :resized, 0, 0].double() * taps[:, None]).flatten(0, 1))
+            out.matrix(_lifted(depthwise[:resized], pointwise[:, :resized]))
             depthwise, pointwise = depthwise[resized:], pointwise[:, resized:]
         for weights, node, channels in (
             ((depthwise, pointwise), first, width),
@@ -357,6 +550,52 @@ class Decoder(Layer):
         for self.lifts in (True, False):
             costs[self.lifts] = self.macs(inputs)
         self.lifts = costs[True] < costs[False]
+
+
+@dataclass(eq=False)
+class Int8Decoder(Decoder):
+    """The decoder with its second convolution in bytes."""
+
+    read: Sequence[Grid] = ()
+
+    @property
+    def strategy(self) -> str:  # type: ignore[override]
+        return f"int8 in the second convolution, float32 in the others; {super().strategy}"
+
+    def forms(self, made: Sequence[Grid | None]) -> tuple[Sequence[Grid | None], Grid | None]:
+        self.read = [grid for grid in made if grid is not None]
+        if len(self.read) < len(made):
+            raise Unplannable("a decoder in int8 behind layers that are not")
+        return list(made), None
+
+    def write(self, out: Writer, inputs: Sequence[int]) -> None:
+        first, second = self.first, self.second
+        resized, width = self._split()
+        depthwise, pointwise = first.weights["depthwise_weight"], first.weights["pointwise_weight"]
+        out.layer("int8_decoder", resized, *grid_words(self.read[0]), inputs[0])
+        out.add(len(depthwise) - resized, *grid_words(self.read[1]), inputs[1])
+        out.add(first.channels, second.channels, self.classifier.channels)
+        out.add(activation_word(first.options["activation"]), self.lifts)
+        if self.lifts:
+            out.float_matrix(_lifted(depthwise[:resized], pointwise[:, :resized]))
+            depthwise, pointwise = depthwise[resized:], pointwise[:, resized:]
+        out.depthwise(depthwise, whole_vectors(width))
+        out.float_matrix(pointwise.flatten(1))
+        out.bias(first.weights["bias"], first.channels)
+        middle, last = second.options["grids"]
+        weight, start, scale = second.weights["depthwise"]
+        out.add(*grid_words(middle))
+        out.byte_depthwise(weight.flatten(1))
+        out.lanes("lane_integers", start)
+        out.lanes("lane_vector", scale)
+        _write_byte_matrix(second.weights["pointwise"], second.options["zero"], out)
+        # the classifier reads bytes as they are
+        out.float_matrix(self.classifier.weights["weight"].flatten(1).float() * last.scale)
+        out.bias(self.classifier.weights["bias"], self.classifier.channels)
+
+    def bytes(self, inputs: Sequence[Shape], itemsize: int) -> int:
+        maps = sum(math.prod(shape) for shape in inputs) + 4 * math.prod(self.shape(inputs))
+        return maps + sum(weight.nbytes for weight in self.weights())
 
 
 # multiply-adds of the transforms of one tile, for each channel of the input and of the output
@@ -480,6 +719,39 @@ class MaxPool(Layer):
 
     def weights(self) -> list[Tensor]:
         return []
+
+
+def _conv(weights: dict[str, Any], name: str) -> tuple[Tensor, Tensor, Tensor]:
+    return weights[f"{name}_weight"], weights[f"{name}_bias"], weights[f"{name}_scale"]
+
+
+def _lifted(depthwise: Tensor, pointwise: Tensor) -> Tensor:
+    """[9 * F, C]: a product for each tap of a separable convolution of [C, 1, 3, 3] and [F, C, 1, 1]."""
+    taps = depthwise.double().flatten(1).t()
+    return (pointwise[:, :, 0, 0].double() * taps[:, None]).flatten(0, 1)
+
+
+def _write_byte_matrix(parts: tuple[Tensor, Tensor, Tensor], zero: int, out: Writer) -> None:
+    """int8 [N, K, 1, 1] with int32 [N] and float [N], for an input of this zero point."""
+    weight, bias, scale = parts
+    rows = weight.flatten(1)
+    # what the zero point adds to each sum
+    start = bias.long() - zero * rows.long().sum(1)
+    if bool((start.abs() > 1 << 24).any()):
+        raise Unplannable("sums of bytes whose start is beyond 2^24")
+    out.byte_matrix(rows)
+    out.integers(start)
+    out.bias(scale, len(rows))
+
+
+def _bytes_of(layer: Layer, inputs: Sequence[Shape]) -> int:
+    """Read and written at least by a layer of bytes."""
+    maps = sum(math.prod(shape) for shape in (*inputs, layer.shape(inputs)))
+    return maps + sum(weight.nbytes for weight in layer.weights())
+
+
+def grid_words(grid: Grid) -> tuple[int, int]:
+    return float_word(grid.scale), grid.zero
 
 
 def _tensors(*groups: dict[str, Any]) -> list[Tensor]:

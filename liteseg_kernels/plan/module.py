@@ -78,7 +78,9 @@ class PlannedModule(nn.Module):
 
     def _dtype(self) -> torch.dtype | str:
         """What the weights compute in, or why no plan can."""
-        tensors = [t for t in (*self.parameters(), *self.buffers()) if t.is_floating_point()]
+        converted = [part for part in self.modules() if not getattr(part, "keeps_dtypes", False)]
+        tensors = [t for part in converted for t in (*part.parameters(False), *part.buffers(False))]
+        tensors = [t for t in tensors if t.is_floating_point()]
         dtypes = {t.dtype for t in tensors} or {torch.float32}
         if len(dtypes) != 1 or dtypes.isdisjoint(_DTYPES) or any(t.device.type != "cpu" for t in tensors):
             return "the weights are not all float32 or all bfloat16 on the CPU"

@@ -34,9 +34,15 @@ def activation_word(name: str | None) -> int:
     return activation(name)
 
 
+def float_word(value: float) -> int:
+    """The bits of a float32."""
+    bits: int = struct.unpack("<I", struct.pack("<f", value))[0]
+    return bits
+
+
 def sloped_activation_words(options: dict[str, Any]) -> tuple[int, int]:
     """The words of an activation that may be leaky: its number and the bits of its slope as a float."""
-    slope = struct.unpack("<I", struct.pack("<f", options["negative_slope"]))[0]
+    slope = float_word(options["negative_slope"])
     if options["activation"] == "leaky_relu":
         return activation("leaky_relu"), slope
     return activation_word(options["activation"]), slope
@@ -105,6 +111,26 @@ class Writer:
     def inner_depthwise(self, weight: Tensor) -> None:
         """[C, 1, 3, 3] of a map that the layer itself makes."""
         self._weight("inner_depthwise", (len(weight),), weight)
+
+    def byte_matrix(self, weight: Tensor) -> None:
+        """int8 [N, K], a product of bytes."""
+        self._weight("byte_matrix", weight.shape, weight)
+
+    def float_matrix(self, weight: Tensor) -> None:
+        """[N, K], a product of floats in any plan."""
+        self._weight("float_matrix", weight.shape, weight)
+
+    def integers(self, values: Tensor) -> None:
+        """int32 [N] below 2^24, one a column."""
+        self._weight("integers", (len(values),), values)
+
+    def byte_depthwise(self, weight: Tensor) -> None:
+        """int8 [C, 9], a 3x3 filter a channel."""
+        self._weight("byte_depthwise", (len(weight),), weight)
+
+    def lanes(self, kind: str, values: Tensor) -> None:
+        """[C] of the kind lane_integers or lane_vector, beside a byte_depthwise."""
+        self._weight(kind, (len(values),), values)
 
     def packed(self) -> Tensor:
         """All weights; the writer keeps none of them, so that they are in memory only once."""

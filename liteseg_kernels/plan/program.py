@@ -14,10 +14,17 @@ from .layers import (
     Convolution,
     Daspp,
     Decoder,
+    Dequantise,
+    Grid,
+    Int8Daspp,
+    Int8Decoder,
+    Int8InvertedResidual,
+    Int8Pointwise,
     InvertedResidual,
     Layer,
     MaxPool,
     Node,
+    Quantise,
     ShuffleUnit,
     Stem,
     StemPool,
@@ -131,6 +138,52 @@ class Program:
         }
         return self._add("inverted_residual", (x,), project.shape[0], options, dict(weights))
 
+    def int8_inverted_residual(
+        self,
+        x: int,
+        weights: dict[str, Tensor],
+        *,
+        stride: int,
+        dilation: int,
+        residual_scale: float | None,
+        grids: tuple[Grid, Grid],
+    ) -> int:
+        """As reference.int8.inverted_residual: `weights` are weight, bias and scale of each of its convolutions, and
+        `grids` those of its input and output."""
+        options = {"stride": stride, "dilation": dilation, "residual_scale": residual_scale, "grids": grids}
+        channels = weights["project_weight"].shape[0]
+        return self._add("int8_inverted_residual", (x,), channels, options, dict(weights))
+
+    def int8_pointwise(self, x: int, weights: dict[str, Tensor], *, grids: tuple[Grid, Grid]) -> int:
+        """As reference.int8.pointwise: weight, bias and scale."""
+        return self._add("int8_pointwise", (x,), len(weights["weight"]), {"grids": grids}, dict(weights))
+
+    def int8_separable(
+        self,
+        x: int,
+        depthwise: Sequence[Tensor],
+        pointwise: Sequence[Tensor],
+        zero: int,
+        *,
+        grids: tuple[Grid, Grid],
+    ) -> int:
+        """As reference.int8.separable: weight, bias and scale of both."""
+        weights = {"depthwise": tuple(depthwise), "pointwise": tuple(pointwise)}
+        return self._add("int8_separable", (x,), len(pointwise[0]), {"grids": grids, "zero": zero}, weights)
+
+    def int8_daspp(
+        self,
+        x: int,
+        direct: Sequence[Tensor],
+        branches: Sequence[Any],
+        floats: Sequence[Tensor],
+        *,
+        grids: tuple[Grid, Grid],
+    ) -> int:
+        """As reference.int8.daspp: `floats` are the weights of its end."""
+        weights = {"direct": tuple(direct), "branches": list(branches), "floats": tuple(floats)}
+        return self._add("int8_daspp", (x,), len(direct[0]), {"grids": grids}, weights)
+
     def max_pool(self, x: int, *, kernel: Any, stride: Any, padding: Any) -> int:
         """As max_pool2d."""
         options = {"kernel": kernel, "stride": stride, "padding": padding}
@@ -216,6 +269,12 @@ class Program:
             options = node.options
             if node.kind == "inverted_residual" and options["kernel"] == 3:
                 layer = InvertedResidual([node.name], node.inputs, node.channels, node)
+            elif node.kind == "int8_inverted_residual":
+                layer = Int8InvertedResidual([node.name], node.inputs, node.channels, node)
+            elif node.kind == "int8_pointwise":
+                layer = Int8Pointwise([node.name], node.inputs, node.channels, node)
+            elif node.kind == "int8_daspp":
+                layer = Int8Daspp([node.name], node.inputs, node.channels, node)
             elif node.kind == "daspp":
                 layer = Daspp([node.name], node.inputs, node.channels, None, node)
             elif node.kind == "shuffle_unit":
@@ -244,9 +303,17 @@ class Program:
                 layer = MaxPool([node.name], node.inputs, node.channels, node)
             elif node.kind == "upsample" and options["align_corners"]:
                 first = only(value, "separable")
-                second = None if first is None else only(self._nodes.index(first) + 1, "separable")
-                head = None if second is None else only(self._nodes.index(second) + 1, "convolution")
-                if first and second and head and _is_decoder(first, second, head):
+                second = exact = None
+                if first is not None:
+                    behind = self._nodes.index(first) + 1
+                    second, exact = only(behind, "separable"), only(behind, "int8_separable")
+                last = second or exact
+                head = None if last is None else only(self._nodes.index(last) + 1, "convolution")
+                if first and exact and head and options["concat"] and _is_decoder(first, None, head):
+                    names = [node.name, first.name, exact.name, head.name]
+                    layer = Int8Decoder(names, node.inputs, head.channels, node, first, exact, head)
+                    value = self._nodes.index(head) + 1
+                elif first and second and head and _is_decoder(first, second, head):
                     names = [node.name, first.name, second.name, head.name]
                     layer = Decoder(names, node.inputs, head.channels, node, first, second, head)
                     value = self._nodes.index(head) + 1
@@ -255,7 +322,46 @@ class Program:
             done.update(range(index + 1, value + 1))
             layers.append(layer)
             values.append(value)
-        return layers, values
+        return self._with_conversions(layers, values)
+
+    def _with_conversions(self, layers: list[Layer], values: list[int]) -> tuple[list[Layer], list[int]]:
+        """The same with a layer wherever one reads a value in another form than it was made in: numbers, or bytes on
+        some grid."""
+        made: dict[int, Grid | None] = {0: None}
+        converted: dict[tuple[int, Grid | None], int] = {}
+        all_layers: list[Layer] = []
+        all_values: list[int] = []
+        fresh = len(self._channels)
+
+        def convert(value: int, grid: Grid | None) -> int:
+            nonlocal fresh
+            if made[value] == grid:
+                return value
+            if (value, grid) not in converted:
+                # from one grid to another by way of numbers
+                source = value if grid is None or made[value] is None else convert(value, None)
+                kind = Dequantise if grid is None else Quantise
+                used = made[source] if grid is None else grid
+                assert used is not None
+                name = f"{'numbers' if grid is None else 'bytes'} of {names[value]}"
+                all_layers.append(kind([name], (source,), channels[value], used))
+                all_values.append(fresh)
+                made[fresh], names[fresh], channels[fresh] = grid, names[value], channels[value]
+                converted[value, grid] = fresh
+                fresh += 1
+            return converted[value, grid]
+
+        names = {0: "the input"}
+        channels = {0: self._channels[0]}
+        for layer, value in zip(layers, values, strict=True):
+            reads, makes = layer.forms([made[source] for source in layer.inputs])
+            layer.inputs = tuple(convert(*pair) for pair in zip(layer.inputs, reads, strict=True))
+            made[value], names[value], channels[value] = makes, layer.names[-1], layer.channels
+            all_layers.append(layer)
+            all_values.append(value)
+        if all_layers and made[all_values[-1]] is not None:
+            convert(all_values[-1], None)
+        return all_layers, all_values
 
 
 def _convolution(conv: Any, program: Program, x: int) -> int:
@@ -327,6 +433,6 @@ def _is_stem(conv: Node, block: Node) -> bool:
     return plain and same and _same3(conv, conv.options["stride"])
 
 
-def _is_decoder(first: Node, second: Node, head: Node) -> bool:
+def _is_decoder(first: Node, second: Node | None, head: Node) -> bool:
     pointwise = head.options["kernel"] == 1 and head.options["stride"] == 1 and head.options["groups"] == 1
-    return _same3(first) and _same3(second) and pointwise and head.options["activation"] is None
+    return _same3(first) and (second is None or _same3(second)) and pointwise and head.options["activation"] is None

@@ -25,9 +25,13 @@ from ._common import (
     aligned,
     alignment,
     dot_precision,
+    kernel,
     needs_wide_index,
     offsets,
+    product,
+    strides_of,
     sum_parts,
+    tap_strides,
     tile_position,
 )
 from ._separable import depthwise_tile, gradient_tile
@@ -35,7 +39,7 @@ from ._separable_backward import split_sum
 from ._tiles import choose
 
 
-@triton.jit
+@kernel
 def pointwise_kernel(
     x,  # [N, C, H, W]
     gate,  # [N, C, H, W] or None: output of the activation that x's gradient has yet to pass
@@ -48,12 +52,12 @@ def pointwise_kernel(
     each_out,
     H,
     W,
-    x_strides,
-    g_strides,
-    w_strides,
-    r_strides,
-    h_strides,
-    o_strides,
+    x_n, x_c, x_h, x_w,
+    g_n, g_c, g_h, g_w,
+    w_g, w_o, w_i,
+    r_n, r_c, r_h, r_w,
+    h_n, h_c, h_h, h_w,
+    o_n, o_c, o_h, o_w,
     negative_slope,
     GATE: tl.constexpr,  # activation of gate and out_gate
     ACTIVATION: tl.constexpr,
@@ -65,19 +69,19 @@ def pointwise_kernel(
     PRECISION: tl.constexpr,
     ALIGN: tl.constexpr,
     WIDE: tl.constexpr,
-):
-    x_strides = aligned(x_strides, ALIGN)
-    g_strides = aligned(g_strides, ALIGN)
-    r_strides = aligned(r_strides, ALIGN)
-    h_strides = aligned(h_strides, ALIGN)
-    o_strides = aligned(o_strides, ALIGN)
+):  # fmt: skip
+    x_strides = aligned(x_n, x_c, x_h, x_w, ALIGN)
+    g_strides = aligned(g_n, g_c, g_h, g_w, ALIGN)
+    r_strides = aligned(r_n, r_c, r_h, r_w, ALIGN)
+    h_strides = aligned(h_n, h_c, h_h, h_w, ALIGN)
+    o_strides = aligned(o_n, o_c, o_h, o_w, ALIGN)
     each_in = each_in // ALIGN * ALIGN
     each_out = each_out // ALIGN * ALIGN
     n, y, z = tile_position(tl.program_id(0), H, W, TILE_H, TILE_W)
     blocks = tl.cdiv(each_out, BLOCK_O)
     group = tl.program_id(1) // blocks
     o = tl.program_id(1) % blocks * BLOCK_O + tl.arange(0, BLOCK_O)
-    rows = weight + group.to(tl.int64) * w_strides[0] + (o * w_strides[1])[None, :]
+    rows = weight + group.to(tl.int64) * w_g + (o * w_o)[None, :]
     first = group * each_in
     inside = (y < H) & (z < W)
     image = x + n * x_strides[0]
@@ -92,8 +96,8 @@ def pointwise_kernel(
                 x, gate, n, y, z, first + c, first + each_in, H, W, x_strides, g_strides, negative_slope, GATE, WIDE
             )  # fmt: skip
         mask = (c < each_in)[:, None] & (o < each_out)[None, :]
-        w = tl.load(rows + (c * w_strides[2])[:, None], mask=mask, other=0.0)  # [BC, BO]
-        acc = tl.dot(value.to(w.dtype), w, acc, input_precision=PRECISION)
+        w = tl.load(rows + (c * w_i)[:, None], mask=mask, other=0.0)  # [BC, BO]
+        acc = product(value.to(w.dtype), w, acc, PRECISION)
     mask = inside[:, None] & (o < each_out)[None, :]
     o += group * each_out
     if bias is not None:
@@ -109,7 +113,7 @@ def pointwise_kernel(
     tl.store(pointers, acc.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@kernel
 def pointwise_bwd_weight_kernel(
     grad,  # [N, CO, H, W]
     gate,  # [N, CO, H, W]
@@ -120,9 +124,9 @@ def pointwise_bwd_weight_kernel(
     each_out,
     H,
     W,
-    g_strides,
-    y_strides,
-    x_strides,
+    g_n, g_c, g_h, g_w,
+    y_n, y_c, y_h, y_w,
+    x_n, x_c, x_h, x_w,
     negative_slope,
     per_part,
     GATE: tl.constexpr,
@@ -134,10 +138,10 @@ def pointwise_bwd_weight_kernel(
     PRECISION: tl.constexpr,
     ALIGN: tl.constexpr,
     WIDE: tl.constexpr,
-):
-    g_strides = aligned(g_strides, ALIGN)
-    y_strides = aligned(y_strides, ALIGN)
-    x_strides = aligned(x_strides, ALIGN)
+):  # fmt: skip
+    g_strides = aligned(g_n, g_c, g_h, g_w, ALIGN)
+    y_strides = aligned(y_n, y_c, y_h, y_w, ALIGN)
+    x_strides = aligned(x_n, x_c, x_h, x_w, ALIGN)
     each_in = each_in // ALIGN * ALIGN
     each_out = each_out // ALIGN * ALIGN
     part = tl.program_id(0)
@@ -154,12 +158,12 @@ def pointwise_bwd_weight_kernel(
         pointers = x + n * x_strides[0] + offsets(y, z, group * each_in + c, x_strides, WIDE)
         value = tl.load(pointers, mask=((y < H) & (z < W))[:, None] & (c < each_in)[None, :], other=0.0)
         dtype = grad.dtype.element_ty
-        acc = tl.dot(tl.trans(g.to(dtype)), value.to(dtype), acc, input_precision=PRECISION)
+        acc = product(tl.trans(g.to(dtype)), value.to(dtype), acc, PRECISION)
     pointers = parts + (part.to(tl.int64) * GROUPS * each_out + o)[:, None] * each_in + c[None, :]
     tl.store(pointers, acc, mask=(o < last)[:, None] & (c < each_in)[None, :])
 
 
-@triton.jit
+@kernel
 def depthwise_kernel(
     x,  # [N, C, H, W]
     weight,  # [C, 1, KH, KW]
@@ -170,12 +174,12 @@ def depthwise_kernel(
     W,
     HO,
     WO,
-    x_strides,
-    d_strides,
-    o_strides,
-    stride,
-    padding,
-    dilation,
+    x_n, x_c, x_h, x_w,
+    d_c, d_y, d_x,
+    o_n, o_c, o_h, o_w,
+    stride_h, stride_w,
+    padding_h, padding_w,
+    dilation_h, dilation_w,
     negative_slope,
     KH: tl.constexpr,
     KW: tl.constexpr,
@@ -185,9 +189,13 @@ def depthwise_kernel(
     BLOCK_C: tl.constexpr,
     ALIGN: tl.constexpr,
     WIDE: tl.constexpr,
-):
-    x_strides = aligned(x_strides, ALIGN)
-    o_strides = aligned(o_strides, ALIGN)
+):  # fmt: skip
+    d_strides = (d_c, 0, d_y, d_x)
+    stride = (stride_h, stride_w)
+    padding = (padding_h, padding_w)
+    dilation = (dilation_h, dilation_w)
+    x_strides = aligned(x_n, x_c, x_h, x_w, ALIGN)
+    o_strides = aligned(o_n, o_c, o_h, o_w, ALIGN)
     C = C // ALIGN * ALIGN
     n, oy, ox = tile_position(tl.program_id(0), HO, WO, TILE_H, TILE_W)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -205,10 +213,6 @@ def nhwc(x: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> T
     """A fresh map of `shape` (N, C, H, W), channels last, on x's device."""
     n, c, h, w = shape
     return torch.empty((n, h, w, c), dtype=dtype or x.dtype, device=x.device).permute(0, 3, 1, 2)
-
-
-def strides_of(t: Tensor | None) -> tuple[int, ...]:
-    return (0, 0, 0, 0) if t is None else t.stride()
 
 
 def _launch_pointwise(
@@ -231,10 +235,10 @@ def _launch_pointwise(
     pointwise_kernel[
         n * triton.cdiv(h, tile.height) * triton.cdiv(w, tile.width), groups * triton.cdiv(each_out, tile.outer)
     ](
-        x, gate, weight, bias, residual, out_gate, out, each_in, each_out, h, w, x.stride(), strides_of(gate),
-        w_strides, strides_of(residual), strides_of(out_gate), out.stride(), negative_slope, GATE=gate_activation,
-        ACTIVATION=activation, GROUPS=groups, TILE_H=tile.height, TILE_W=tile.width, BLOCK_C=tile.inner,
-        BLOCK_O=tile.outer, PRECISION=dot_precision(weight),
+        x, gate, weight, bias, residual, out_gate, out, each_in, each_out, h, w, *x.stride(),
+        *strides_of(gate), *w_strides, *strides_of(residual), *strides_of(out_gate), *out.stride(), negative_slope,
+        GATE=gate_activation, ACTIVATION=activation, GROUPS=groups, TILE_H=tile.height, TILE_W=tile.width,
+        BLOCK_C=tile.inner, BLOCK_O=tile.outer, PRECISION=dot_precision(weight),
         ALIGN=math.gcd(alignment(x, gate, residual, out_gate, out), each_in, each_out),
         WIDE=needs_wide_index(x, gate, residual, out_gate, out), **tile.options(),
     )  # fmt: skip
@@ -287,8 +291,8 @@ def pointwise_weight_gradient(
     pointwise_bwd_weight_kernel[
         count, triton.cdiv(each_in, tile.inner), groups * triton.cdiv(each_out, tile.outer)
     ](
-        grad, grad if gate is None else gate, x, parts, n, each_in, each_out, h, w, grad.stride(),
-        (grad if gate is None else gate).stride(), x.stride(), negative_slope, each,
+        grad, grad if gate is None else gate, x, parts, n, each_in, each_out, h, w,
+        *grad.stride(), *(grad if gate is None else gate).stride(), *x.stride(), negative_slope, each,
         GATE=0 if gate is None else activation, GROUPS=groups, TILE_H=tile.height, TILE_W=tile.width,
         BLOCK_C=tile.inner, BLOCK_O=tile.outer, PRECISION=dot_precision(grad),
         ALIGN=math.gcd(alignment(grad, gate, x), each_in, each_out), WIDE=needs_wide_index(grad, gate, x),
@@ -316,8 +320,8 @@ def depthwise(
     depthwise_kernel[
         n * triton.cdiv(ho, tile.height) * triton.cdiv(wo, tile.width), triton.cdiv(c, tile.outer)
     ](
-        x, weight, bias if bias is None else bias.contiguous(), out, c, h, w, ho, wo, x.stride(), weight.stride(),
-        out.stride(), tuple(stride), tuple(padding), tuple(dilation), negative_slope, KH=kh, KW=kw,
+        x, weight, bias if bias is None else bias.contiguous(), out, c, h, w, ho, wo,
+        *x.stride(), *tap_strides(weight), *out.stride(), *stride, *padding, *dilation, negative_slope, KH=kh, KW=kw,
         ACTIVATION=activation, TILE_H=tile.height, TILE_W=tile.width, BLOCK_C=tile.outer, ALIGN=alignment(x, out),
         WIDE=needs_wide_index(x, out), **tile.options(),
     )  # fmt: skip

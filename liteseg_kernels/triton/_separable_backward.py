@@ -15,9 +15,12 @@ from ._common import (
     alignment,
     dot_precision,
     guard,
+    kernel,
     needs_wide_index,
     offsets,
+    product,
     sum_parts,
+    tap_strides,
     tile_position,
     widen,
 )
@@ -28,7 +31,7 @@ from ._tiles import Tile, choose
 _MOST_PARTS = 64
 
 
-@triton.jit
+@kernel
 def separable_conv2d_bwd_residual_kernel(
     grad,  # [N, CO, HO, WO]
     output,  # [N, CO, HO, WO]
@@ -36,9 +39,9 @@ def separable_conv2d_bwd_residual_kernel(
     CO,
     HO,
     WO,
-    g_strides,
-    y_strides,
-    o_strides,
+    g_n, g_c, g_h, g_w,
+    y_n, y_c, y_h, y_w,
+    o_n, o_c, o_h, o_w,
     negative_slope,
     ACTIVATION: tl.constexpr,
     TILE_H: tl.constexpr,
@@ -46,10 +49,10 @@ def separable_conv2d_bwd_residual_kernel(
     BLOCK_O: tl.constexpr,
     ALIGN: tl.constexpr,
     WIDE: tl.constexpr,
-):
-    g_strides = aligned(g_strides, ALIGN)
-    y_strides = aligned(y_strides, ALIGN)
-    o_strides = aligned(o_strides, ALIGN)
+):  # fmt: skip
+    g_strides = aligned(g_n, g_c, g_h, g_w, ALIGN)
+    y_strides = aligned(y_n, y_c, y_h, y_w, ALIGN)
+    o_strides = aligned(o_n, o_c, o_h, o_w, ALIGN)
     CO = CO // ALIGN * ALIGN
     n, oy, ox = tile_position(tl.program_id(0), HO, WO, TILE_H, TILE_W)
     o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
@@ -61,7 +64,7 @@ def separable_conv2d_bwd_residual_kernel(
     tl.store(pointers, g.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@kernel
 def separable_conv2d_bwd_bias_kernel(
     grad,  # [N, CO, HO, WO]
     output,  # [N, CO, HO, WO]
@@ -70,8 +73,8 @@ def separable_conv2d_bwd_bias_kernel(
     CO,
     HO,
     WO,
-    g_strides,
-    y_strides,
+    g_n, g_c, g_h, g_w,
+    y_n, y_c, y_h, y_w,
     negative_slope,
     per_part,
     ACTIVATION: tl.constexpr,
@@ -80,9 +83,9 @@ def separable_conv2d_bwd_bias_kernel(
     BLOCK_O: tl.constexpr,
     ALIGN: tl.constexpr,
     WIDE: tl.constexpr,
-):
-    g_strides = aligned(g_strides, ALIGN)
-    y_strides = aligned(y_strides, ALIGN)
+):  # fmt: skip
+    g_strides = aligned(g_n, g_c, g_h, g_w, ALIGN)
+    y_strides = aligned(y_n, y_c, y_h, y_w, ALIGN)
     CO = CO // ALIGN * ALIGN
     part = tl.program_id(0)
     o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
@@ -96,7 +99,7 @@ def separable_conv2d_bwd_bias_kernel(
     tl.store(parts + part.to(tl.int64) * CO + o, tl.sum(acc, 0), mask=o < CO)
 
 
-@triton.jit
+@kernel
 def separable_conv2d_bwd_hidden_kernel(
     grad,  # [N, CO, HO, WO]
     output,  # [N, CO, HO, WO]
@@ -106,8 +109,8 @@ def separable_conv2d_bwd_hidden_kernel(
     CO,
     HO,
     WO,
-    g_strides,
-    y_strides,
+    g_n, g_c, g_h, g_w,
+    y_n, y_c, y_h, y_w,
     negative_slope,
     ACTIVATION: tl.constexpr,
     TILE_H: tl.constexpr,
@@ -117,9 +120,9 @@ def separable_conv2d_bwd_hidden_kernel(
     PRECISION: tl.constexpr,
     ALIGN: tl.constexpr,
     WIDE: tl.constexpr,
-):
-    g_strides = aligned(g_strides, ALIGN)
-    y_strides = aligned(y_strides, ALIGN)
+):  # fmt: skip
+    g_strides = aligned(g_n, g_c, g_h, g_w, ALIGN)
+    y_strides = aligned(y_n, y_c, y_h, y_w, ALIGN)
     C = C // ALIGN * ALIGN
     CO = CO // ALIGN * ALIGN
     n, oy, ox = tile_position(tl.program_id(0), HO, WO, TILE_H, TILE_W)
@@ -132,13 +135,13 @@ def separable_conv2d_bwd_hidden_kernel(
         )  # fmt: skip
         rows = pointwise + tl.cast(first, tl.int64) * C + (tl.arange(0, BLOCK_O) * C)[:, None]
         weight = tl.load(rows + c[None, :], mask=(o < CO)[:, None] & (c < C)[None, :], other=0.0)  # [BO, BC]
-        acc = tl.dot(g.to(weight.dtype), weight, acc, input_precision=PRECISION)
+        acc = product(g.to(weight.dtype), weight, acc, PRECISION)
     inside = ((oy < HO) & (ox < WO))[:, None] & (c < C)[None, :]
     pointers = hidden + n * HO * WO * C + offsets(oy, ox, c, (0, 1, WO * C, C), WIDE)
     tl.store(pointers, acc.to(hidden.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@kernel
 def separable_conv2d_bwd_pointwise_kernel(
     grad,  # [N, CO, HO, WO]
     output,  # [N, CO, HO, WO]
@@ -152,13 +155,13 @@ def separable_conv2d_bwd_pointwise_kernel(
     CO,
     HO,
     WO,
-    g_strides,
-    y_strides,
-    x_strides,
-    d_strides,
-    stride,
-    padding,
-    dilation,
+    g_n, g_c, g_h, g_w,
+    y_n, y_c, y_h, y_w,
+    x_n, x_c, x_h, x_w,
+    d_c, d_y, d_x,
+    stride_h, stride_w,
+    padding_h, padding_w,
+    dilation_h, dilation_w,
     negative_slope,
     per_part,
     KH: tl.constexpr,
@@ -171,10 +174,14 @@ def separable_conv2d_bwd_pointwise_kernel(
     PRECISION: tl.constexpr,
     ALIGN: tl.constexpr,
     WIDE: tl.constexpr,
-):
-    g_strides = aligned(g_strides, ALIGN)
-    y_strides = aligned(y_strides, ALIGN)
-    x_strides = aligned(x_strides, ALIGN)
+):  # fmt: skip
+    d_strides = (d_c, 0, d_y, d_x)
+    stride = (stride_h, stride_w)
+    padding = (padding_h, padding_w)
+    dilation = (dilation_h, dilation_w)
+    g_strides = aligned(g_n, g_c, g_h, g_w, ALIGN)
+    y_strides = aligned(y_n, y_c, y_h, y_w, ALIGN)
+    x_strides = aligned(x_n, x_c, x_h, x_w, ALIGN)
     C = C // ALIGN * ALIGN
     CO = CO // ALIGN * ALIGN
     part = tl.program_id(0)
@@ -193,12 +200,12 @@ def separable_conv2d_bwd_pointwise_kernel(
         # their gradient is zero, but zero times infinity is not
         between = tl.where(((oy < HO) & (ox < WO))[:, None], between, 0.0)
         dtype = x.dtype.element_ty
-        acc = tl.dot(tl.trans(g.to(dtype)), between.to(dtype), acc, input_precision=PRECISION)
+        acc = product(tl.trans(g.to(dtype)), between.to(dtype), acc, PRECISION)
     pointers = parts + (part.to(tl.int64) * CO + o)[:, None] * C + c[None, :]
     tl.store(pointers, acc, mask=(o < CO)[:, None] & (c < C)[None, :])
 
 
-@triton.jit
+@kernel
 def separable_conv2d_bwd_input_kernel(
     hidden,  # [N, HO, WO, C], contiguous
     depthwise,  # [C, 1, KH, KW]
@@ -208,11 +215,11 @@ def separable_conv2d_bwd_input_kernel(
     W,
     HO,
     WO,
-    x_strides,
-    d_strides,
-    stride,
-    padding,
-    dilation,
+    x_n, x_c, x_h, x_w,
+    d_c, d_y, d_x,
+    stride_h, stride_w,
+    padding_h, padding_w,
+    dilation_h, dilation_w,
     KH: tl.constexpr,
     KW: tl.constexpr,
     TILE_H: tl.constexpr,
@@ -220,8 +227,12 @@ def separable_conv2d_bwd_input_kernel(
     BLOCK_C: tl.constexpr,
     ALIGN: tl.constexpr,
     WIDE: tl.constexpr,
-):
-    x_strides = aligned(x_strides, ALIGN)
+):  # fmt: skip
+    d_strides = (d_c, 0, d_y, d_x)
+    stride = (stride_h, stride_w)
+    padding = (padding_h, padding_w)
+    dilation = (dilation_h, dilation_w)
+    x_strides = aligned(x_n, x_c, x_h, x_w, ALIGN)
     C = C // ALIGN * ALIGN
     n, iy, ix = tile_position(tl.program_id(0), H, W, TILE_H, TILE_W)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -244,7 +255,7 @@ def separable_conv2d_bwd_input_kernel(
     tl.store(pointers, acc.to(grad_x.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@kernel
 def separable_conv2d_bwd_depthwise_kernel(
     hidden,  # [N, HO, WO, C], contiguous
     x,  # [N, C, H, W]
@@ -255,11 +266,10 @@ def separable_conv2d_bwd_depthwise_kernel(
     W,
     HO,
     WO,
-    x_strides,
-    d_strides,
-    stride,
-    padding,
-    dilation,
+    x_n, x_c, x_h, x_w,
+    stride_h, stride_w,
+    padding_h, padding_w,
+    dilation_h, dilation_w,
     per_part,
     KH: tl.constexpr,
     KW: tl.constexpr,
@@ -269,8 +279,11 @@ def separable_conv2d_bwd_depthwise_kernel(
     BLOCK_C: tl.constexpr,
     ALIGN: tl.constexpr,
     WIDE: tl.constexpr,
-):
-    x_strides = aligned(x_strides, ALIGN)
+):  # fmt: skip
+    stride = (stride_h, stride_w)
+    padding = (padding_h, padding_w)
+    dilation = (dilation_h, dilation_w)
+    x_strides = aligned(x_n, x_c, x_h, x_w, ALIGN)
     C = C // ALIGN * ALIGN
     part = tl.program_id(0)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -310,7 +323,7 @@ def bias_gradient(grad: Tensor, output: Tensor, out: Tensor, activation: int, ne
     count, each = split_sum(n, ho, wo, tile)
     parts = torch.empty((count, o), dtype=torch.float32, device=grad.device)
     separable_conv2d_bwd_bias_kernel[count, triton.cdiv(o, tile.outer)](
-        grad, output, parts, n, o, ho, wo, grad.stride(), output.stride(), negative_slope, each,
+        grad, output, parts, n, o, ho, wo, *grad.stride(), *output.stride(), negative_slope, each,
         ACTIVATION=activation, TILE_H=tile.height, TILE_W=tile.width, BLOCK_O=tile.outer,
         ALIGN=alignment(grad, output), WIDE=needs_wide_index(grad, output), **tile.options(),
     )  # fmt: skip
@@ -326,7 +339,7 @@ def pre_activation_gradient(
     separable_conv2d_bwd_residual_kernel[
         n * triton.cdiv(ho, tile.height) * triton.cdiv(wo, tile.width), triton.cdiv(o, tile.outer)
     ](
-        grad, output, out, o, ho, wo, grad.stride(), output.stride(), out.stride(), negative_slope,
+        grad, output, out, o, ho, wo, *grad.stride(), *output.stride(), *out.stride(), negative_slope,
         ACTIVATION=activation, TILE_H=tile.height, TILE_W=tile.width, BLOCK_O=tile.outer,
         ALIGN=alignment(grad, output, out), WIDE=needs_wide_index(grad, output, out), **tile.options(),
     )  # fmt: skip
@@ -349,8 +362,8 @@ def depthwise_input_gradient(
     separable_conv2d_bwd_input_kernel[
         n * triton.cdiv(h, tile.height) * triton.cdiv(w, tile.width), triton.cdiv(c, tile.outer)
     ](
-        hidden, depthwise, out, c, h, w, ho, wo, out.stride(), depthwise.stride(), tuple(stride), tuple(padding),
-        tuple(dilation), KH=kh, KW=kw, TILE_H=tile.height, TILE_W=tile.width, BLOCK_C=tile.outer,
+        hidden, depthwise, out, c, h, w, ho, wo, *out.stride(), *tap_strides(depthwise), *stride, *padding, *dilation,
+        KH=kh, KW=kw, TILE_H=tile.height, TILE_W=tile.width, BLOCK_C=tile.outer,
         ALIGN=alignment(out), WIDE=needs_wide_index(hidden, out), **tile.options(),
     )  # fmt: skip
     return out
@@ -374,8 +387,8 @@ def depthwise_weight_gradient(
     taps = min(tile.inner, triton.next_power_of_2(kw))
     parts = torch.empty((count, c, kh, kw), dtype=torch.float32, device=x.device)
     separable_conv2d_bwd_depthwise_kernel[count, triton.cdiv(c, tile.outer), kh * triton.cdiv(kw, taps)](
-        hidden, x, parts, n, c, h, w, ho, wo, x.stride(), depthwise.stride(), tuple(stride), tuple(padding),
-        tuple(dilation), each, KH=kh, KW=kw, TAPS=taps, TILE_H=tile.height, TILE_W=tile.width, BLOCK_C=tile.outer,
+        hidden, x, parts, n, c, h, w, ho, wo, *x.stride(), *stride, *padding, *dilation,
+        each, KH=kh, KW=kw, TAPS=taps, TILE_H=tile.height, TILE_W=tile.width, BLOCK_C=tile.outer,
         ALIGN=alignment(x), WIDE=needs_wide_index(hidden, x), **tile.options(),
     )  # fmt: skip
     return sum_parts(parts, out)
@@ -398,7 +411,7 @@ def backward(
     o, ho, wo = output.shape[1:]
     kh, kw = depthwise_weight.shape[2:]
     depthwise, pointwise = depthwise_weight, pointwise_weight.contiguous()
-    window = (depthwise.stride(), tuple(stride), tuple(padding), tuple(dilation))
+    window = (*tap_strides(depthwise), *stride, *padding, *dilation)
     grad_x = empty_like_format(x, x.shape) if output_mask[0] else x.new_empty(0)
     grad_depthwise = x.new_empty(depthwise_weight.shape if output_mask[1] else 0)
     grad_pointwise = x.new_empty(pointwise_weight.shape if output_mask[2] else 0)
@@ -425,8 +438,8 @@ def backward(
             count, each = split_sum(n, ho, wo, tile)
             parts = torch.empty((count, o, c), dtype=torch.float32, device=x.device)
             separable_conv2d_bwd_pointwise_kernel[count, triton.cdiv(c, tile.inner), triton.cdiv(o, tile.outer)](
-                grad, output, x, depthwise, parts, n, c, h, w, o, ho, wo, grad.stride(), output.stride(),
-                x.stride(), *window, negative_slope, each, KH=kh, KW=kw, ACTIVATION=activation, TILE_H=tile.height,
+                grad, output, x, depthwise, parts, n, c, h, w, o, ho, wo, *grad.stride(), *output.stride(),
+                *x.stride(), *window, negative_slope, each, KH=kh, KW=kw, ACTIVATION=activation, TILE_H=tile.height,
                 TILE_W=tile.width, BLOCK_C=tile.inner, BLOCK_O=tile.outer, PRECISION=dot_precision(x), ALIGN=align,
                 WIDE=wide, **tile.options(),
             )  # fmt: skip
@@ -439,7 +452,7 @@ def backward(
             separable_conv2d_bwd_hidden_kernel[
                 n * triton.cdiv(ho, tile.height) * triton.cdiv(wo, tile.width), triton.cdiv(c, tile.outer)
             ](
-                grad, output, pointwise, hidden, c, o, ho, wo, grad.stride(), output.stride(), negative_slope,
+                grad, output, pointwise, hidden, c, o, ho, wo, *grad.stride(), *output.stride(), negative_slope,
                 ACTIVATION=activation, TILE_H=tile.height, TILE_W=tile.width, BLOCK_O=tile.inner, BLOCK_C=tile.outer,
                 PRECISION=dot_precision(x), ALIGN=align, WIDE=wide, **tile.options(),
             )  # fmt: skip

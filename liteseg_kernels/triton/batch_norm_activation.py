@@ -5,8 +5,10 @@ Shapes:   x, grad, residual [N, C, H, W], any strides -> out and gradients in x'
 Traffic:  statistics read x; forward reads x (and residual) and writes out; backward reads x and grad (and residual)
           twice and writes x's gradient. The value before the activation is computed again: no map of it is kept
 Bound:    memory; not timed on its own yet
-Launch:   grid (pixel tiles, channel blocks), _TILES tiles a program in the sums; tiles.csv by memory format
-Numerics: float32. Mean and squared deviations of a tile, merged tile by tile, then program by program, in fixed order
+Launch:   grid (pixel tiles, channel blocks); in the sums at most _MOST_PARTS programs a channel block, whose parts are
+          added up in trees; tiles.csv by memory format
+Numerics: float32. Mean and squared deviations of a tile, merged tile by tile, then those of the programs about
+          their common mean, in fixed order
 Limits:   float32, float16, bfloat16
 """
 
@@ -25,7 +27,10 @@ from ._common import (
     activation_gradient,
     aligned,
     alignment,
+    divisor,
+    extents,
     guard,
+    kernel,
     needs_wide_index,
     offsets,
     sum_parts,
@@ -33,8 +38,10 @@ from ._common import (
 )
 from ._tiles import Tile, choose, layout_class
 
-# tiles that a program of the sums goes through
-_TILES = 16
+# tiles that a program of the sums goes through at least, and most programs, whose sums have to be added up
+_LEAST_TILES, _MOST_PARTS = 16, 512
+# parts and channels that a step of adding up takes
+_ROWS, _COLUMNS = 64, 32
 
 
 @triton.jit
@@ -61,7 +68,7 @@ def _merge(count, mean, squares, more, more_mean, more_squares):
     return total, mean + difference * share, squares
 
 
-@triton.jit
+@kernel
 def batch_norm_statistics_kernel(
     x,  # [N, C, H, W]
     parts,  # [S, 3, C] float32: count, mean, squared deviations
@@ -69,21 +76,22 @@ def batch_norm_statistics_kernel(
     H,
     W,
     tiles,
-    x_strides,
-    TILES: tl.constexpr,
+    per_part,
+    x_n, x_c, x_h, x_w,
     TILE_H: tl.constexpr,
     TILE_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
     ALIGN: tl.constexpr,
     WIDE: tl.constexpr,
-):
-    x_strides = aligned(x_strides, ALIGN)
+):  # fmt: skip
+    x_strides = aligned(x_n, x_c, x_h, x_w, ALIGN)
+    C, W = extents(C, W, ALIGN)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     count = tl.zeros((BLOCK_C,), tl.float32)
     mean = tl.zeros((BLOCK_C,), tl.float32)
     squares = tl.zeros((BLOCK_C,), tl.float32)
-    first = tl.program_id(0) * TILES
-    for tile in range(first, tl.minimum(first + TILES, tiles)):
+    first = tl.program_id(0) * per_part
+    for tile in range(first, tl.minimum(first + per_part, tiles)):
         n, y, px = tile_position(tile, H, W, TILE_H, TILE_W)
         mask = ((y < H) & (px < W))[:, None] & (c < C)[None, :]
         v = _load(x, n, y, px, c, mask, x_strides, WIDE)
@@ -99,31 +107,46 @@ def batch_norm_statistics_kernel(
 
 
 @triton.jit
+def _statistic(parts, part, which: tl.constexpr, c, S, C):
+    """Count (0), mean (1) or squared deviations (2) of parts [P] and channels c: [P, BC], zeros where there is none."""
+    pointers = parts + ((part.to(tl.int64) * 3 + which) * C)[:, None] + c[None, :]
+    return tl.load(pointers, mask=(part < S)[:, None] & (c < C)[None, :], other=0.0)
+
+
+@kernel
 def batch_norm_combine_kernel(
     parts,  # [S, 3, C] float32
     mean_out,  # [C]
     squares_out,  # [C]
     S,
     C,
+    ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    ALIGN: tl.constexpr,
 ):
+    C = C // ALIGN * ALIGN
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = c < C
+    row = tl.arange(0, ROWS)
+    # relative to the first part's mean, which the others are close to: sums of means far from zero would be rounded
+    origin = tl.load(parts + C + c, mask=mask, other=0.0)
     count = tl.zeros((BLOCK_C,), tl.float32)
-    mean = tl.zeros((BLOCK_C,), tl.float32)
+    moment = tl.zeros((BLOCK_C,), tl.float32)
+    for first in range(0, S, ROWS):
+        more = _statistic(parts, first + row, 0, c, S, C)
+        count += tl.sum(more, 0)
+        moment += tl.sum(more * (_statistic(parts, first + row, 1, c, S, C) - origin[None, :]), 0)
+    shift = moment / tl.maximum(count, 1.0)
     squares = tl.zeros((BLOCK_C,), tl.float32)
-    row = parts + c
-    for _ in range(S):
-        more = tl.load(row, mask=mask, other=0.0)
-        more_mean = tl.load(row + C, mask=mask, other=0.0)
-        more_squares = tl.load(row + 2 * C, mask=mask, other=0.0)
-        count, mean, squares = _merge(count, mean, squares, more, more_mean, more_squares)
-        row += 3 * C
-    tl.store(mean_out + c, mean, mask=mask)
+    for first in range(0, S, ROWS):
+        deviation = _statistic(parts, first + row, 1, c, S, C) - (origin + shift)[None, :]
+        more = _statistic(parts, first + row, 0, c, S, C) * deviation * deviation
+        squares += tl.sum(more + _statistic(parts, first + row, 2, c, S, C), 0)
+    tl.store(mean_out + c, origin + shift, mask=mask)
     tl.store(squares_out + c, squares, mask=mask)
 
 
-@triton.jit
+@kernel
 def batch_norm_activation_fwd_kernel(
     x,  # [N, C, H, W]
     mean,  # [C] float32, likewise the next three
@@ -136,9 +159,9 @@ def batch_norm_activation_fwd_kernel(
     H,
     W,
     negative_slope,
-    x_strides,
-    r_strides,
-    o_strides,
+    x_n, x_c, x_h, x_w,
+    r_n, r_c, r_h, r_w,
+    o_n, o_c, o_h, o_w,
     HAS_WEIGHT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
@@ -148,10 +171,11 @@ def batch_norm_activation_fwd_kernel(
     BLOCK_C: tl.constexpr,
     ALIGN: tl.constexpr,
     WIDE: tl.constexpr,
-):
-    x_strides = aligned(x_strides, ALIGN)
-    r_strides = aligned(r_strides, ALIGN)
-    o_strides = aligned(o_strides, ALIGN)
+):  # fmt: skip
+    x_strides = aligned(x_n, x_c, x_h, x_w, ALIGN)
+    r_strides = aligned(r_n, r_c, r_h, r_w, ALIGN)
+    o_strides = aligned(o_n, o_c, o_h, o_w, ALIGN)
+    C, W = extents(C, W, ALIGN)
     n, y, px = tile_position(tl.program_id(0), H, W, TILE_H, TILE_W)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = ((y < H) & (px < W))[:, None] & (c < C)[None, :]
@@ -181,7 +205,7 @@ def _gradient(
     return value, deviation
 
 
-@triton.jit
+@kernel
 def batch_norm_activation_bwd_reduce_kernel(
     grad,  # [N, C, H, W]
     x,  # [N, C, H, W]
@@ -195,24 +219,25 @@ def batch_norm_activation_bwd_reduce_kernel(
     H,
     W,
     tiles,
+    per_part,
     negative_slope,
-    g_strides,
-    x_strides,
-    r_strides,
+    g_n, g_c, g_h, g_w,
+    x_n, x_c, x_h, x_w,
+    r_n, r_c, r_h, r_w,
     HAS_WEIGHT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
-    TILES: tl.constexpr,
     TILE_H: tl.constexpr,
     TILE_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
     ALIGN: tl.constexpr,
     WIDE: tl.constexpr,
-):
-    g_strides = aligned(g_strides, ALIGN)
-    x_strides = aligned(x_strides, ALIGN)
-    r_strides = aligned(r_strides, ALIGN)
+):  # fmt: skip
+    g_strides = aligned(g_n, g_c, g_h, g_w, ALIGN)
+    x_strides = aligned(x_n, x_c, x_h, x_w, ALIGN)
+    r_strides = aligned(r_n, r_c, r_h, r_w, ALIGN)
+    C, W = extents(C, W, ALIGN)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     center = _vector(mean, c, C, True, 0.0)
     inverse = _vector(invstd, c, C, True, 0.0)
@@ -220,8 +245,8 @@ def batch_norm_activation_bwd_reduce_kernel(
     shift = _vector(bias, c, C, HAS_BIAS, 0.0)
     total = tl.zeros((BLOCK_C,), tl.float32)
     dot = tl.zeros((BLOCK_C,), tl.float32)
-    first = tl.program_id(0) * TILES
-    for tile in range(first, tl.minimum(first + TILES, tiles)):
+    first = tl.program_id(0) * per_part
+    for tile in range(first, tl.minimum(first + per_part, tiles)):
         n, y, px = tile_position(tile, H, W, TILE_H, TILE_W)
         mask = ((y < H) & (px < W))[:, None] & (c < C)[None, :]
         value, deviation = _gradient(
@@ -236,7 +261,7 @@ def batch_norm_activation_bwd_reduce_kernel(
     tl.store(row + C, dot * inverse, mask=c < C)
 
 
-@triton.jit
+@kernel
 def batch_norm_activation_bwd_kernel(
     grad,  # [N, C, H, W]
     x,  # [N, C, H, W]
@@ -253,10 +278,10 @@ def batch_norm_activation_bwd_kernel(
     H,
     W,
     negative_slope,
-    g_strides,
-    x_strides,
-    r_strides,
-    o_strides,
+    g_n, g_c, g_h, g_w,
+    x_n, x_c, x_h, x_w,
+    r_n, r_c, r_h, r_w,
+    o_n, o_c, o_h, o_w,
     HAS_WEIGHT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
@@ -268,11 +293,12 @@ def batch_norm_activation_bwd_kernel(
     BLOCK_C: tl.constexpr,
     ALIGN: tl.constexpr,
     WIDE: tl.constexpr,
-):
-    g_strides = aligned(g_strides, ALIGN)
-    x_strides = aligned(x_strides, ALIGN)
-    r_strides = aligned(r_strides, ALIGN)
-    o_strides = aligned(o_strides, ALIGN)
+):  # fmt: skip
+    g_strides = aligned(g_n, g_c, g_h, g_w, ALIGN)
+    x_strides = aligned(x_n, x_c, x_h, x_w, ALIGN)
+    r_strides = aligned(r_n, r_c, r_h, r_w, ALIGN)
+    o_strides = aligned(o_n, o_c, o_h, o_w, ALIGN)
+    C, W = extents(C, W, ALIGN)
     n, y, px = tile_position(tl.program_id(0), H, W, TILE_H, TILE_W)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = ((y < H) & (px < W))[:, None] & (c < C)[None, :]
@@ -293,6 +319,11 @@ def batch_norm_activation_bwd_kernel(
         tl.store(grad_x + place, value.to(grad_x.dtype.element_ty), mask=mask)
 
 
+def _rows(x: Tensor) -> bool:
+    """Whether rows, not channels, are what threads read next to each other."""
+    return layout_class(x) == "nchw"
+
+
 def _tile_of(x: Tensor) -> tuple[Tile, int, int]:
     """The tile, and how many tiles of pixels and blocks of channels there are."""
     tile = choose("batch_norm_activation", "all", layout_class(x), x)
@@ -307,17 +338,19 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     tile, tiles, blocks = _tile_of(x)
     if tiles == 0:
         return mean, squares
-    programs = triton.cdiv(tiles, _TILES)
+    each = max(_LEAST_TILES, triton.cdiv(tiles, _MOST_PARTS))
+    programs = triton.cdiv(tiles, each)
     parts = x.new_empty((programs, 3, c), dtype=torch.float32)
     with guard(x):
         batch_norm_statistics_kernel[(programs, blocks)](
-            x, parts, c, height, width, tiles, x.stride(),
-            TILES=_TILES, TILE_H=tile.height, TILE_W=tile.width, BLOCK_C=tile.outer,
-            ALIGN=alignment(x), WIDE=needs_wide_index(x), **tile.options(),
+            x, parts, c, height, width, tiles, each, *x.stride(),
+            TILE_H=tile.height, TILE_W=tile.width, BLOCK_C=tile.outer,
+            ALIGN=alignment(x, rows=_rows(x)), WIDE=needs_wide_index(x), **tile.options(),
         )  # fmt: skip
-        batch_norm_combine_kernel[(triton.cdiv(c, 64),)](
-            parts, mean, squares, programs, c, BLOCK_C=64, num_warps=2, num_stages=1
-        )
+        batch_norm_combine_kernel[(triton.cdiv(c, _COLUMNS),)](
+            parts, mean, squares, programs, c, ROWS=_ROWS, BLOCK_C=_COLUMNS,
+            ALIGN=divisor(c), num_warps=4, num_stages=1,
+        )  # fmt: skip
     return mean, squares
 
 
@@ -341,10 +374,10 @@ def forward(
     with guard(x):
         batch_norm_activation_fwd_kernel[(tiles, blocks)](
             x, *_vectors(mean, invstd, weight, bias), skip, out, c, height, width, negative_slope,
-            x.stride(), skip.stride(), out.stride(),
+            *x.stride(), *skip.stride(), *out.stride(),
             HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
             ACTIVATION=activation, TILE_H=tile.height, TILE_W=tile.width, BLOCK_C=tile.outer,
-            ALIGN=alignment(x, skip, out), WIDE=needs_wide_index(x, skip, out), **tile.options(),
+            ALIGN=alignment(x, skip, out, rows=_rows(x)), WIDE=needs_wide_index(x, skip, out), **tile.options(),
         )  # fmt: skip
     return out
 
@@ -369,16 +402,17 @@ def backward_reduce(
     tile, tiles, blocks = _tile_of(x)
     if tiles == 0:
         return mean.new_zeros(c), mean.new_zeros(c)
-    programs = triton.cdiv(tiles, _TILES)
+    each = max(_LEAST_TILES, triton.cdiv(tiles, _MOST_PARTS))
+    programs = triton.cdiv(tiles, each)
     parts = mean.new_empty((programs, 2, c))
     skip = x if residual is None else residual
     with guard(x):
         batch_norm_activation_bwd_reduce_kernel[(programs, blocks)](
-            grad, x, *_vectors(mean, invstd, weight, bias), skip, parts, c, height, width, tiles, negative_slope,
-            grad.stride(), x.stride(), skip.stride(),
+            grad, x, *_vectors(mean, invstd, weight, bias), skip, parts, c, height, width, tiles, each, negative_slope,
+            *grad.stride(), *x.stride(), *skip.stride(),
             HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
-            ACTIVATION=activation, TILES=_TILES, TILE_H=tile.height, TILE_W=tile.width, BLOCK_C=tile.outer,
-            ALIGN=alignment(grad, x, skip), WIDE=needs_wide_index(grad, x, skip), **tile.options(),
+            ACTIVATION=activation, TILE_H=tile.height, TILE_W=tile.width, BLOCK_C=tile.outer,
+            ALIGN=alignment(grad, x, skip, rows=_rows(x)), WIDE=needs_wide_index(grad, x, skip), **tile.options(),
         )  # fmt: skip
         sums = sum_parts(parts, mean.new_empty((2, c)))
     # outputs of an op must not share storage
@@ -409,10 +443,11 @@ def backward(
     with guard(x):
         batch_norm_activation_bwd_kernel[(tiles, blocks)](
             grad, x, *_vectors(mean, invstd, weight, bias, mean_grad, mean_dot), skip, grad_x, grad_residual,
-            c, height, width, negative_slope, grad.stride(), x.stride(), skip.stride(), out.stride(),
+            c, height, width, negative_slope, *grad.stride(), *x.stride(), *skip.stride(), *out.stride(),
             HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
             OF_X=output_mask[0], OF_RESIDUAL=output_mask[1],
             ACTIVATION=activation, TILE_H=tile.height, TILE_W=tile.width, BLOCK_C=tile.outer,
-            ALIGN=alignment(grad, x, skip, out), WIDE=needs_wide_index(grad, x, skip, out), **tile.options(),
+            ALIGN=alignment(grad, x, skip, out, rows=_rows(x)), WIDE=needs_wide_index(grad, x, skip, out),
+            **tile.options(),
         )  # fmt: skip
     return grad_x, grad_residual

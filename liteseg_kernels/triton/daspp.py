@@ -4,23 +4,23 @@ Replaces: per rate four F.conv2d, the pooled branch, the concatenation of C + 5 
 Shapes:   x [N, C, H, W], branches of F channels at any rates, any number of them -> out [N, CO, H, W] in x's memory
           format; any strides in
 Traffic:  minimum (N*C*H*W + N*CO*H*W) * sizeof(T) and the weights; besides, the first layer's maps are written and read
-          in float32 parts (4 * _SPLITS * N*H*W*F bytes a map) and once in T
+          in float32 parts (4 * splits * N*H*W*F bytes a map) and once in T; so are parts of the projection, one a map
 Bound:    latency at 12 x 20, weights from L2 at 32 x 64; not timed on its own yet
-Launch:   four. `first`: grid (N * pixel tiles, blocks of F, C splits) reads x once for the linear path, the 1x1 branch,
+Launch:   six. `first`: grid (N * pixel tiles, blocks of F, C splits) reads x once for the linear path, the 1x1 branch,
           all atrous branches and the sums of the pooled one (_SLOTS maps a launch: their accumulators fill the
-          registers). `collect`: the parts in order, to T. `pool`: the pooled branch, one vector an image. `project`:
-          grid (N * pixel tiles, blocks of CO), per branch the second depthwise, pointwise and ReLU, and from the
-          registers straight into the projection; the pooled branch is a bias an image
+          registers). `collect`: the parts in order, to T. The sums, and `pool`: the pooled branch, one vector an image.
+          `project`: grid (N * pixel tiles, blocks of CO, branches): the second depthwise, pointwise and ReLU, and from
+          the registers straight into the projection. `finish`: the branches' parts in order; the pooled branch is a
+          bias an image
 Numerics: float32 taps and accumulation; rounded to T where stored and where a product takes its operand. C is cut at
-          fixed places and added in order: deterministic
+          places that follow from the shape and the device, and added in order: deterministic
 Backward: composed of single layers and separable_conv2d's backward; the branches are computed again, in float32, so
-          that every ReLU cuts where the float32 reference does
+          that every ReLU cuts where the float32 reference does, and their gradients are float32 down to the first layer
 Limits:   float32, float16, bfloat16
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -31,14 +31,21 @@ from torch import Tensor
 from .._layout import empty_like_format
 from . import _layers as layers
 from ._common import (
+    MOST_SPLITS,
     activate,
     aligned,
     alignment,
     block,
+    divisor,
     dot_precision,
     guard,
+    kernel,
     needs_wide_index,
     offsets,
+    product,
+    splits_of,
+    sum_parts,
+    summed,
     tile_position,
 )
 from ._separable_backward import backward as separable_backward
@@ -47,8 +54,6 @@ from ._tiles import choose, width_class
 from .separable_conv2d import launch_forward
 
 _NONE, _RELU = 0, 1
-# C from which the first layer is split over C, and into how many parts
-_SPLIT_FROM, _SPLITS = 512, 8
 # maps of one launch of the first layer
 _SLOTS = {"half": 4, "single": 2}
 
@@ -104,16 +109,16 @@ def _first_layer(
     if depthwise is not None:
         value = _depthwise(image, depthwise, y, x, c, rate, C, H, W, x_strides, WIDE)
     w = tl.load(weight + o[None, :] * C + c[:, None], mask=(c < C)[:, None] & (o < width)[None, :], other=0.0)
-    return tl.dot(value.to(w.dtype), w, acc, input_precision=PRECISION)
+    return product(value.to(w.dtype), w, acc, PRECISION)
 
 
-@triton.jit
+@kernel
 def daspp_first_kernel(
     x,  # [N, C, H, W]
     depthwise,  # SLOTS of [C, 1, 3, 3], contiguous, or None
     pointwise,  # SLOTS of [width, C, 1, 1], contiguous
     bias,  # SLOTS of [width] or None
-    parts,  # [SLOTS, SPLITS, N, H, W, WIDTH] float32, contiguous
+    parts,  # [SLOTS, splits, N, H, W, WIDTH] float32, contiguous
     sums,  # [pixel tiles of an image, N, C] float32, contiguous, or None: sums of x over each tile
     rates,
     widths,
@@ -122,25 +127,27 @@ def daspp_first_kernel(
     H,
     W,
     WIDTH,
-    x_strides,
+    x_n, x_c, x_h, x_w,
+    splits,
     SLOTS: tl.constexpr,
-    SPLITS: tl.constexpr,
     TILE_H: tl.constexpr,
     TILE_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_O: tl.constexpr,
     PRECISION: tl.constexpr,
     ALIGN: tl.constexpr,
+    ALIGN_WIDTH: tl.constexpr,
     WIDE: tl.constexpr,
-):
-    x_strides = aligned(x_strides, ALIGN)
+):  # fmt: skip
+    x_strides = aligned(x_n, x_c, x_h, x_w, ALIGN)
     C = C // ALIGN * ALIGN
+    WIDTH = WIDTH // ALIGN_WIDTH * ALIGN_WIDTH
     n, oy, ox = tile_position(tl.program_id(0), H, W, TILE_H, TILE_W)
     inside = (oy < H) & (ox < W)
     image = x + n * x_strides[0]
     o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     part = tl.program_id(2)
-    steps = tl.cdiv(tl.cdiv(C, BLOCK_C), SPLITS)
+    steps = tl.cdiv(tl.cdiv(C, BLOCK_C), splits)
     tile = tl.program_id(0) % (tl.cdiv(H, TILE_H) * tl.cdiv(W, TILE_W))
     accs = (tl.zeros((TILE_H * TILE_W, BLOCK_O), tl.float32),) * SLOTS
     for step in range(part * steps, (part + 1) * steps):
@@ -168,92 +175,77 @@ def daspp_first_kernel(
             # once, with the first part
             if part == 0:
                 acc += tl.load(bias[slot] + o, mask=mask, other=0.0).to(tl.float32)[None, :]
-        pointers = parts + (slot * SPLITS + part) * size + pixels
+        pointers = parts + (slot * splits + part) * size + pixels
         tl.store(pointers, acc, mask=inside[:, None] & mask[None, :])
 
 
-@triton.jit
-def _summed(parts, size, index, mask, SPLITS: tl.constexpr):
-    total = tl.load(parts + index, mask=mask, other=0.0)
-    for part in tl.static_range(1, SPLITS):
-        total += tl.load(parts + part * size + index, mask=mask, other=0.0)
-    return total
-
-
-@triton.jit
+@kernel
 def daspp_collect_kernel(
-    parts,  # [MAPS, SPLITS, N, H, W, WIDTH] float32, contiguous
+    parts,  # [MAPS, splits, N, H, W, WIDTH] float32, contiguous
     maps,  # [MAPS, N, H, W, F], contiguous
     size,  # N * H * W
     F,
     WIDTH,
     activated,  # maps before this one get a ReLU
-    SPLITS: tl.constexpr,
+    splits,
+    MOST: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_O: tl.constexpr,
+    ALIGN: tl.constexpr,
 ):
+    F = F // ALIGN * ALIGN
+    WIDTH = WIDTH // ALIGN * ALIGN
     p = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     index = tl.program_id(2)
     mask = (p < size)[:, None] & (o < F)[None, :]
     whole = tl.cast(size, tl.int64) * WIDTH
-    value = _summed(parts + index * SPLITS * whole, whole, p[:, None] * WIDTH + o[None, :], mask, SPLITS)
+    value = summed(parts + index * splits * whole, whole, p[:, None] * WIDTH + o[None, :], mask, splits, MOST)
     value = tl.where((index < activated) & (value < 0.0), 0.0, value)
     pointers = maps + (index * tl.cast(size, tl.int64) + p)[:, None] * F + o[None, :]
     tl.store(pointers, value.to(maps.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@kernel
 def daspp_pool_kernel(
-    sums,  # [TILES, N, C] float32, contiguous
+    sums,  # [N, C] float32, contiguous: of x over the pixels
     weight,  # [F, C, 1, 1], contiguous
     bias,  # [F]
     pooled,  # [N, F] float32, contiguous
-    tiles,
-    N,
     C,
     F,
     pixels,
     BLOCK_C: tl.constexpr,
     BLOCK_O: tl.constexpr,
+    ALIGN: tl.constexpr,
 ):
+    C = C // ALIGN * ALIGN
     n = tl.program_id(0).to(tl.int64)
     o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     acc = tl.zeros((BLOCK_O,), tl.float32)
     for first in range(0, C, BLOCK_C):
         c = first + tl.arange(0, BLOCK_C)
-        total = tl.zeros((BLOCK_C,), tl.float32)
-        row = sums + n * C + c
-        for _ in range(tiles):
-            total += tl.load(row, mask=c < C, other=0.0)
-            row += N * C
-        total = total / pixels
+        mean = tl.load(sums + n * C + c, mask=c < C, other=0.0) / pixels
         w = tl.load(weight + o[:, None] * C + c[None, :], mask=(o < F)[:, None] & (c < C)[None, :], other=0.0)
-        acc += tl.sum(w.to(tl.float32) * total[None, :], 1)
+        acc += tl.sum(w.to(tl.float32) * mean[None, :], 1)
     acc = activate(acc + tl.load(bias + o, mask=o < F, other=0.0).to(tl.float32), 1, 0.0)
     tl.store(pooled + n * F + o, acc, mask=o < F)
 
 
-@triton.jit
+@kernel
 def daspp_project_kernel(
     maps,  # [MAPS, N, H, W, F], contiguous
-    direct,  # [SPLITS, N, H, W, WIDTH] float32, contiguous, or None
-    pooled,  # [N, F] float32, contiguous
     depthwise,  # MAPS of [F, 1, 3, 3], contiguous, or None: the map joins as it is
     pointwise,  # MAPS of [F, F, 1, 1], contiguous, or None
     pointwise_bias,  # MAPS of [F] or None
     project,  # [CO, (MAPS + 1) * F, 1, 1], contiguous: the pooled branch last
-    bias,  # [CO]
-    out,  # [N, CO, H, W]
+    parts,  # [MAPS, N, H, W, CO] float32, contiguous
     N,
     H,
     W,
     F,
     CO,
-    WIDTH,
-    o_strides,
     MAPS: tl.constexpr,
-    SPLITS: tl.constexpr,
     TILE_H: tl.constexpr,
     TILE_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -264,7 +256,7 @@ def daspp_project_kernel(
     ALIGN_F: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    o_strides = aligned(o_strides, ALIGN)
+    CO = CO // ALIGN * ALIGN
     F = F // ALIGN_F * ALIGN_F
     n, oy, ox = tile_position(tl.program_id(0), H, W, TILE_H, TILE_W)
     inside = (oy < H) & (ox < W)
@@ -272,45 +264,84 @@ def daspp_project_kernel(
     rows = project + o * ((MAPS + 1) * F)
     acc = tl.zeros((TILE_H * TILE_W, BLOCK_O), tl.float32)
     strides = (tl.cast(H, tl.int64) * W * F, 1, W * F, F)
+    # the maps are shared by programs: one after another they would take most of the op's time on few of them
     for index in tl.static_range(MAPS):
-        source = maps + index * tl.cast(N, tl.int64) * H * W * F
-        if depthwise[index] is None:
-            for first in range(0, F, BLOCK_C):
-                c = first + tl.arange(0, BLOCK_C)
-                pointers = source + n * strides[0] + offsets(oy, ox, c, strides, WIDE)
-                value = tl.load(pointers, mask=inside[:, None] & (c < F)[None, :], other=0.0)
-                pointers = rows[None, :] + index * F + c[:, None]
-                w = tl.load(pointers, mask=(c < F)[:, None] & (o < CO)[None, :], other=0.0)
-                acc = tl.dot(value, w, acc, input_precision=PRECISION)
-        else:
-            for first_f in range(0, F, BLOCK_F):
-                f = first_f + tl.arange(0, BLOCK_F)
-                branch = tl.zeros((TILE_H * TILE_W, BLOCK_F), tl.float32)
+        if tl.program_id(2) == index:
+            source = maps + (index * tl.cast(N, tl.int64) + n) * strides[0]
+            if depthwise[index] is None:
                 for first in range(0, F, BLOCK_C):
                     c = first + tl.arange(0, BLOCK_C)
-                    between = _depthwise(
-                        source + n * strides[0], depthwise[index], oy, ox, c, 1, F, H, W, strides, WIDE
-                    )  # fmt: skip
-                    pointers = pointwise[index] + f[None, :] * F + c[:, None]
-                    w = tl.load(pointers, mask=(c < F)[:, None] & (f < F)[None, :], other=0.0)
-                    branch = tl.dot(between.to(w.dtype), w, branch, input_precision=PRECISION)
-                branch += tl.load(pointwise_bias[index] + f, mask=f < F, other=0.0).to(tl.float32)[None, :]
-                branch = activate(branch, 1, 0.0)
-                pointers = rows[None, :] + index * F + f[:, None]
-                w = tl.load(pointers, mask=(f < F)[:, None] & (o < CO)[None, :], other=0.0)
-                acc = tl.dot(branch.to(w.dtype), w, acc, input_precision=PRECISION)
-    mask = inside[:, None] & (o < CO)[None, :]
+                    pointers = source + offsets(oy, ox, c, strides, WIDE)
+                    value = tl.load(pointers, mask=inside[:, None] & (c < F)[None, :], other=0.0)
+                    pointers = rows[None, :] + index * F + c[:, None]
+                    w = tl.load(pointers, mask=(c < F)[:, None] & (o < CO)[None, :], other=0.0)
+                    acc = product(value, w, acc, PRECISION)
+            else:
+                for first_f in range(0, F, BLOCK_F):
+                    f = first_f + tl.arange(0, BLOCK_F)
+                    branch = tl.zeros((TILE_H * TILE_W, BLOCK_F), tl.float32)
+                    for first in range(0, F, BLOCK_C):
+                        c = first + tl.arange(0, BLOCK_C)
+                        between = _depthwise(source, depthwise[index], oy, ox, c, 1, F, H, W, strides, WIDE)
+                        pointers = pointwise[index] + f[None, :] * F + c[:, None]
+                        w = tl.load(pointers, mask=(c < F)[:, None] & (f < F)[None, :], other=0.0)
+                        branch = product(between.to(w.dtype), w, branch, PRECISION)
+                    branch += tl.load(pointwise_bias[index] + f, mask=f < F, other=0.0).to(tl.float32)[None, :]
+                    branch = activate(branch, 1, 0.0)
+                    pointers = rows[None, :] + index * F + f[:, None]
+                    w = tl.load(pointers, mask=(f < F)[:, None] & (o < CO)[None, :], other=0.0)
+                    acc = product(branch.to(w.dtype), w, acc, PRECISION)
+    image = parts + (tl.program_id(2) * tl.cast(N, tl.int64) + n) * H * W * CO
+    tl.store(image + offsets(oy, ox, o, (0, 1, W * CO, CO), WIDE), acc, mask=inside[:, None] & (o < CO)[None, :])
+
+
+@kernel
+def daspp_finish_kernel(
+    parts,  # [MAPS, N, H, W, CO] float32, contiguous
+    direct,  # [splits, N, H, W, WIDTH] float32, contiguous, or None
+    pooled,  # [N, F] float32, contiguous
+    project,  # [CO, (MAPS + 1) * F, 1, 1], contiguous: the pooled branch last
+    bias,  # [CO]
+    out,  # [N, CO, H, W]
+    N,
+    H,
+    W,
+    F,
+    CO,
+    WIDTH,
+    o_n, o_c, o_h, o_w,
+    splits,
+    MAPS: tl.constexpr,
+    MOST: tl.constexpr,
+    TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    ALIGN: tl.constexpr,
+    ALIGN_F: tl.constexpr,
+    ALIGN_WIDTH: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    o_strides = aligned(o_n, o_c, o_h, o_w, ALIGN)
+    CO = CO // ALIGN * ALIGN
+    F = F // ALIGN_F * ALIGN_F
+    WIDTH = WIDTH // ALIGN_WIDTH * ALIGN_WIDTH
+    n, oy, ox = tile_position(tl.program_id(0), H, W, TILE_H, TILE_W)
+    o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
+    mask = ((oy < H) & (ox < W))[:, None] & (o < CO)[None, :]
+    pixels = tl.cast(H, tl.int64) * W
+    index = n * pixels * CO + offsets(oy, ox, o, (0, 1, W * CO, CO), WIDE)
+    acc = summed(parts, N * pixels * CO, index, mask, MAPS, MAPS)
     if direct is not None:
-        size = tl.cast(N, tl.int64) * H * W * WIDTH
-        pixels = n * H * W * WIDTH + offsets(oy, ox, o, (0, 1, W * WIDTH, WIDTH), WIDE)
-        acc += _summed(direct, size, pixels, mask, SPLITS)
+        index = n * pixels * WIDTH + offsets(oy, ox, o, (0, 1, W * WIDTH, WIDTH), WIDE)
+        acc += summed(direct, N * pixels * WIDTH, index, mask, splits, MOST)
     # the pooled branch is the same at every pixel
     shift = tl.load(bias + o, mask=o < CO, other=0.0).to(tl.float32)
-    for first in range(0, F, BLOCK_C):
-        f = first + tl.arange(0, BLOCK_C)
+    columns = project + (o * ((MAPS + 1) * F))[None, :] + MAPS * F
+    for first in range(0, F, BLOCK_F):
+        f = first + tl.arange(0, BLOCK_F)
         value = tl.load(pooled + n * F + f, mask=f < F, other=0.0)
-        columns = rows[None, :] + MAPS * F + f[:, None]
-        w = tl.load(columns, mask=(f < F)[:, None] & (o < CO)[None, :], other=0.0)
+        w = tl.load(columns + f[:, None], mask=(f < F)[:, None] & (o < CO)[None, :], other=0.0)
         shift += tl.sum(w.to(tl.float32) * value[:, None], 0)
     acc = activate(acc + shift[None, :], 1, 0.0)
     pointers = out + n * o_strides[0] + offsets(oy, ox, o, o_strides, WIDE)
@@ -350,7 +381,6 @@ def forward(
     lead = 0 if direct_weight is None else 1
     count = len(slots) - lead
     width = max(s[1].shape[0] for s in slots)
-    splits = _SPLITS if c >= _SPLIT_FROM else 1
 
     def contiguous(tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         return tuple(t if t is None else t.contiguous() for t in tensors)
@@ -360,18 +390,19 @@ def forward(
 
     with guard(x):
         tile = choose("daspp", "first", x.dtype, x, width)
-        per_image = triton.cdiv(h, tile.height) * triton.cdiv(w, tile.width)
+        per_image, blocks = triton.cdiv(h, tile.height) * triton.cdiv(w, tile.width), triton.cdiv(width, tile.outer)
+        splits = splits_of(n * per_image * blocks, triton.cdiv(c, tile.inner), x)
         parts = new(len(slots), splits, n, h, w, width)
         sums = new(per_image, n, c)
         most = _SLOTS[width_class(x.dtype)]
         for first in range(0, len(slots), most):
             chosen = slots[first : first + most]
             depthwise, pointwise, bias = (contiguous(column) for column in list(zip(*chosen, strict=True))[:3])
-            daspp_first_kernel[n * per_image, triton.cdiv(width, tile.outer), splits](
+            daspp_first_kernel[n * per_image, blocks, splits](
                 x, depthwise, pointwise, bias, parts[first : first + len(chosen)], None if first else sums,
-                tuple(s[3] for s in chosen), tuple(s[1].shape[0] for s in chosen), n, c, h, w, width, x.stride(),
-                SLOTS=len(chosen), SPLITS=splits, TILE_H=tile.height, TILE_W=tile.width, BLOCK_C=tile.inner,
-                BLOCK_O=tile.outer, PRECISION=dot_precision(x), ALIGN=alignment(x),
+                tuple(s[3] for s in chosen), tuple(s[1].shape[0] for s in chosen), n, c, h, w, width,
+                *x.stride(), splits, SLOTS=len(chosen), TILE_H=tile.height, TILE_W=tile.width, BLOCK_C=tile.inner,
+                BLOCK_O=tile.outer, PRECISION=dot_precision(x), ALIGN=alignment(x), ALIGN_WIDTH=divisor(width),
                 WIDE=needs_wide_index(x, parts[0, 0].permute(0, 3, 1, 2)), **tile.options(),
             )  # fmt: skip
 
@@ -380,28 +411,39 @@ def forward(
         tile = choose("daspp", "collect", x.dtype, x, filters)
         pixels = tile.height * tile.width
         daspp_collect_kernel[triton.cdiv(n * h * w, pixels), triton.cdiv(filters, tile.outer), count](
-            parts[lead:], maps, n * h * w, filters, width, int(activated), SPLITS=splits, BLOCK_P=pixels,
-            BLOCK_O=tile.outer, **tile.options(),
+            parts[lead:], maps, n * h * w, filters, width, int(activated), splits, MOST=MOST_SPLITS, BLOCK_P=pixels,
+            BLOCK_O=tile.outer, ALIGN=divisor(filters, width), **tile.options(),
         )  # fmt: skip
 
         tile = choose("daspp", "pool", x.dtype, x, filters)
         pooled = new(n, filters)
         daspp_pool_kernel[n, triton.cdiv(filters, tile.outer)](
-            sums, pool_weight.contiguous(), pool_bias.contiguous(), pooled, per_image, n, c, filters, h * w,
-            BLOCK_C=tile.inner, BLOCK_O=tile.outer, **tile.options(),
+            sum_parts(sums, new(n, c)), pool_weight.contiguous(), pool_bias.contiguous(), pooled, c, filters, h * w,
+            BLOCK_C=tile.inner, BLOCK_O=tile.outer, ALIGN=divisor(c), **tile.options(),
         )  # fmt: skip
 
         tile = choose("daspp", "project", x.dtype, x, max(filters, out_channels))
         shallow = (None,) * (count - len(deep_depthwise))
         deep = (contiguous((*shallow, *tensors)) for tensors in (deep_depthwise, deep_pointwise, deep_bias))
+        project, parts_of_maps = project_weight.contiguous(), new(count, n, h, w, out_channels)
+        align_f = divisor(filters)
         daspp_project_kernel[
+            n * triton.cdiv(h, tile.height) * triton.cdiv(w, tile.width), triton.cdiv(out_channels, tile.outer), count
+        ](
+            maps, *deep, project, parts_of_maps, n, h, w, filters, out_channels, MAPS=count, TILE_H=tile.height,
+            TILE_W=tile.width, BLOCK_C=tile.inner, BLOCK_F=block(filters, tile.outer), BLOCK_O=tile.outer,
+            PRECISION=dot_precision(x), ALIGN=divisor(out_channels), ALIGN_F=align_f,
+            WIDE=needs_wide_index(*(m[0].permute(0, 3, 1, 2) for m in (maps, parts_of_maps))), **tile.options(),
+        )  # fmt: skip
+
+        tile = choose("daspp", "finish", x.dtype, x, out_channels)
+        daspp_finish_kernel[
             n * triton.cdiv(h, tile.height) * triton.cdiv(w, tile.width), triton.cdiv(out_channels, tile.outer)
         ](
-            maps, parts[0] if lead else None, pooled, *deep, project_weight.contiguous(), project_bias.contiguous(),
-            out, n, h, w, filters, out_channels, width, out.stride(), MAPS=count, SPLITS=splits, TILE_H=tile.height,
-            TILE_W=tile.width, BLOCK_C=tile.inner, BLOCK_F=block(filters, tile.outer), BLOCK_O=tile.outer,
-            PRECISION=dot_precision(x), ALIGN=alignment(out), ALIGN_F=math.gcd(filters, 16),
-            WIDE=needs_wide_index(out, maps[0].permute(0, 3, 1, 2)), **tile.options(),
+            parts_of_maps, parts[0] if lead else None, pooled, project, project_bias.contiguous(), out, n, h, w,
+            filters, out_channels, width, *out.stride(), splits, MAPS=count, MOST=MOST_SPLITS, TILE_H=tile.height,
+            TILE_W=tile.width, BLOCK_F=tile.inner, BLOCK_O=tile.outer, ALIGN=alignment(out), ALIGN_F=align_f,
+            ALIGN_WIDTH=divisor(width), WIDE=needs_wide_index(out, parts[0, 0].permute(0, 3, 1, 2)), **tile.options(),
         )  # fmt: skip
     return out
 
@@ -473,7 +515,8 @@ def backward(
             part = x.new_empty(out_channels, filters, 1, 1)
             grad_project.append(layers.pointwise_weight_gradient(gated, None, last, part, 1, _NONE, 0.0))
             weight = project_weight[:, first : first + filters]
-            out = layers.nhwc(x, (n, filters, h, w))
+            # float32 up to the first layer: rounded once more, a map would leave little of gradients that nearly cancel
+            out = layers.nhwc(x, (n, filters, h, w), torch.float32)
             return layers.pointwise_input_gradient(gated, None, weight, None, gate, out, 1, _RELU, 0.0)
 
         # the pooled branch: images take the place of pixels, in float32
@@ -507,7 +550,7 @@ def backward(
         if point_weight is not None:
             last = layers.nhwc(x, (n, filters, h, w), torch.float32)
             layers.pointwise(x, point_weight, point_bias, last, 1, _RELU, 0.0)
-            grad_branch = through_projection(last, last)
+            grad_branch = through_projection(last, last).to(x.dtype)
             layers.pointwise_input_gradient(grad_branch, None, point_weight, total, None, total, 1, _NONE, 0.0)
             lead += [
                 layers.pointwise_weight_gradient(grad_branch, None, x, x.new_empty(point_weight.shape), 1, _NONE, 0.0),
@@ -517,11 +560,12 @@ def backward(
         for index, (middle, last) in enumerate(_branches(x, atrous, deep, rates)):
             grad_branch = through_projection(last, None if deep else last)
             if deep:
+                depthwise, pointwise = (t.float() for t in deep[index][:2])
                 grad_branch, *grads, _ = separable_backward(
-                    grad_branch, middle.to(x.dtype), *deep[index][:2], last, (1, 1), (1, 1), (1, 1), _RELU, 0.0, mask
+                    grad_branch, middle, depthwise, pointwise, last, (1, 1), (1, 1), (1, 1), _RELU, 0.0, mask
                 )
                 grad_deep.append(grads)
-            dilation = (rates[index], rates[index])
+            dilation, grad_branch = (rates[index], rates[index]), grad_branch.to(x.dtype)
             grad_source, *grads, _ = separable_backward(
                 grad_branch, x, *atrous[index][:2], grad_branch, (1, 1), dilation, dilation, _NONE, 0.0, mask
             )
@@ -531,8 +575,8 @@ def backward(
     return [
         grad_x,
         *lead,
-        *(g[part] for part in range(3) for g in grad_atrous),
-        *(g[part] for part in range(3) for g in grad_deep),
+        *(g[part].to(x.dtype) for part in range(3) for g in grad_atrous),
+        *(g[part].to(x.dtype) for part in range(3) for g in grad_deep),
         *tail,
         torch.cat((*grad_project, grad_last), 1),
         sums.sum((0, 2, 3)).to(x.dtype),

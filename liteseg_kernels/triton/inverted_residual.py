@@ -31,9 +31,12 @@ from ._common import (
     aligned,
     alignment,
     block,
+    divisor,
     guard,
+    kernel,
     needs_wide_index,
     offsets,
+    tap_strides,
     tile_position,
 )
 from ._inverted_residual_backward import backward
@@ -46,7 +49,7 @@ __all__ = ["backward", "forward"]
 _FUSED_CHANNELS = 32
 
 
-@triton.jit
+@kernel
 def inverted_residual_fwd_kernel(
     x,  # [N, C, H, W]
     expand,  # [M, C, 1, 1], contiguous
@@ -63,12 +66,12 @@ def inverted_residual_fwd_kernel(
     CO,
     HO,
     WO,
-    x_strides,
-    d_strides,
-    o_strides,
-    stride,
-    padding,
-    dilation,
+    x_n, x_c, x_h, x_w,
+    d_c, d_y, d_x,
+    o_n, o_c, o_h, o_w,
+    stride_h, stride_w,
+    padding_h, padding_w,
+    dilation_h, dilation_w,
     negative_slope,
     KH: tl.constexpr,
     KW: tl.constexpr,
@@ -80,11 +83,17 @@ def inverted_residual_fwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_O: tl.constexpr,
     ALIGN: tl.constexpr,
+    ALIGN_M: tl.constexpr,
     WIDE: tl.constexpr,
-):
-    x_strides = aligned(x_strides, ALIGN)
-    o_strides = aligned(o_strides, ALIGN)
+):  # fmt: skip
+    d_strides = (d_c, 0, d_y, d_x)
+    stride = (stride_h, stride_w)
+    padding = (padding_h, padding_w)
+    dilation = (dilation_h, dilation_w)
+    x_strides = aligned(x_n, x_c, x_h, x_w, ALIGN)
+    o_strides = aligned(o_n, o_c, o_h, o_w, ALIGN)
     C = C // ALIGN * ALIGN
+    M = M // ALIGN_M * ALIGN_M
     CO = CO // ALIGN * ALIGN
     n, oy, ox = tile_position(tl.program_id(0), HO, WO, TILE_H, TILE_W)
     o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
@@ -167,10 +176,11 @@ def forward(
             n * triton.cdiv(ho, tile.height) * triton.cdiv(wo, tile.width), triton.cdiv(o, tile.outer)
         ](
             x, expand_weight.contiguous(), expand_bias, depthwise_weight, depthwise_bias, project_weight.contiguous(),
-            project_bias, out, c, h, w, m, o, ho, wo, x.stride(), depthwise_weight.stride(), out.stride(),
-            tuple(stride), tuple(padding), tuple(dilation), negative_slope, KH=kh, KW=kw, ACTIVATION=activation,
+            project_bias, out, c, h, w, m, o, ho, wo, *x.stride(),
+            *tap_strides(depthwise_weight), *out.stride(), *stride, *padding, *dilation, negative_slope, KH=kh, KW=kw,
+            ACTIVATION=activation,
             RESIDUAL=residual, TILE_H=tile.height, TILE_W=tile.width, BLOCK_C=block(c, _FUSED_CHANNELS),
-            BLOCK_M=tile.inner, BLOCK_O=tile.outer, ALIGN=alignment(x, out), WIDE=needs_wide_index(x, out),
-            **tile.options(),
+            BLOCK_M=tile.inner, BLOCK_O=tile.outer, ALIGN=alignment(x, out), ALIGN_M=divisor(m),
+            WIDE=needs_wide_index(x, out), **tile.options(),
         )  # fmt: skip
     return out

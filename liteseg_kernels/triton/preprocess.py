@@ -19,14 +19,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import guard, needs_wide_index, resize_scale, resize_source, tile_position, widen
+from ._common import (
+    aligned,
+    alignment,
+    extents,
+    guard,
+    kernel,
+    needs_wide_index,
+    resize_scale,
+    resize_source,
+    tile_position,
+    widen,
+)
 from ._tiles import choose
 
 # channels of one launch: the code repeats for each
 _CHANNELS = 4
 
 
-@triton.jit
+@kernel
 def preprocess_kernel(
     image,  # [N, H, W, CHANNELS] uint8
     out,  # [N, CHANNELS, HO, WO]
@@ -34,8 +45,8 @@ def preprocess_kernel(
     W,
     HO,
     WO,
-    i_strides,
-    o_strides,
+    i_n, i_h, i_w, i_c,
+    o_n, o_c, o_h, o_w,
     scale_h,
     scale_w,
     factors,  # CHANNELS floats: 1 / (255 std)
@@ -43,18 +54,21 @@ def preprocess_kernel(
     CHANNELS: tl.constexpr,
     TILE_H: tl.constexpr,
     TILE_W: tl.constexpr,
+    ALIGN: tl.constexpr,
     WIDE: tl.constexpr,
-):
+):  # fmt: skip
+    o_n, o_c, o_h, o_w = aligned(o_n, o_c, o_h, o_w, ALIGN)
+    _, WO = extents(HO, WO, ALIGN)
     n, y, x = tile_position(tl.program_id(0), HO, WO, TILE_H, TILE_W)
     inside = (y < HO) & (x < WO)
     top, bottom, fy = resize_source(y, H, scale_h, False)
     left, right, fx = resize_source(x, W, scale_w, False)
-    top = widen(top, WIDE) * i_strides[1]
-    bottom = widen(bottom, WIDE) * i_strides[1]
-    left = widen(left, WIDE) * i_strides[2]
-    right = widen(right, WIDE) * i_strides[2]
-    plane = image + n * i_strides[0]
-    pointers = out + n * o_strides[0] + widen(y, WIDE) * o_strides[2] + widen(x, WIDE) * o_strides[3]
+    top = widen(top, WIDE) * i_h
+    bottom = widen(bottom, WIDE) * i_h
+    left = widen(left, WIDE) * i_w
+    right = widen(right, WIDE) * i_w
+    plane = image + n * i_n
+    pointers = out + n * o_n + widen(y, WIDE) * o_h + widen(x, WIDE) * o_w
     for k in tl.static_range(CHANNELS):
         a = tl.load(plane + top + left, mask=inside, other=0).to(tl.float32)
         b = tl.load(plane + top + right, mask=inside, other=0).to(tl.float32)
@@ -62,8 +76,8 @@ def preprocess_kernel(
         d = tl.load(plane + bottom + right, mask=inside, other=0).to(tl.float32)
         value = (1.0 - fy) * ((1.0 - fx) * a + fx * b) + fy * ((1.0 - fx) * c + fx * d)
         tl.store(pointers, (value * factors[k] + shifts[k]).to(out.dtype.element_ty), mask=inside)
-        plane += i_strides[3]
-        pointers += o_strides[1]
+        plane += i_c
+        pointers += o_c
 
 
 def forward(
@@ -86,11 +100,12 @@ def forward(
             chosen = slice(first, first + _CHANNELS)
             source, target = image[..., chosen], out[:, chosen]
             preprocess_kernel[(n * triton.cdiv(height, tile.height) * triton.cdiv(width, tile.width),)](
-                source, target, h, w, height, width, source.stride(), target.stride(),
+                source, target, h, w, height, width, *source.stride(), *target.stride(),
                 resize_scale(h, height, False), resize_scale(w, width, False),
                 tuple(1 / (255 * s) for s in std[chosen]),
                 tuple(-m / s for m, s in zip(mean[chosen], std[chosen], strict=True)),
                 CHANNELS=target.shape[1], TILE_H=tile.height, TILE_W=tile.width,
+                ALIGN=-1 if channels_last else alignment(target, rows=True),
                 WIDE=needs_wide_index(source, target), **tile.options(),
             )  # fmt: skip
     return out

@@ -30,10 +30,13 @@ from ._common import (
     activate,
     aligned,
     alignment,
+    divisor,
     dot_precision,
     guard,
+    kernel,
     needs_wide_index,
     offsets,
+    product,
     tile_position,
 )
 from ._separable_backward import (
@@ -47,7 +50,7 @@ from ._tiles import choose
 _RELU = 1
 
 
-@triton.jit
+@kernel
 def shuffle_unit_fwd_kernel(
     x,  # [N, C, H, W]
     hidden,  # [N, H, W, B], contiguous: compressed, in the order before the shuffle
@@ -63,10 +66,10 @@ def shuffle_unit_fwd_kernel(
     each_out,  # D / GROUPS
     HO,
     WO,
-    x_strides,
-    o_strides,
-    stride,
-    dilation,
+    x_n, x_c, x_h, x_w,
+    o_n, o_c, o_h, o_w,
+    stride_h, stride_w,
+    dilation_h, dilation_w,
     GROUPS: tl.constexpr,
     CONCAT: tl.constexpr,
     TILE_H: tl.constexpr,
@@ -75,11 +78,16 @@ def shuffle_unit_fwd_kernel(
     BLOCK_O: tl.constexpr,
     PRECISION: tl.constexpr,
     ALIGN: tl.constexpr,
+    EACH: tl.constexpr,
     WIDE: tl.constexpr,
-):
-    x_strides = aligned(x_strides, ALIGN)
-    o_strides = aligned(o_strides, ALIGN)
+):  # fmt: skip
+    stride = (stride_h, stride_w)
+    dilation = (dilation_h, dilation_w)
+    x_strides = aligned(x_n, x_c, x_h, x_w, ALIGN)
+    o_strides = aligned(o_n, o_c, o_h, o_w, ALIGN)
     C = C // ALIGN * ALIGN
+    each_in = each_in // EACH * EACH
+    each_out = each_out // EACH * EACH
     n, oy, ox = tile_position(tl.program_id(0), HO, WO, TILE_H, TILE_W)
     inside = (oy < HO) & (ox < WO)
     out += n * o_strides[0]
@@ -115,7 +123,7 @@ def shuffle_unit_fwd_kernel(
             weight = tl.load(
                 pointers, mask=(c < each_in)[:, None] & (o < (group + 1) * each_out)[None, :], other=0.0
             )  # [BC, BO]
-            acc = tl.dot(between.to(weight.dtype), weight, acc, input_precision=PRECISION)
+            acc = product(between.to(weight.dtype), weight, acc, PRECISION)
         acc += tl.load(expand_bias + o, mask=o < (group + 1) * each_out, other=0.0).to(tl.float32)[None, :]
         if CONCAT:
             o += C
@@ -164,9 +172,10 @@ def forward(
         layers.pointwise(x, compress_weight, compress_bias, hidden, c // compress_weight.shape[1], _RELU, 0.0)
         shuffle_unit_fwd_kernel[n * triton.cdiv(ho, tile.height) * triton.cdiv(wo, tile.width), blocks](
             x, hidden, depthwise_weight.contiguous(), depthwise_bias.contiguous(), expand_weight.contiguous(),
-            expand_bias.contiguous(), out, c, h, w, b // groups, d // groups, ho, wo, x.stride(), out.stride(),
-            tuple(stride), tuple(dilation), GROUPS=groups, CONCAT=concat, TILE_H=tile.height, TILE_W=tile.width,
+            expand_bias.contiguous(), out, c, h, w, b // groups, d // groups, ho, wo, *x.stride(),
+            *out.stride(), *stride, *dilation, GROUPS=groups, CONCAT=concat, TILE_H=tile.height, TILE_W=tile.width,
             BLOCK_C=tile.inner, BLOCK_O=tile.outer, PRECISION=dot_precision(x), ALIGN=alignment(x, out),
+            EACH=divisor(b // groups, d // groups),
             WIDE=needs_wide_index(x, hidden, out), **tile.options(),
         )  # fmt: skip
     return out

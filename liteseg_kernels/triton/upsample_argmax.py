@@ -19,11 +19,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import guard, needs_wide_index, resize_scale, resize_source, tile_position, widen
+from ._common import (
+    alignment,
+    extents,
+    guard,
+    kernel,
+    needs_wide_index,
+    resize_scale,
+    resize_source,
+    tile_position,
+    widen,
+)
 from ._tiles import choose
 
 
-@triton.jit
+@kernel
 def upsample_argmax_kernel(
     logits,  # [N, K, h, w]
     labels,  # [N, H, W] uint8, contiguous
@@ -32,23 +42,25 @@ def upsample_argmax_kernel(
     w,
     H,
     W,
-    strides,
+    x_n, x_c, x_h, x_w,
     scale_h,
     scale_w,
     ALIGN_CORNERS: tl.constexpr,
     TILE_H: tl.constexpr,
     TILE_W: tl.constexpr,
+    ALIGN: tl.constexpr,
     WIDE: tl.constexpr,
-):
+):  # fmt: skip
+    _, W = extents(K, W, ALIGN)
     n, y, x = tile_position(tl.program_id(0), H, W, TILE_H, TILE_W)
     inside = (y < H) & (x < W)
     top, bottom, fy = resize_source(y, h, scale_h, ALIGN_CORNERS)
     left, right, fx = resize_source(x, w, scale_w, ALIGN_CORNERS)
-    top = widen(top, WIDE) * strides[2]
-    bottom = widen(bottom, WIDE) * strides[2]
-    left = widen(left, WIDE) * strides[3]
-    right = widen(right, WIDE) * strides[3]
-    plane = logits + n * strides[0]
+    top = widen(top, WIDE) * x_h
+    bottom = widen(bottom, WIDE) * x_h
+    left = widen(left, WIDE) * x_w
+    right = widen(right, WIDE) * x_w
+    plane = logits + n * x_n
     best = tl.full((TILE_H * TILE_W,), float("-inf"), tl.float32)
     label = tl.zeros((TILE_H * TILE_W,), tl.int32)
     for k in range(K):
@@ -60,7 +72,7 @@ def upsample_argmax_kernel(
         better = (value > best) | ((value != value) & (best == best))
         best = tl.where(better, value, best)
         label = tl.where(better, k, label)
-        plane += strides[1]
+        plane += x_c
     pointers = labels + n * H * W + widen(y, WIDE) * W + x
     tl.store(pointers, label.to(tl.uint8), mask=inside)
 
@@ -74,9 +86,9 @@ def forward(logits: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
     tile = choose("upsample_argmax", "forward", "any", logits)
     with guard(logits):
         upsample_argmax_kernel[(n * triton.cdiv(height, tile.height) * triton.cdiv(width, tile.width),)](
-            logits, labels, classes, h, w, height, width, logits.stride(),
+            logits, labels, classes, h, w, height, width, *logits.stride(),
             resize_scale(h, height, align_corners), resize_scale(w, width, align_corners),
             ALIGN_CORNERS=align_corners, TILE_H=tile.height, TILE_W=tile.width,
-            WIDE=needs_wide_index(logits, labels), **tile.options(),
+            ALIGN=alignment(labels, rows=True), WIDE=needs_wide_index(logits, labels), **tile.options(),
         )  # fmt: skip
     return labels

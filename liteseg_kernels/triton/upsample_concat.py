@@ -24,8 +24,10 @@ from .._layout import empty_like_format
 from ._common import (
     aligned,
     alignment,
+    extents,
     first_reader,
     guard,
+    kernel,
     needs_wide_index,
     offsets,
     reader_weight,
@@ -44,7 +46,7 @@ def _between(image, y, left, right, fx, c, mask, strides, WIDE: tl.constexpr):
     return (1.0 - fx)[:, None] * a + fx[:, None] * b
 
 
-@triton.jit
+@kernel
 def upsample_concat_fwd_kernel(
     x,  # [N, C1, h, w]
     skip,  # [N, C2, H, W]
@@ -55,9 +57,9 @@ def upsample_concat_fwd_kernel(
     w,
     H,
     W,
-    x_strides,
-    s_strides,
-    o_strides,
+    x_n, x_c, x_h, x_w,
+    s_n, s_c, s_h, s_w,
+    o_n, o_c, o_h, o_w,
     scale_h,
     scale_w,
     ALIGN_CORNERS: tl.constexpr,
@@ -66,12 +68,12 @@ def upsample_concat_fwd_kernel(
     BLOCK_C: tl.constexpr,
     ALIGN: tl.constexpr,
     WIDE: tl.constexpr,
-):
-    x_strides = aligned(x_strides, ALIGN)
-    s_strides = aligned(s_strides, ALIGN)
-    o_strides = aligned(o_strides, ALIGN)
-    C1 = C1 // ALIGN * ALIGN
-    C2 = C2 // ALIGN * ALIGN
+):  # fmt: skip
+    x_strides = aligned(x_n, x_c, x_h, x_w, ALIGN)
+    s_strides = aligned(s_n, s_c, s_h, s_w, ALIGN)
+    o_strides = aligned(o_n, o_c, o_h, o_w, ALIGN)
+    C1, W = extents(C1, W, ALIGN)
+    C2, _ = extents(C2, W, ALIGN)
     n, oy, ox = tile_position(tl.program_id(0), H, W, TILE_H, TILE_W)
     inside = (oy < H) & (ox < W)
     out += n * o_strides[0]
@@ -93,7 +95,7 @@ def upsample_concat_fwd_kernel(
         tl.store(out + offsets(oy, ox, C1 + c, o_strides, WIDE), v, mask=mask)
 
 
-@triton.jit
+@kernel
 def upsample_concat_bwd_axis_kernel(
     grad,  # [N, C, H, P], or with ALONG_HEIGHT [N, C, P, W]
     out,  # [N, C, H, W]
@@ -101,8 +103,8 @@ def upsample_concat_bwd_axis_kernel(
     H,
     W,
     P,
-    g_strides,
-    o_strides,
+    g_n, g_c, g_h, g_w,
+    o_n, o_c, o_h, o_w,
     scale,
     inverse,
     readers,
@@ -113,10 +115,10 @@ def upsample_concat_bwd_axis_kernel(
     BLOCK_C: tl.constexpr,
     ALIGN: tl.constexpr,
     WIDE: tl.constexpr,
-):
-    g_strides = aligned(g_strides, ALIGN)
-    o_strides = aligned(o_strides, ALIGN)
-    C = C // ALIGN * ALIGN
+):  # fmt: skip
+    g_strides = aligned(g_n, g_c, g_h, g_w, ALIGN)
+    o_strides = aligned(o_n, o_c, o_h, o_w, ALIGN)
+    C, W = extents(C, W, ALIGN)
     n, y, x = tile_position(tl.program_id(0), H, W, TILE_H, TILE_W)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = (y < H) & (x < W)
@@ -154,10 +156,12 @@ def forward(x: Tensor, skip: Tensor, align_corners: bool) -> Tensor:
         upsample_concat_fwd_kernel[
             n * triton.cdiv(height, tile.height) * triton.cdiv(width, tile.width), blocks
         ](
-            x, skip, out, c1, c2, h, w, height, width, x.stride(), skip.stride(), out.stride(),
+            x, skip, out, c1, c2, h, w, height, width, *x.stride(), *skip.stride(),
+            *out.stride(),
             resize_scale(h, height, align_corners), resize_scale(w, width, align_corners),
             ALIGN_CORNERS=align_corners, TILE_H=tile.height, TILE_W=tile.width, BLOCK_C=tile.outer,
-            ALIGN=alignment(x, skip, out), WIDE=needs_wide_index(x, skip, out), **tile.options(),
+            ALIGN=alignment(x, skip, out, rows=layout_class(skip) == "nchw"),
+            WIDE=needs_wide_index(x, skip, out), **tile.options(),
         )  # fmt: skip
     return out
 
@@ -172,10 +176,11 @@ def _shrink(grad: Tensor, out: Tensor, axis: int, align_corners: bool) -> None:
         upsample_concat_bwd_axis_kernel[
             n * triton.cdiv(height, tile.height) * triton.cdiv(width, tile.width), triton.cdiv(c, tile.outer)
         ](
-            grad, out, c, height, width, readers_of, grad.stride(), out.stride(),
+            grad, out, c, height, width, readers_of, *grad.stride(), *out.stride(),
             resize_scale(size, readers_of, align_corners), inverse, readers,
             ALIGN_CORNERS=align_corners, ALONG_HEIGHT=axis == 2, TILE_H=tile.height, TILE_W=tile.width,
-            BLOCK_C=tile.outer, ALIGN=alignment(grad, out), WIDE=needs_wide_index(grad, out), **tile.options(),
+            BLOCK_C=tile.outer, ALIGN=alignment(grad, out, rows=layout_class(out) == "nchw"),
+            WIDE=needs_wide_index(grad, out), **tile.options(),
         )  # fmt: skip
 
 

@@ -34,11 +34,14 @@ from ._common import (
     alignment,
     dot_precision,
     guard,
+    kernel,
     needs_wide_index,
     offsets,
+    product,
     reader_weight,
     resize_scale,
     resize_source,
+    tap_strides,
     tile_position,
 )
 from ._separable import _tap
@@ -64,7 +67,7 @@ def _reads(
     return tl.where(((i >= 0) & (i < size))[:, None], weight, 0.0)
 
 
-@triton.jit
+@kernel
 def upsample_concat_separable_conv2d_fwd_kernel(
     x,  # [N, C1, h, w]
     skip,  # [N, C2, H, W]
@@ -81,13 +84,13 @@ def upsample_concat_separable_conv2d_fwd_kernel(
     CO,
     HO,
     WO,
-    x_strides,
-    s_strides,
-    d_strides,
-    o_strides,
-    stride,
-    padding,
-    dilation,
+    x_n, x_c, x_h, x_w,
+    s_n, s_c, s_h, s_w,
+    d_c, d_y, d_x,
+    o_n, o_c, o_h, o_w,
+    stride_h, stride_w,
+    padding_h, padding_w,
+    dilation_h, dilation_w,
     scale_h,
     scale_w,
     negative_slope,
@@ -104,10 +107,14 @@ def upsample_concat_separable_conv2d_fwd_kernel(
     PRECISION: tl.constexpr,
     ALIGN: tl.constexpr,
     WIDE: tl.constexpr,
-):
-    x_strides = aligned(x_strides, ALIGN)
-    s_strides = aligned(s_strides, ALIGN)
-    o_strides = aligned(o_strides, ALIGN)
+):  # fmt: skip
+    d_strides = (d_c, 0, d_y, d_x)
+    stride = (stride_h, stride_w)
+    padding = (padding_h, padding_w)
+    dilation = (dilation_h, dilation_w)
+    x_strides = aligned(x_n, x_c, x_h, x_w, ALIGN)
+    s_strides = aligned(s_n, s_c, s_h, s_w, ALIGN)
+    o_strides = aligned(o_n, o_c, o_h, o_w, ALIGN)
     C1 = C1 // ALIGN * ALIGN
     C2 = C2 // ALIGN * ALIGN
     CO = CO // ALIGN * ALIGN
@@ -143,11 +150,11 @@ def upsample_concat_separable_conv2d_fwd_kernel(
             weight_y = _reads(iy + ky * dilation[0], y, h, H, scale_h, ALIGN_CORNERS)
             for kx in tl.static_range(KW):
                 samples = (weight_y * weights_x[kx]).to(window.dtype)
-                value = tl.dot(samples, window, input_precision=PRECISION)
+                value = product(samples, window, None, PRECISION)
                 pointers = depthwise + c * d_strides[0] + ky * d_strides[2] + kx * d_strides[3]
                 between += value * tl.load(pointers, mask=c < C1, other=0.0).to(tl.float32)[None, :]
         weight = tl.load(rows + c[:, None], mask=(c < C1)[:, None] & (o < CO)[None, :], other=0.0)  # [BC, BO]
-        acc = tl.dot(between.to(weight.dtype), weight, acc, input_precision=PRECISION)
+        acc = product(between.to(weight.dtype), weight, acc, PRECISION)
     image_skip = skip + n * s_strides[0]
     depthwise_skip = depthwise + C1 * d_strides[0]
     for first in range(0, C2, BLOCK_C):
@@ -160,7 +167,7 @@ def upsample_concat_separable_conv2d_fwd_kernel(
                 d_strides, dilation,
             )  # fmt: skip
         weight = tl.load(rows + C1 + c[:, None], mask=(c < C2)[:, None] & (o < CO)[None, :], other=0.0)
-        acc = tl.dot(between.to(weight.dtype), weight, acc, input_precision=PRECISION)
+        acc = product(between.to(weight.dtype), weight, acc, PRECISION)
     if bias is not None:
         acc += tl.load(bias + o, mask=o < CO, other=0.0).to(tl.float32)[None, :]
     acc = activate(acc, ACTIVATION, negative_slope)
@@ -215,8 +222,8 @@ def forward(
             n * triton.cdiv(ho, tile.height) * triton.cdiv(wo, tile.width), triton.cdiv(o, tile.outer)
         ](
             x, skip, depthwise_weight, pointwise_weight.contiguous(), bias if bias is None else bias.contiguous(), out,
-            c1, c2, h, w, height, width, o, ho, wo, x.stride(), skip.stride(), depthwise_weight.stride(), out.stride(),
-            tuple(stride), tuple(padding), tuple(dilation), *scales, negative_slope, KH=kh, KW=kw,
+            c1, c2, h, w, height, width, o, ho, wo, *x.stride(), *skip.stride(), *tap_strides(depthwise_weight),
+            *out.stride(), *stride, *padding, *dilation, *scales, negative_slope, KH=kh, KW=kw,
             ACTIVATION=activation, ALIGN_CORNERS=align_corners, WINDOW_H=window[0], WINDOW_W=window[1],
             TILE_H=tile.height, TILE_W=tile.width, BLOCK_C=tile.inner, BLOCK_O=tile.outer,
             PRECISION=dot_precision(x), ALIGN=alignment(x, skip, out), WIDE=needs_wide_index(x, skip, out),

@@ -23,8 +23,13 @@ from torch import Tensor
 
 from .._layout import empty_like_format
 from ._common import (
+    aligned,
+    alignment,
+    divisor,
+    extents,
     first_reader,
     guard,
+    kernel,
     needs_wide_index,
     reader_weight,
     resize_readers,
@@ -49,7 +54,7 @@ def _value(plane, top, bottom, left, right, fy, fx, inside):
     return (1.0 - fy) * ((1.0 - fx) * a + fx * b) + fy * ((1.0 - fx) * c + fx * d)
 
 
-@triton.jit
+@kernel
 def upsample_cross_entropy_fwd_kernel(
     logits,  # [N, K, h, w]
     target,  # [N, H, W] integers, or None: then `out` gets the log-sum-exp
@@ -61,8 +66,8 @@ def upsample_cross_entropy_fwd_kernel(
     w,
     H,
     W,
-    strides,
-    t_strides,
+    x_n, x_c, x_h, x_w,
+    t_n, t_h, t_w,
     ignore_index,
     smoothing,
     scale_h,
@@ -72,24 +77,27 @@ def upsample_cross_entropy_fwd_kernel(
     SUMS: tl.constexpr,
     TILE_H: tl.constexpr,
     TILE_W: tl.constexpr,
+    ALIGN: tl.constexpr,
     WIDE: tl.constexpr,
-):
+):  # fmt: skip
+    t_n, _, t_h, t_w = aligned(t_n, 0, t_h, t_w, ALIGN)
+    _, W = extents(K, W, ALIGN)
     n, y, x = tile_position(tl.program_id(0), H, W, TILE_H, TILE_W)
     inside = (y < H) & (x < W)
     top, bottom, fy = resize_source(y, h, scale_h, ALIGN_CORNERS)
     left, right, fx = resize_source(x, w, scale_w, ALIGN_CORNERS)
-    top = widen(top, WIDE) * strides[2]
-    bottom = widen(bottom, WIDE) * strides[2]
-    left = widen(left, WIDE) * strides[3]
-    right = widen(right, WIDE) * strides[3]
+    top = widen(top, WIDE) * x_h
+    bottom = widen(bottom, WIDE) * x_h
+    left = widen(left, WIDE) * x_w
+    right = widen(right, WIDE) * x_w
     y = widen(y, WIDE)
     label = tl.full((TILE_H * TILE_W,), -1, tl.int64)
     valid = inside
     if target is not None:
-        pointers = target + n * t_strides[0] + y * t_strides[1] + widen(x, WIDE) * t_strides[2]
+        pointers = target + n * t_n + y * t_h + widen(x, WIDE) * t_w
         label = tl.load(pointers, mask=inside, other=0).to(tl.int64)
         valid = inside & (label != ignore_index)
-    plane = logits + n * strides[0]
+    plane = logits + n * x_n
     # not minus infinity: the difference of two of them would be NaN
     most = tl.full((TILE_H * TILE_W,), -3.0e38, tl.float32)
     total = tl.zeros((TILE_H * TILE_W,), tl.float32)
@@ -112,7 +120,7 @@ def upsample_cross_entropy_fwd_kernel(
                 class_weight = tl.load(weight + k).to(tl.float32)
             smooth += class_weight * (value - first)
             weights += class_weight
-        plane += strides[1]
+        plane += x_c
     normaliser = most + tl.log(total)
     if target is None:
         tl.store(out + n * H * W + y * W + x, normaliser, mask=inside)
@@ -133,7 +141,7 @@ def upsample_cross_entropy_fwd_kernel(
             tl.store(out + n * H * W + y * W + x, loss, mask=inside)
 
 
-@triton.jit
+@kernel
 def upsample_cross_entropy_sum_kernel(
     losses,  # [N, M] float32, contiguous
     weights,  # [N, M] float32, contiguous
@@ -141,7 +149,7 @@ def upsample_cross_entropy_sum_kernel(
     weight,  # [N] float32
     M,
     BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     n = tl.program_id(0).to(tl.int64)
     loss_sum = tl.zeros((BLOCK,), tl.float32)
     weight_sum = tl.zeros((BLOCK,), tl.float32)
@@ -153,7 +161,7 @@ def upsample_cross_entropy_sum_kernel(
     tl.store(weight + n, tl.sum(weight_sum, 0))
 
 
-@triton.jit
+@kernel
 def upsample_cross_entropy_bwd_kernel(
     scale,  # [N] or [N, H, W]: gradient of each image's or each pixel's loss
     logits,  # [N, K, h, w]
@@ -166,10 +174,10 @@ def upsample_cross_entropy_bwd_kernel(
     w,
     H,
     W,
-    s_strides,
-    strides,
-    t_strides,
-    g_strides,
+    s_n, s_h, s_w,
+    x_n, x_c, x_h, x_w,
+    t_n, t_h, t_w,
+    g_n, g_c, g_h, g_w,
     ignore_index,
     smoothing,
     scale_h,
@@ -185,8 +193,11 @@ def upsample_cross_entropy_bwd_kernel(
     CELLS_H: tl.constexpr,
     CELLS_W: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    ALIGN: tl.constexpr,
     WIDE: tl.constexpr,
-):
+):  # fmt: skip
+    t_n, _, t_h, t_w = aligned(t_n, 0, t_h, t_w, ALIGN)
+    _, W = extents(K, W, ALIGN)
     across = tl.cdiv(w, CELLS_W)
     per_image = tl.cdiv(h, CELLS_H) * across
     n = (tl.program_id(0) // per_image).to(tl.int64)
@@ -195,7 +206,7 @@ def upsample_cross_entropy_bwd_kernel(
     i = cell_y + tl.arange(0, CELLS_H)
     j = cell_x + tl.arange(0, CELLS_W)
     k = tl.program_id(1)
-    plane = logits + n * strides[0] + k.to(tl.int64) * strides[1]
+    plane = logits + n * x_n + k.to(tl.int64) * x_c
 
     class_weight = 1.0
     if weight is not None:
@@ -216,24 +227,20 @@ def upsample_cross_entropy_bwd_kernel(
     for start_y in range(first_y, last_y, TILE_H):
         y = start_y + tl.arange(0, TILE_H)
         top, bottom, fy = resize_source(y, h, scale_h, ALIGN_CORNERS)
-        top = (widen(top, WIDE) * strides[2])[:, None]
-        bottom = (widen(bottom, WIDE) * strides[2])[:, None]
+        top = (widen(top, WIDE) * x_h)[:, None]
+        bottom = (widen(bottom, WIDE) * x_h)[:, None]
         weight_y = reader_weight(y[None, :], i[:, None], h, scale_h, ALIGN_CORNERS)  # [CELLS_H, TILE_H]
         for start_x in range(first_x, last_x, TILE_W):
             x = start_x + tl.arange(0, TILE_W)
             left, right, fx = resize_source(x, w, scale_w, ALIGN_CORNERS)
-            left = (widen(left, WIDE) * strides[3])[None, :]
-            right = (widen(right, WIDE) * strides[3])[None, :]
+            left = (widen(left, WIDE) * x_w)[None, :]
+            right = (widen(right, WIDE) * x_w)[None, :]
             inside = (y < H)[:, None] & (x < W)[None, :]
             pixel_y = widen(y, WIDE)[:, None]
             pixel_x = widen(x, WIDE)[None, :]
-            label = tl.load(
-                target + n * t_strides[0] + pixel_y * t_strides[1] + pixel_x * t_strides[2], mask=inside, other=0
-            ).to(tl.int64)
+            label = tl.load(target + n * t_n + pixel_y * t_h + pixel_x * t_w, mask=inside, other=0).to(tl.int64)
             valid = inside & (label != ignore_index)
-            factor = tl.load(
-                scale + n * s_strides[0] + pixel_y * s_strides[1] + pixel_x * s_strides[2], mask=valid, other=0.0
-            ).to(tl.float32)
+            factor = tl.load(scale + n * s_n + pixel_y * s_h + pixel_x * s_w, mask=valid, other=0.0).to(tl.float32)
             log_sum = tl.load(normaliser + n * H * W + pixel_y * W + pixel_x, mask=inside, other=0.0)
             value = _value(plane, top, bottom, left, right, fy[:, None], fx[None, :], inside)
             probability = tl.exp(value - log_sum)
@@ -248,8 +255,8 @@ def upsample_cross_entropy_bwd_kernel(
             weight_x = reader_weight(x[:, None], j[None, :], w, scale_w, ALIGN_CORNERS)  # [TILE_W, CELLS_W]
             rows = tl.dot(gradient, weight_x, input_precision="ieee")  # [TILE_H, CELLS_W]
             acc = tl.dot(weight_y, rows, acc, input_precision="ieee")
-    pointers = grad + n * g_strides[0] + k.to(tl.int64) * g_strides[1]
-    pointers += (widen(i, WIDE) * g_strides[2])[:, None] + (widen(j, WIDE) * g_strides[3])[None, :]
+    pointers = grad + n * g_n + k.to(tl.int64) * g_c
+    pointers += (widen(i, WIDE) * g_h)[:, None] + (widen(j, WIDE) * g_w)[None, :]
     tl.store(pointers, acc.to(grad.dtype.element_ty), mask=(i < h)[:, None] & (j < w)[None, :])
 
 
@@ -268,11 +275,12 @@ def _launch_pixels(
     height, width = size
     tile = choose("upsample_cross_entropy", "forward", "any", logits)
     upsample_cross_entropy_fwd_kernel[(n * triton.cdiv(height, tile.height) * triton.cdiv(width, tile.width),)](
-        logits, target, weight, out, weights_out, classes, h, w, height, width, logits.stride(),
-        (0, 0, 0) if target is None else target.stride(), ignore_index, label_smoothing,
+        logits, target, weight, out, weights_out, classes, h, w, height, width, *logits.stride(),
+        *((0, 0, 0) if target is None else target.stride()), ignore_index, label_smoothing,
         resize_scale(h, height, align_corners), resize_scale(w, width, align_corners),
         ALIGN_CORNERS=align_corners, SMOOTH=target is not None and label_smoothing > 0.0,
         SUMS=weights_out is not None, TILE_H=tile.height, TILE_W=tile.width,
+        ALIGN=-divisor(width) if target is None else alignment(target, rows=True),
         WIDE=needs_wide_index(logits, target) or height * width >= 2**31, **tile.options(),
     )  # fmt: skip
 
@@ -343,12 +351,13 @@ def backward(
             n * triton.cdiv(h, tile.inner) * triton.cdiv(w, tile.outer), classes
         ](
             scale, logits, target, weight, normaliser, grad, classes, h, w, height, width,
-            (*scale.stride(), 0, 0)[:3], logits.stride(), target.stride(), grad.stride(),
+            *(*scale.stride(), 0, 0)[:3], *logits.stride(), *target.stride(), *grad.stride(),
             ignore_index, label_smoothing,
             resize_scale(h, height, align_corners), resize_scale(w, width, align_corners),
             inverse_h, inverse_w, readers_h, readers_w,
             ALIGN_CORNERS=align_corners, SMOOTH=label_smoothing > 0.0, TILE_H=tile.height, TILE_W=tile.width,
             CELLS_H=tile.inner, CELLS_W=tile.outer, BLOCK_K=32,
+            ALIGN=alignment(target, rows=True),
             WIDE=needs_wide_index(logits, target, grad) or height * width >= 2**31, **tile.options(),
         )  # fmt: skip
     return grad

@@ -119,16 +119,18 @@ def _source(function: JITFunction, seen: set[str]) -> list[str]:
     return texts
 
 
-def _specialised(value: Any) -> str:
-    """What triton compiles for an argument: its type, and of an integer whether it is 1 or divisible by 16."""
+def _specialised(value: Any, parameter: Any) -> str:
+    """What triton compiles for an argument: its type, and whether an integer is 1 or divisible by 16, where the kernel
+    asks for it."""
     if isinstance(value, torch.Tensor):
         return str(value.dtype)
     if isinstance(value, (tuple, list)):
-        return f"({', '.join(map(_specialised, value))})"
+        return f"({', '.join(_specialised(v, parameter) for v in value)})"
     if isinstance(value, int) and not isinstance(value, bool):
-        if value == 1:
+        if value == 1 and not parameter.do_not_specialize:
             return "1"
-        return f"i{64 if abs(value) > 2**31 - 1 else 32}{'/16' if value % 16 == 0 else ''}"
+        divides = value % 16 == 0 and not (parameter.do_not_specialize or parameter.do_not_specialize_on_alignment)
+        return f"i{64 if abs(value) > 2**31 - 1 else 32}{'/16' if divides else ''}"
     return type(value).__name__
 
 
@@ -232,7 +234,8 @@ def launches(target: str, call: Callable[[], Any]) -> list[Launch]:
     found: dict[str, Launch] = {}
 
     def collect(function: JITFunction, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        parts = [*_source(function, set()), *map(_specialised, args), repr(sorted(options.items())), target]
+        types = map(_specialised, args, function.params)
+        parts = [*_source(function, set()), *types, repr(sorted(options.items())), target]
         key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
         found.setdefault(key, Launch(function, args, options, target, key))
 

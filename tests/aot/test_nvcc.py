@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,24 @@ def test_the_code_of_half_precision_kernels_is_measured(rows: list[nvcc.Resource
     for row in rows:
         if row.measures is not None and row.kernel == "inverted_residual_kernel":
             assert min(row.measures.strip_instructions, row.measures.hidden, row.measures.depthwise_instructions) > 0
+
+
+@pytest.mark.parametrize(("target", "of"), [("sm_87", "sm_80"), ("sm_100", "sm_90"), ("sm_120", "sm_90")])
+def test_gpus_without_machine_code_run_from_ptx(target: str, of: str, tmp_path: Path) -> None:
+    ptxas = nvcc.tool("ptxas")
+    if (reason := nvcc.missing()) or ptxas is None:
+        pytest.skip(reason or "no ptxas")
+    command = [str(nvcc.tool("cuobjdump")), "--extract-ptx", "all", str(nvcc.LIBRARY.resolve())]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    files = [path for path in tmp_path.glob("*.ptx") if f".target {of}" in path.read_text()[:2000]]
+    # one for every source; the smallest stands for all, whose code is a minute's work for ptxas
+    assert len(files) >= 9, f"no PTX for {of} in the library"
+    smallest = min(files, key=lambda path: path.stat().st_size)
+    done = subprocess.run(
+        [ptxas, f"-arch={target}", "-v", smallest, "-o", tmp_path / "code"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "preprocess_kernel" in done.stderr and "0 bytes spill stores" in done.stderr
 
 
 def test_faults_are_found() -> None:

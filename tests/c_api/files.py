@@ -15,6 +15,7 @@ from liteseg_kernels.plan import file as plan_file
 from liteseg_kernels.testing import trained_like
 from tests.plan.test_bf16 import Tower
 from tests.plan.test_dense import Dense, conv
+from tests.plan.test_int8 import small
 from tests.plan.test_large import Head
 from tests.plan.test_shufflenet import Units
 
@@ -36,6 +37,7 @@ NETWORKS = {
     "head_without_last": lambda: Head(17, 5, (3,), last=False, deeper=False),
     "units": lambda: ColourUnits(2, 12, 3, 1),
     "units_dilated": lambda: ColourUnits(1, 8, 2, 3),
+    "int8": small,
     "dense": lambda: Dense(3, conv(3, 8), nn.MaxPool2d(2), conv(8, 24, 5, activation="relu6"), conv(24, 3, 1)),
     "winograd": lambda: Dense(3, conv(3, 33, 1), conv(33, 40), nn.MaxPool2d(2), conv(40, 3)),
     "winograd_of_many": lambda: Dense(3, conv(3, 256, 1), conv(256, 17, activation="relu")),

@@ -272,14 +272,40 @@ def test_a_file_that_contradicts_itself_is_refused(small: Path) -> None:
         "dims of 0 to": with_word(first + 16, -3),
         "values for all weights": with_word(first + 24, 1 << 20),
         "values of weights": sealed(data + bytes(8)),
+        "finite means and positive standard deviations": sealed(
+            data[: words - 48] + struct.pack("<d", float("nan")) + data[words - 40 :]
+        ),
+        # none of its words, and no weights
+        "a program of version 1, got 0": sealed(data[:words] + bytes(16)),
     }
     for text, file in cases.items():
         status, told = refused(file)
         assert status == BROKEN and text in told, told
+    assert refused(sealed(data[: words - 48] + struct.pack("<d", 1e7) + data[words - 40 :]))[0] == BROKEN
     classes = files.parts(data)[0] and struct.unpack_from("<I", data, 24)[0] + 28
     changed = bytearray(data)
     struct.pack_into("<I", changed, classes, 4)
     assert refused(sealed(changed)) == (BROKEN, "liteseg_open: file: expected a program of 4 classes, got 3")
+
+
+def test_weights_of_bytes_that_are_none_count_as_zeros(tmp_path: Path, picture: np.ndarray) -> None:
+    data = files.write(files.fused("int8"), tmp_path / "int8.liteseg").read_bytes()
+    _, values = files.parts(data)
+    logits = []
+    for wrong in (float("nan"), 1e30, -float("inf"), 0.0):
+        changed = np.frombuffer(data[values:], np.float32).copy()
+        # above 1 there are weights and biases of bytes, no scales and no weights of the convolution in float
+        changed[np.flatnonzero(np.abs(changed) > 1)[::7]] = wrong
+        with c_library.Network(sealed(data[:values] + changed.tobytes()), threads=1) as network:
+            logits.append(network.logits(picture))
+    assert all(np.array_equal(one, logits[-1]) for one in logits) and len(np.unique(logits[-1])) > 2
+
+
+def test_a_file_of_grey_pictures_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "grey.liteseg"
+    plan_file.write(path, files.fused("tower").program(), plan_file.Description(3, MEAN[:1], STD[:1]))
+    told = "liteseg_open: file: expected a network of RGB pictures, got one of 1 channels"
+    assert refused(path) == (UNSUPPORTED, told)
 
 
 def test_wrong_arguments(small: Path, tmp_path: Path, picture: np.ndarray) -> None:
@@ -287,7 +313,7 @@ def test_wrong_arguments(small: Path, tmp_path: Path, picture: np.ndarray) -> No
         CANNOT_READ,
         f"liteseg_open: path: expected a file to read, got '{tmp_path / 'none.liteseg'}': No such file or directory",
     )
-    assert refused(tmp_path)[0] == CANNOT_READ
+    assert refused(tmp_path)[0] == refused(Path(os.devnull))[0] == CANNOT_READ
     (tmp_path / "empty").touch()
     assert refused(tmp_path / "empty")[0] == BROKEN
     assert refused(STREET)[1].endswith("expected a network file (liteseg export --format plan), got another file")
@@ -304,6 +330,11 @@ def test_wrong_arguments(small: Path, tmp_path: Path, picture: np.ndarray) -> No
     assert lib.liteseg_open(str(small).encode(), ctypes.byref(options), ctypes.byref(null)) == INVALID
     lib.liteseg_close(None)
     assert lib.liteseg_classes(None) == 0 and lib.liteseg_class_name(None, 0) is None
+    assert lib.liteseg_input_scale(None) == lib.liteseg_smallest_side(None) == lib.liteseg_threads(None) == 0
+    assert lib.liteseg_description(None) is None
+    # no options are the usual ones
+    assert lib.liteseg_open(str(small).encode(), None, ctypes.byref(null)) == 0 and lib.liteseg_threads(null) >= 1
+    lib.liteseg_close(null)
     out = np.zeros(picture.shape[:2], np.uint8)
     with c_library.Network(small, threads=1, memory_limit=1 << 20) as network:
         for name in (-1, 3, 1 << 30):

@@ -132,6 +132,10 @@ def test_commands_run(place: str, line: str, workplace: Path, capsys: pytest.Cap
         names = ("grass", "path", "flower bed")
         model = liteseg.create_model("liteseg_mobilenetv2", 3, class_names=names)
         liteseg.save_weights(model, "runs/mine/weights.safetensors")
+    if "camvid_int8.safetensors" in arguments and arguments[0] != "quantize":
+        liteseg.save_weights(
+            liteseg.quantize(liteseg.create_model(weights="camvid"), ["street.jpg"]), "camvid_int8.safetensors"
+        )
     if arguments[0] == "train":
         pytest.importorskip("pytorch_lightning")
     if "onnx" in arguments:

@@ -6,9 +6,9 @@ import torch
 
 from liteseg_kernels import _loader
 
-ORDER = ("scalar", "avx2", "avx512", "avx512bf16", "amx")
+ORDER = ("scalar", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx")
 # with kernels for bfloat16 plans
-BF16 = ORDER[3:]
+BF16 = ORDER[4:]
 HERE = "none" if _loader.missing("cpu") is not None else torch.ops.liteseg_cpu.isa()
 
 

@@ -137,6 +137,15 @@ def test_backward(world_name: str, case: Case) -> None:
     check_backward(F.daspp, oracle, world_name, case, maps=("x",), before_activation=before_activation)
 
 
+def test_gradients_that_nearly_cancel() -> None:
+    # each further rounding of the maps between them costs a digit: an H200 was 0.034 off, with a limit of 0.032
+    rates = next(case for case in CASES if case.name == "deeper at five rates")
+    check_backward(
+        F.daspp, oracle, "interpreter", rates, maps=("x",), layouts=("nchw",), dtypes=(torch.bfloat16,),
+        before_activation=before_activation, factor=1.0,
+    )  # fmt: skip
+
+
 def test_threads_do_not_change_the_result() -> None:
     # enough work for several pieces of every pass
     made = case("", 2, 192, 33, 30, 40, (3, 6), out=48, point=True).make(torch.Generator().manual_seed(0))

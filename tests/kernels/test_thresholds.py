@@ -22,8 +22,8 @@ separable, pyramid, block = test_separable_conv2d.case, test_daspp.case, test_in
 # the sum over the input's channels is shared by several programs
 SPLIT = [
     (F.separable_conv2d, test_separable_conv2d.oracle, separable("", 1, c, 1, 2, 5, residual=True, activation="relu"))
-    for c in (511, 512)
-] + [(F.daspp, test_daspp.oracle, pyramid("", 1, c, 1, 2, 3, (1,), point=True)) for c in (511, 512)]
+    for c in (176, 177, 768)
+] + [(F.daspp, test_daspp.oracle, pyramid("", 1, c, 1, 2, 3, (1,), point=True)) for c in (176, 177)]
 # the hidden channels never reach memory, in half types
 FUSED = [
     (F.inverted_residual, test_inverted_residual.oracle, block("", 1, c, 3, 4, 5, 2, stride=stride))
@@ -40,10 +40,20 @@ def check(op: Callable[..., Tensor], oracle: Callable[..., Tensor], case: Case, 
 
 
 @pytest.mark.parametrize(
-    ("op", "oracle", "case"), SPLIT, ids=["separable-511", "separable-512", "daspp-511", "daspp-512"]
+    ("op", "oracle", "case"), SPLIT, ids=["separable-176", "separable-177", "separable-768", "daspp-176", "daspp-177"]
 )
 def test_shared_sums(op: Callable[..., Tensor], oracle: Callable[..., Tensor], case: Case) -> None:
     check(op, oracle, case, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("programs", "steps", "wanted"),
+    [(1, 100, 8), (20, 100, 4), (66, 100, 2), (67, 100, 1), (1, 12, 2), (1, 11, 1), (1, 1, 1)],
+)
+def test_sums_are_shared_as_far_as_the_device_is_idle(programs: int, steps: int, wanted: int) -> None:
+    with enter("interpreter"):
+        common = importlib.import_module("liteseg_kernels.triton._common")
+        assert common.splits_of(programs, steps, torch.empty(1)) == wanted
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -54,10 +64,16 @@ def test_fused_hidden_channels(
     check(op, oracle, case, dtype)
 
 
-def test_sums_of_more_tiles_than_a_program_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("parts", [2, 512])
+def test_sums_of_more_tiles_than_a_program_takes(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with enter("interpreter"):
         statistics = importlib.import_module("liteseg_kernels.triton.batch_norm_activation")
-        monkeypatch.setattr(statistics, "_TILES", 1)
+        common = importlib.import_module("liteseg_kernels.triton._common")
+        monkeypatch.setattr(statistics, "_LEAST_TILES", 1)
+        monkeypatch.setattr(statistics, "_MOST_PARTS", parts)
+        # several steps of adding up too
+        for module in (statistics, common):
+            monkeypatch.setattr(module, "_ROWS", 2)
         given = next(case for case in test_batch_norm_activation.CASES if case.name == "large mean")
         test_batch_norm_activation.test_forward("interpreter", given)
         test_batch_norm_activation.test_backward("interpreter", given)

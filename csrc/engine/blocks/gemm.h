@@ -51,6 +51,26 @@ struct ByIndex {
   }
 };
 
+// Calls block(height, first row) for `count` rows, where height is an integral constant: at most Most, and one of few, for
+// each is code of its own.
+template <int Most, typename Block>
+LITESEG_INLINE void in_blocks(int64_t count, const Block& block) {
+  int64_t m = 0;
+  const auto some = [&](auto height) LITESEG_INLINE_LAMBDA {
+    constexpr int H = decltype(height)::value;
+    if constexpr (H <= Most) {
+      for (; m + H <= count; m += H) {
+        block(height, m);
+      }
+    }
+  };
+  some(std::integral_constant<int, Most>{});
+  some(std::integral_constant<int, 8>{});
+  some(std::integral_constant<int, 4>{});
+  some(std::integral_constant<int, 2>{});
+  some(std::integral_constant<int, 1>{});
+}
+
 // One M x V block of sums. If Fetches, prefetch the next panel (same size as b) into L2.
 template <typename T, int M, int V, bool Fetches = false, typename Order>
 LITESEG_ONE_COPY void gemm_block(const float* a, int64_t lda, const float* b, int64_t k_count, const float* bias,
@@ -86,39 +106,33 @@ LITESEG_ONE_COPY void gemm_block(const float* a, int64_t lda, const float* b, in
       }
     }
   }
-  const Vec slope = set1(epilogue.slope);
-  // `known` and `adds` carry the activation and the presence of a residual as types, so that no vector branches on them
-  const auto finish = [&](auto known, auto adds) LITESEG_INLINE_LAMBDA {
-    constexpr int fixed = decltype(known)::value;
+  if (epilogue.residual != nullptr) {
 #pragma GCC unroll 12
     for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 2
       for (int v = 0; v < V; ++v) {
         const int64_t col = v * Vec::width;
-        Vec sum = acc[m][v];
-        if (decltype(adds)::value) {
-          sum = add(sum, load_partial(epilogue.residual + m * epilogue.residual_stride + col, cols - col));
-        }
-        store_partial(out + m * ldo + col, activate(sum, fixed < 0 ? epilogue.activation : fixed, slope), cols - col);
+        const T* p = epilogue.residual + m * epilogue.residual_stride + col;
+        acc[m][v] = add(acc[m][v], load_partial(p, cols - col));
+      }
+    }
+  }
+  // no vector branches on the activation
+  const auto finish = [&](const auto& activation) LITESEG_INLINE_LAMBDA {
+#pragma GCC unroll 12
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) {
+        const int64_t col = v * Vec::width;
+        store_partial(out + m * ldo + col, activation(acc[m][v]), cols - col);
       }
     }
   };
-  const auto choose = [&](auto adds) LITESEG_INLINE_LAMBDA {
-    switch (epilogue.activation) {
-      case cpu::kRelu6:
-        return finish(std::integral_constant<int, cpu::kRelu6>{}, adds);
-      case cpu::kRelu:
-        return finish(std::integral_constant<int, cpu::kRelu>{}, adds);
-      case cpu::kNone:
-        return finish(std::integral_constant<int, cpu::kNone>{}, adds);
-      default:
-        return finish(std::integral_constant<int, -1>{}, adds);
-    }
-  };
-  if (epilogue.residual == nullptr) {
-    choose(std::false_type{});
+  if (epilogue.activation == cpu::kLeakyRelu) {
+    const Vec slope = set1(epilogue.slope);
+    finish([&](Vec sum) LITESEG_INLINE_LAMBDA { return activate(sum, cpu::kLeakyRelu, slope); });
   } else {
-    choose(std::true_type{});
+    finish(Clamp(epilogue.activation));
   }
 }
 

@@ -48,19 +48,6 @@ LITESEG_INLINE __m512i round_two(__mmask32 mask, Vec low, Vec high) {
   return reinterpret_cast<__m512i>(_mm512_maskz_cvtne2ps_pbh(mask, high.v, low.v));
 }
 
-// An activation as a lower and an upper limit. Operands of minimum and maximum are ordered so that NaN is kept, as in
-// torch.
-struct Clamp {
-  Vec low, high;
-
-  LITESEG_INLINE explicit Clamp(int activation)
-      : low(set1(activation == cpu::kNone ? -__builtin_inff() : 0.0f)),
-        high(set1(activation == cpu::kRelu6 ? 6.0f : __builtin_inff())) {}
-  LITESEG_INLINE Vec operator()(Vec a) const {
-    return minimum(high, maximum(low, a));
-  }
-};
-
 // Left side of a product. Row m is the concatenation of `runs` runs of `words` words, run r at first[r] + m * step. If
 // Pair, the block computes two rows of the map at once and the second one's runs follow the first one's.
 struct Left {
@@ -163,42 +150,13 @@ LITESEG_INLINE void dot_block(const Left& left, int64_t m0, const float* b, cons
   store.template put<H, V>(m0, acc);
 }
 
-// rows [0, count) of one panel, V * 16 columns of it, in blocks of nearly the same size
+// rows [0, count) of one panel, V * 16 columns of it
 template <bool Pair, int V, typename Store>
 LITESEG_ONE_COPY void dot_panel(int64_t count, const Left& left, const float* b, const float* bias,
                                 const Store& store) {
-  constexpr int64_t most = Pair ? kRows / 2 : kRows;
-  int64_t m = 0;
-  for (int64_t blocks = div_up(count, most); blocks > 0; --blocks) {
-    const int64_t rows = div_up(count - m, blocks);
-    switch (rows) {
-#define LITESEG_BLOCK(H)                            \
-  case H:                                           \
-    dot_block<H, Pair, V>(left, m, b, bias, store); \
-    break;
-      LITESEG_BLOCK(1)
-      LITESEG_BLOCK(2)
-      LITESEG_BLOCK(3)
-      LITESEG_BLOCK(4)
-      LITESEG_BLOCK(5)
-      LITESEG_BLOCK(6)
-#undef LITESEG_BLOCK
-#define LITESEG_BLOCK(H)                              \
-  case H:                                             \
-    if constexpr (!Pair) {                            \
-      dot_block<H, Pair, V>(left, m, b, bias, store); \
-    }                                                 \
-    break;
-      LITESEG_BLOCK(7)
-      LITESEG_BLOCK(8)
-      LITESEG_BLOCK(9)
-      LITESEG_BLOCK(10)
-      LITESEG_BLOCK(11)
-      LITESEG_BLOCK(12)
-#undef LITESEG_BLOCK
-    }
-    m += rows;
-  }
+  in_blocks<Pair ? kRows / 2 : kRows>(count, [&](auto height, int64_t m) LITESEG_INLINE_LAMBDA {
+    dot_block<decltype(height)::value, Pair, V>(left, m, b, bias, store);
+  });
 }
 #endif
 

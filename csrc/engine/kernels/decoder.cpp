@@ -34,10 +34,13 @@ struct FloatProducts {
   static LITESEG_INLINE int64_t pixel(int64_t c) {
     return c;
   }
+  static LITESEG_INLINE int64_t skip_pixel(int64_t c) {
+    return c;
+  }
   static LITESEG_INLINE int64_t rows(int64_t k) {
     return k;
   }
-  static LITESEG_INLINE Vec load(const float* p, int64_t count) {
+  static LITESEG_INLINE Vec load(const Args&, const float* p, int64_t count) {
     return load_partial(p, count);
   }
   static LITESEG_INLINE void to_floats(int64_t pixels, int64_t n, int64_t k, const float* a, int64_t lda,

@@ -91,10 +91,10 @@ void resize_lifted_row(const cpu::DecoderArgs& g, int64_t n, int64_t y, float* b
 // P gives
 //   Value           what maps and the left sides of products are made of
 //   Args            the kernel's arguments; sums(args) is the part that is alike for all, x(args) and skip(args) the maps
-//   pixel(c)        values of a stored pixel of c channels
+//   pixel(c), skip_pixel(c)  values of a stored pixel of c channels
 //   rows(k)         rows of a packed panel for k inputs
 //   kTile           pixels that a product is computed for at a time
-//   load(p, count)  a vector of a stored map, of which `count` channels are left
+//   load(args, p, count)  a vector of the map skip, of which `count` channels are left
 //   to_floats(pixels, n, k, a, lda, panels, bias, out, ldo, residual, activation), likewise
 //   to_values(pixels, n, k, a, lda, panels, bias, out, ldo, activation): out = act(a * panels + bias [+ residual])
 //   classify(args, n, y, x, pixels, b, ldb, sums): logits of pixels of one row from the second convolution's output
@@ -151,6 +151,17 @@ class Rows {
     return around(y, rows, taps, [&](int64_t at) { return row2(n, at); });
   }
 
+  // row y of the first convolution's output, the column in front of it first
+  const float* row2(int64_t n, int64_t y) {
+    float* row = at_offset<float>(scratch_, s_.ring2) + y % kTaps * (g_.ow + 2) * s_.ld2;
+    if (tags2_[y % kTaps] == n * g_.oh + y) {
+      return row;
+    }
+    tags2_[y % kTaps] = n * g_.oh + y;
+    compute_row2(n, y, row);
+    return row;
+  }
+
  private:
   template <typename Row>
   int64_t around(int64_t y, const float** rows, int64_t* taps, const Row& row) {
@@ -177,22 +188,17 @@ class Rows {
       resize_row(P::x(args_) + n * g_.h * g_.w * ldx, ldx, g_, y, at_offset<float>(scratch_, s_.blend), dst, s_.ld1);
       dst += g_.c1;
     }
-    const int64_t lds = P::pixel(g_.c2);
-    const typename P::Value* skip = P::skip(args_) + (n * g_.oh + y) * g_.ow * lds;
+    const int64_t lds = P::skip_pixel(g_.c2);
+    const auto* skip = P::skip(args_) + (n * g_.oh + y) * g_.ow * lds;
     for (int64_t x = 0; x < g_.ow && g_.c2 > 0; ++x, dst += s_.ld1, skip += lds) {
       for (int64_t c = 0; c < g_.c2; c += Vec::width) {
-        store_partial(dst + c, P::load(skip + c, g_.c2 - c), g_.c2 - c);
+        store_partial(dst + c, P::load(args_, skip + c, g_.c2 - c), g_.c2 - c);
       }
     }
     return row;
   }
 
-  const float* row2(int64_t n, int64_t y) {
-    float* row = at_offset<float>(scratch_, s_.ring2) + y % kTaps * (g_.ow + 2) * s_.ld2;
-    if (tags2_[y % kTaps] == n * g_.oh + y) {
-      return row;
-    }
-    tags2_[y % kTaps] = n * g_.oh + y;
+  void compute_row2(int64_t n, int64_t y, float* row) {
     if (g_.lift != nullptr) {
       resize_lifted_row(g_, n, y, at_offset<float>(scratch_, s_.blend), row + s_.ld2, s_.ld2);
     }
@@ -210,7 +216,6 @@ class Rows {
       P::to_floats(pixels, g_.f1, s_.c, a, s_.ld1, g_.pointwise1, g_.bias1, out, s_.ld2,
                    g_.lift == nullptr ? nullptr : out, g_.activation1);
     }
-    return row;
   }
 
   const typename P::Args& args_;

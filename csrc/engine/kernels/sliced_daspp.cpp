@@ -48,21 +48,6 @@ struct Scratch {
   }
 };
 
-// out[m][n] (+)= a[m][k0 ...] * b[k0 ...][n] for k_count of the k_total rows that the panels of b have
-void gemm_part(int64_t m_count, int64_t n_count, int64_t k_total, int64_t k0, int64_t k_count, const float* a,
-               int64_t lda, const float* panels, const float* bias, float* out, int64_t ldo, const float* residual) {
-  for (int64_t n = 0; n < n_count; n += kPanel) {
-    const int64_t cols = min_i(kPanel, n_count - n);
-    const float* b = panels + n * k_total + k0 * kPanel;
-    const Epilogue<float> epilogue{residual == nullptr ? nullptr : residual + n, ldo, cpu::kNone, 0.0f};
-    if (cols > Vec::width) {
-      gemm_panel<float, 2>(m_count, a, lda, b, k_count, bias + n, out + n, ldo, cols, epilogue);
-    } else {
-      gemm_panel<float, 1>(m_count, a, lda, b, k_count, bias + n, out + n, ldo, cols, epilogue);
-    }
-  }
-}
-
 // adds what the slice contributes to a branch; the first slice of a group starts the sum from `bias`
 void branch_slice(const SlicedDasppArgs& g, const DasppBranch& branch, const Slice<float>& slice, const Scratch& s,
                   const float* bias, float* sum, bool first, char* scratch) {

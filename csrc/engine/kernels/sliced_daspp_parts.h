@@ -2,6 +2,7 @@
 #pragma once
 
 #include "engine/blocks/depthwise.h"
+#include "engine/blocks/gemm.h"
 #include "engine/kernels/sliced_daspp.h"
 
 namespace liteseg::LITESEG_ISA {
@@ -40,6 +41,22 @@ void depthwise_tile(const T* map, const cpu::SlicedDasppArgs& g, const Depthwise
   }
 }
 
+// out[m][n] (+)= a[m][k0 ...] * b[k0 ...][n] for k_count of the k_total rows that the panels of b have
+LITESEG_INLINE void gemm_part(int64_t m_count, int64_t n_count, int64_t k_total, int64_t k0, int64_t k_count,
+                              const float* a, int64_t lda, const float* panels, const float* bias, float* out,
+                              int64_t ldo, const float* residual) {
+  for (int64_t n = 0; n < n_count; n += kPanel) {
+    const int64_t cols = min_i(kPanel, n_count - n);
+    const float* b = panels + n * k_total + k0 * kPanel;
+    const Epilogue<float> epilogue{residual == nullptr ? nullptr : residual + n, ldo, cpu::kNone, 0.0f};
+    if (cols > Vec::width) {
+      gemm_panel<float, 2>(m_count, a, lda, b, k_count, bias + n, out + n, ldo, cols, epilogue);
+    } else {
+      gemm_panel<float, 1>(m_count, a, lda, b, k_count, bias + n, out + n, ldo, cols, epilogue);
+    }
+  }
+}
+
 // means over the pixels
 template <typename T, typename Out>
 void pool_slice(int64_t pixels, const Slice<T>& slice, Out* mean) {
@@ -61,8 +78,8 @@ void pool_slice(int64_t pixels, const Slice<T>& slice, Out* mean) {
 }
 
 // out[i] = act(the sum of `count` arrays that lie `pitch` apart, and of `bias` where given)
-void add_up(const float* parts, int64_t pitch, int64_t count, const float* bias, int activation, float* out,
-            int64_t floats) {
+LITESEG_INLINE void add_up(const float* parts, int64_t pitch, int64_t count, const float* bias, int activation,
+                           float* out, int64_t floats) {
   for (int64_t i = 0; i < floats; i += Vec::width) {
     const int64_t n = floats - i;
     Vec total = load_partial(parts + i, n);

@@ -1,5 +1,7 @@
 #include "engine/plan/builder.h"
 
+#include <limits>
+
 #include "engine/kernels/pack.h"
 #include "engine/kernels/upsample_argmax.h"
 #include "engine/plan/program.h"
@@ -48,6 +50,27 @@ const float* Builder::inner_depthwise(int64_t channels) {
   return code_.weight(bf16_ == nullptr ? 9 * channels : words * round_up(channels, kWidestVector));
 }
 
+const uint32_t* Builder::byte_matrix(int64_t columns, int64_t rows) {
+  return reinterpret_cast<const uint32_t*>(code_.weight(panels(columns) * div_up(rows, 4)));
+}
+
+const uint32_t* Builder::integers(int64_t columns) {
+  return reinterpret_cast<const uint32_t*>(bias(columns));
+}
+
+const uint32_t* Builder::byte_lanes(int64_t channels, int64_t columns) {
+  return reinterpret_cast<const uint32_t*>(code_.weight(columns * round_up(channels, kBytePixel)));
+}
+
+ByteGrid Builder::grid() {
+  ByteGrid grid{};
+  grid.scale = code_.number();
+  LITESEG_CHECK(grid.scale > 0.0f && grid.scale <= std::numeric_limits<float>::max(), op_, "program", "a scale above 0",
+                grid.scale);
+  grid.zero = static_cast<int32_t>(code_.word("a zero point", 0, 255));
+  return grid;
+}
+
 Edges Builder::edges() {
   Edges e{};
   e.top = code_.word("a padding", 0, 1 << 16);
@@ -64,12 +87,19 @@ int64_t Builder::size_argument() {
   return size;
 }
 
-Builder::Source Builder::any_source() {
+size_t Builder::read_map() {
   const size_t id = static_cast<size_t>(code_.word("a map", 0, static_cast<int64_t>(maps_.size()) - 1));
   Map& map = maps_[id];
   LITESEG_CHECK(!map.scores, op_, "program", "nothing that reads the scores", text("layer ", layer_));
   map.last = layer_;
   ++map.reads;
+  return id;
+}
+
+Builder::Source Builder::any_source() {
+  const size_t id = read_map();
+  const Map& map = maps_[id];
+  LITESEG_CHECK(!map.bytes, op_, "program", "a map of numbers", text("one of bytes in layer ", layer_));
   if (map.dense) {
     return {id, innermost(map.c, map.h, map.w), nullptr};
   }
@@ -84,6 +114,15 @@ Builder::Source Builder::dense_source() {
 
 size_t Builder::inner_source(int64_t c) {
   const size_t id = any_source().id;
+  check_inner(id, c);
+  return id;
+}
+
+size_t Builder::byte_source(int64_t c, const ByteGrid& grid) {
+  const size_t id = read_map();
+  const Map& map = maps_[id];
+  LITESEG_CHECK(map.bytes && map.grid.scale == grid.scale && map.grid.zero == grid.zero, op_, "program",
+                "a map of bytes of this scale and zero point", text("another in layer ", layer_));
   check_inner(id, c);
   return id;
 }
@@ -130,6 +169,15 @@ size_t Builder::add_map(int64_t n, int64_t c, int64_t h, int64_t w) {
   maps_.push_back(map);
   empty_ = empty_ || map.floats() == 0;
   return maps_.size() - 1;
+}
+
+size_t Builder::add_byte_map(int64_t n, int64_t c, int64_t h, int64_t w, const ByteGrid& grid) {
+  const size_t id = add_map(n, c, h, w);
+  Map& map = maps_[id];
+  map.pixel = round_up(c, kBytePixel) / static_cast<int64_t>(sizeof(float));
+  map.bytes = true;
+  map.grid = grid;
+  return id;
 }
 
 size_t Builder::add_pooled_map(int64_t n, int64_t c, int64_t h, int64_t w, bool pool) {

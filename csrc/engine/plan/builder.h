@@ -10,6 +10,7 @@
 #include "engine/blocks/dense_conv.h"
 #include "engine/kernels/bf16/tables.h"
 #include "engine/kernels/graph.h"
+#include "engine/kernels/int8/tables.h"
 #include "engine/plan/memory.h"
 #include "engine/plan/reader.h"
 #include "engine/resample.h"
@@ -46,7 +47,7 @@ inline Strides4 innermost(int64_t c, int64_t h, int64_t w) {
 // a feature map [n, h, w, c]
 struct Map {
   int64_t n = 0, c = 0, h = 0, w = 0;
-  int64_t pixel = 0;            // floats of memory: c, or whole vectors of bf16
+  int64_t pixel = 0;            // floats of memory: c, or whole vectors of bf16 or of bytes
   bool stored = true;           // in the arena, else in memory of the caller: `input` or `result`
   int64_t offset = -1;          // floats into the arena
   const void* input = nullptr;  // data of an input
@@ -57,6 +58,8 @@ struct Map {
   int64_t reads = 0;
   bool any_order = false;  // made by a kernel that can write at any strides
   bool scores = false;     // float, in a bfloat16 plan
+  bool bytes = false;      // of the int8 layers, on `grid`
+  ByteGrid grid{};
 
   int64_t floats() const {
     return n * pixel * h * w;
@@ -114,6 +117,16 @@ class Builder {
   const float* bias(int64_t columns);
   // depthwise weights of a map that the layer itself makes
   const float* inner_depthwise(int64_t channels);
+  // of floats in any plan
+  const float* float_matrix(int64_t columns, int64_t rows) {
+    return code_.weight(panels(columns) * rows);
+  }
+  // words of int8 in panels, and what a kernel of them has for each column
+  const uint32_t* byte_matrix(int64_t columns, int64_t rows);
+  const uint32_t* integers(int64_t columns);
+  // the same for the channels of a depthwise convolution of bytes: words of each column of the kernel, or one value
+  const uint32_t* byte_lanes(int64_t channels, int64_t columns);
+  ByteGrid grid();
   Edges edges();
   // the size that the caller gives for a dimension
   int64_t size_argument();
@@ -133,10 +146,13 @@ class Builder {
     return dense_source().id;
   }
   size_t inner_source(int64_t c);
+  // a map of bytes with `c` channels on this grid
+  size_t byte_source(int64_t c, const ByteGrid& grid);
   void check_channels(size_t map, int64_t c) const;
   void check_inner(size_t map, int64_t c) const;
 
   size_t add_map(int64_t n, int64_t c, int64_t h, int64_t w);
+  size_t add_byte_map(int64_t n, int64_t c, int64_t h, int64_t w, const ByteGrid& grid);
   // after an optional 2x2 pool of stride 2
   size_t add_pooled_map(int64_t n, int64_t c, int64_t h, int64_t w, bool pool);
   Map& map(size_t id) {
@@ -180,6 +196,9 @@ class Builder {
   bf16* bf16_at(size_t map) const {
     return reinterpret_cast<bf16*>(at(map));
   }
+  uint8_t* bytes_at(size_t map) const {
+    return reinterpret_cast<uint8_t*>(at(map));
+  }
   float* at(const std::shared_ptr<int64_t>& offset) const {
     return base_ + *offset;
   }
@@ -201,6 +220,7 @@ class Builder {
   void execute(std::vector<double>* seconds);
 
  private:
+  size_t read_map();
   void make_dense(size_t map);
   int64_t allocate();
   void check_scratch(int64_t bytes_of_maps) const;

@@ -67,6 +67,7 @@ size_t read_plan_layers(Builder& b) {
   }
   LITESEG_CHECK(b.code().done(), b.op(), "program", text("no words after ", layers, " layers"), "some");
   const size_t last = b.map_count() - 1;
+  LITESEG_CHECK(!b.map(last).bytes, b.op(), "program", "numbers at its end", "a map of bytes");
   LITESEG_CHECK(b.bf16_tables() == nullptr || b.map(last).scores, b.op(), "program", "a decoder at its end",
                 "another layer");
   return last;

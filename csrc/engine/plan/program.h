@@ -18,7 +18,9 @@ constexpr int64_t kGraphVersion = 1;
 constexpr int64_t kMostStride = 64;  // of a graph's convolutions
 constexpr int64_t kMostStemStride = 8;
 constexpr int64_t kMostDepthwiseTaps = 31;  // along one side
-constexpr int64_t kMostClasses = 256;       // that labels are chosen from
+// of a product of bytes: sums of more might not fit into int32
+constexpr int64_t kMostByteChannels = 1 << 15;
+constexpr int64_t kMostClasses = 256;  // that labels are chosen from
 
 // how a result of a graph is written
 enum Format : int64_t { kPlanar = 0, kInnermost = 1, kLabels = 2 };
@@ -26,16 +28,22 @@ enum Format : int64_t { kPlanar = 0, kInnermost = 1, kLabels = 2 };
 }  // namespace liteseg::cpu
 
 // X(number, layer, whether it has a bfloat16 kernel): the layers of run_plan, functions `plan_<layer>`
-#define LITESEG_PLAN_LAYERS(X)  \
-  X(1, stem, true)              \
-  X(2, inverted_residual, true) \
-  X(3, daspp, true)             \
-  X(4, decoder, true)           \
-  X(5, stem_pool, false)        \
-  X(6, shuffle_unit, false)     \
-  X(7, convolution, false)      \
-  X(8, winograd, false)         \
-  X(9, max_pool, false)
+#define LITESEG_PLAN_LAYERS(X)        \
+  X(1, stem, true)                    \
+  X(2, inverted_residual, true)       \
+  X(3, daspp, true)                   \
+  X(4, decoder, true)                 \
+  X(5, stem_pool, false)              \
+  X(6, shuffle_unit, false)           \
+  X(7, convolution, false)            \
+  X(8, winograd, false)               \
+  X(9, max_pool, false)               \
+  X(10, quantise, true)               \
+  X(11, dequantise, true)             \
+  X(12, int8_inverted_residual, true) \
+  X(13, int8_pointwise, true)         \
+  X(14, int8_daspp, true)             \
+  X(15, int8_decoder, true)
 
 // the same of run_graph, functions `graph_<layer>`; layer i makes map i, and the results follow the layers
 #define LITESEG_GRAPH_LAYERS(X)  \

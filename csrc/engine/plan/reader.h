@@ -39,6 +39,14 @@ class Program {
   int any_activation(float* slope) {
     return activation(slope, kSigmoid);
   }
+  // the bits of one
+  float number() {
+    const auto bits = static_cast<uint32_t>(word("the bits of a float", 0, std::numeric_limits<uint32_t>::max()));
+    float value;
+    static_assert(sizeof(bits) == sizeof(value));
+    std::memcpy(&value, &bits, sizeof(bits));
+    return value;
+  }
   bool flag() {
     return word("a flag", 0, 1) != 0;
   }
@@ -55,9 +63,7 @@ class Program {
  private:
   int activation(float* slope, Activation last) {
     const int value = static_cast<int>(word("an activation", kNone, last));
-    const auto bits = static_cast<uint32_t>(word("the bits of a float", 0, std::numeric_limits<uint32_t>::max()));
-    static_assert(sizeof(bits) == sizeof(*slope));
-    std::memcpy(slope, &bits, sizeof(bits));
+    *slope = number();
     return value;
   }
 

@@ -4,6 +4,7 @@
 
 #include "engine/blocks/grouped_pointwise.h"
 #include "engine/geometry.h"
+#include "engine/kernels/int8/tables.h"
 #include "engine/simd/base.h"
 
 namespace liteseg::cpu {
@@ -132,6 +133,59 @@ void pack_pairs(const float* plain, int64_t c, float* out) {
   }
 }
 
+// what a file holds may be any number
+int32_t whole(float value, float most) {
+  return value >= -most && value <= most ? static_cast<int32_t>(value) : 0;
+}
+
+float word(const int8_t (&bytes)[4]) {
+  float packed;
+  static_assert(sizeof(packed) == sizeof(bytes));
+  std::memcpy(&packed, bytes, sizeof(packed));
+  return packed;
+}
+
+float integer(float value) {
+  return scalar::from_bits(static_cast<uint32_t>(whole(value, 1 << 24)));
+}
+
+constexpr float kMostWeight = 127.0f;
+
+// plain [columns][rows] -> [columns / panel][words of four rows][panel]
+void pack_bytes(const float* plain, int64_t columns, int64_t rows, int64_t panel, float* out) {
+  const int64_t words = div_up(rows, 4);
+  for (int64_t n = 0; n < columns; ++n) {
+    float* column = out + n / panel * panel * words + n % panel;
+    for (int64_t k = 0; k < words; ++k) {
+      int8_t bytes[4] = {};
+      for (int64_t i = 0; i < std::min<int64_t>(4, rows - 4 * k); ++i) {
+        bytes[i] = static_cast<int8_t>(whole(plain[n * rows + 4 * k + i], kMostWeight));
+      }
+      column[k * panel] = word(bytes);
+    }
+  }
+}
+
+// place of a channel in the order of `columns` in simd/bytes.h, for vectors of `vector` floats
+int64_t lane_of(int64_t channel, int64_t vector) {
+  const int64_t group = channel / (4 * vector) * (4 * vector);
+  const int64_t quarter = (channel - group) / 16;
+  const int64_t inside = channel % 16;
+  return group + inside / 4 * vector + quarter * 4 + inside % 4;
+}
+
+// plain [c][9] -> [3 columns][lanes] of words (w0, w1, w2, 0) of a column
+void pack_byte_depthwise(const float* plain, int64_t c, int64_t vector, float* out) {
+  const int64_t room = round_up(c, kBytePixel);
+  for (int64_t x = 0; x < 3; ++x) {
+    for (int64_t i = 0; i < c; ++i) {
+      const auto tap = [&](int64_t y) { return static_cast<int8_t>(whole(plain[i * 9 + y * 3 + x], kMostWeight)); };
+      const int8_t bytes[4] = {tap(0), tap(1), tap(2), 0};
+      out[x * room + lane_of(i, vector)] = word(bytes);
+    }
+  }
+}
+
 }  // namespace
 
 Weight checked_weight(const char* op, int64_t kind, const int64_t* dims) {
@@ -170,6 +224,7 @@ int64_t plain_floats(const Weight& weight) {
     case WeightKind::depthwise:
       return d[0] * d[1];
     case WeightKind::inner_depthwise:
+    case WeightKind::byte_depthwise:
       return 9 * d[0];
     default:
       return d[0] * d[1] * d[2];
@@ -181,7 +236,17 @@ int64_t packed_floats(const Weight& weight, int64_t panel, bool bf16) {
   const auto floats = [&] {
     switch (weight.kind) {
       case WeightKind::vector:
+      case WeightKind::integers:
         return round_up(d[0], panel);
+      case WeightKind::float_matrix:
+        return round_up(d[0], panel) * d[1];
+      case WeightKind::byte_matrix:
+        return round_up(d[0], panel) * div_up(d[1], 4);
+      case WeightKind::byte_depthwise:
+        return 3 * round_up(d[0], kBytePixel);
+      case WeightKind::lane_integers:
+      case WeightKind::lane_vector:
+        return round_up(d[0], kBytePixel);
       case WeightKind::matrix:
         return round_up(d[0], panel) * d[1] * (bf16 ? div_up(d[2], 2) : d[2]);
       case WeightKind::winograd:
@@ -205,6 +270,28 @@ void pack_weight(const Weight& weight, const float* plain, int64_t panel, bool b
   switch (weight.kind) {
     case WeightKind::vector:
       std::copy_n(plain, d[0], out);
+      break;
+    case WeightKind::integers:
+      std::transform(plain, plain + d[0], out, integer);
+      break;
+    case WeightKind::float_matrix:
+      pack_matrix(plain, d[0], d[1], panel, out);
+      break;
+    case WeightKind::byte_matrix:
+      pack_bytes(plain, d[0], d[1], panel, out);
+      break;
+    case WeightKind::byte_depthwise:
+      pack_byte_depthwise(plain, d[0], panel / 2, out);
+      break;
+    case WeightKind::lane_integers:
+      for (int64_t i = 0; i < d[0]; ++i) {
+        out[lane_of(i, panel / 2)] = integer(plain[i]);
+      }
+      break;
+    case WeightKind::lane_vector:
+      for (int64_t i = 0; i < d[0]; ++i) {
+        out[lane_of(i, panel / 2)] = plain[i];
+      }
       break;
     case WeightKind::matrix:
       if (bf16) {

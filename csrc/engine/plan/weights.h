@@ -14,6 +14,12 @@ namespace liteseg::cpu {
 // grouped_vector   [groups][N]
 // depthwise        [C][taps], room: one filter a channel, of which `room` have memory
 // inner_depthwise  [C][9]: the same for a map that the layer itself makes
+// byte_matrix      [N][K]: the same as matrix for kernels of bytes, whole numbers in -127..127
+// integers         [C]: one whole number a column, below 2^24
+// byte_depthwise   [C][9]: as byte_matrix, one 3x3 filter a channel
+// lane_integers    [C]: as integers, for the channels of byte_depthwise
+// lane_vector      [C]: as vector, likewise
+// float_matrix     [N][K]: as matrix, in float whatever the plan
 #define LITESEG_WEIGHT_KINDS(X) \
   X(1, vector)                  \
   X(2, matrix)                  \
@@ -21,7 +27,13 @@ namespace liteseg::cpu {
   X(4, grouped_matrix)          \
   X(5, grouped_vector)          \
   X(6, depthwise)               \
-  X(7, inner_depthwise)
+  X(7, inner_depthwise)         \
+  X(8, byte_matrix)             \
+  X(9, integers)                \
+  X(10, byte_depthwise)         \
+  X(11, lane_integers)          \
+  X(12, lane_vector)            \
+  X(13, float_matrix)
 
 #define LITESEG_WEIGHT_KIND(number, kind) kind = number,
 enum class WeightKind : int64_t { LITESEG_WEIGHT_KINDS(LITESEG_WEIGHT_KIND) };

@@ -23,8 +23,11 @@ namespace {
 LITESEG_FOR_EACH_ISA(LITESEG_DETECT, )
 
 #if defined(__x86_64__)
+bool has_avx512vnni() {
+  return has_avx512() && LITESEG_HAS("avx512vnni");
+}
 bool has_avx512bf16() {
-  return has_avx512() && LITESEG_HAS("avx512bf16") && LITESEG_HAS("avx512vnni");
+  return has_avx512vnni() && LITESEG_HAS("avx512bf16");
 }
 
 // Linux saves the tiles' registers only of processes that ask
@@ -52,7 +55,8 @@ struct Candidate {
 constexpr Candidate kCandidates[] = {
     LITESEG_FOR_EACH_ISA(LITESEG_CANDIDATE, )
 #if defined(__x86_64__)
-        {Isa::avx512bf16, "avx512bf16", has_avx512bf16},
+        {Isa::avx512vnni, "avx512vnni", has_avx512vnni},
+    {Isa::avx512bf16, "avx512bf16", has_avx512bf16},
     {Isa::amx, "amx", has_amx},
 #endif
 };
@@ -99,6 +103,10 @@ int table_index() {
 #else
   return static_cast<int>(isa());
 #endif
+}
+
+bool has_byte_products() {
+  return isa() >= Isa::avx512vnni;
 }
 
 }  // namespace liteseg::cpu

@@ -1,6 +1,6 @@
 // Which instruction set the kernels run on: looked up once from cpuid (and the operating system's saved state), or
-// forced by LITESEG_CPU_ISA=scalar|avx2|avx512|avx512bf16|amx. The last two add products of bfloat16 to AVX-512: kernels
-// of other types run their AVX-512 code there.
+// forced by LITESEG_CPU_ISA=scalar|avx2|avx512|avx512vnni|avx512bf16|amx. The last three add products of bytes, and the
+// last two of bfloat16, to AVX-512: kernels of other types run their AVX-512 code there.
 #pragma once
 
 #include <initializer_list>
@@ -10,13 +10,15 @@
 namespace liteseg::cpu {
 
 #define LITESEG_ENUMERATOR(name, ...) name,
-enum class Isa : int { LITESEG_FOR_EACH_ISA(LITESEG_ENUMERATOR, ) avx512bf16, amx };
+enum class Isa : int { LITESEG_FOR_EACH_ISA(LITESEG_ENUMERATOR, ) avx512vnni, avx512bf16, amx };
 #undef LITESEG_ENUMERATOR
 
 Isa isa();
 const char* isa_name(Isa isa);
 // place of the set in use among those that every kernel is compiled for
 int table_index();
+// whether kernels of bytes run their code for AVX512_VNNI
+bool has_byte_products();
 
 template <typename Table>
 const Table& choose(std::initializer_list<const Table*> tables) {

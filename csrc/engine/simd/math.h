@@ -57,6 +57,18 @@ LITESEG_INLINE Vec activate(Vec a, int activation, Vec slope) {
   }
 }
 
+// An activation other than leaky ReLU, as a lower and an upper limit.
+struct Clamp {
+  Vec low, high;
+
+  LITESEG_INLINE explicit Clamp(int activation)
+      : low(set1(activation == cpu::kNone ? -__builtin_inff() : 0.0f)),
+        high(set1(activation == cpu::kRelu6 ? 6.0f : __builtin_inff())) {}
+  LITESEG_INLINE Vec operator()(Vec a) const {
+    return minimum(high, maximum(low, a));
+  }
+};
+
 // gradient before the activation, from the value on either side of it; zero at the kinks, as torch has it
 LITESEG_INLINE Vec activation_gradient(Vec grad, Vec out, int activation, Vec slope) {
   switch (activation) {

@@ -33,10 +33,13 @@ struct HalfProducts {
   static LITESEG_INLINE int64_t pixel(int64_t c) {
     return padded(c);
   }
+  static LITESEG_INLINE int64_t skip_pixel(int64_t c) {
+    return padded(c);
+  }
   static LITESEG_INLINE int64_t rows(int64_t k) {
     return words_of(k);
   }
-  static LITESEG_INLINE Vec load(const bf16* p, int64_t) {
+  static LITESEG_INLINE Vec load(const Args&, const bf16* p, int64_t) {
     return LITESEG_ISA::load(p);
   }
   static LITESEG_INLINE void to_floats(int64_t pixels, int64_t n, int64_t k, const bf16* a, int64_t lda,
