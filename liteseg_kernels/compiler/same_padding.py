@@ -18,8 +18,8 @@ def get_same_padding(x: Any, kernel_size: int, stride: int, dilation: int) -> An
     """Rows or columns to add to x of them, so that a convolution makes ceil(x / stride)."""
     reach = (kernel_size - 1) * dilation + 1
     if isinstance(x, torch.Tensor):
-        remainder = x % stride
-        return (reach - torch.where(remainder == 0, stride, remainder)).clamp(min=0)
+        beyond = x % stride
+        return (reach - torch.where(beyond == 0, stride, beyond)).clamp(min=0)
     # 0 first: that a size is divisible is what makes later expressions short
     for remainder in range(stride):
         if x % stride == remainder:

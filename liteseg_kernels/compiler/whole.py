@@ -6,6 +6,7 @@ each with its conditions on strides), which was most of a compilation's time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -73,10 +74,11 @@ def _batch_norm(node: fx.Node) -> tuple[Any, ...] | None:
 
 # functions whose results are nobody else's memory
 NEW = (tf.batch_norm, tf.conv2d, torch.conv2d)
-_RULES = {**dict.fromkeys(ACTIVATIONS, _activation), tf.batch_norm: _batch_norm}
+_RULES: dict[Any, Callable[[fx.Node], tuple[Any, ...] | None]] = {tf.batch_norm: _batch_norm}
+_RULES |= {activation: _activation for activation in ACTIVATIONS}
 
 
 def stand_in(node: fx.Node) -> tuple[Any, ...] | None:
     """Op and arguments that may take the place of a node of Dynamo's graph."""
-    rule = _RULES.get(node.target) if node.op == "call_function" else None  # type: ignore[call-overload]
+    rule = _RULES.get(node.target) if node.op == "call_function" else None
     return None if rule is None else rule(node)
