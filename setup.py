@@ -5,9 +5,11 @@ liteseg_kernels/_C.abi3.so       C++ CPU kernels (csrc/engine, csrc/torch), buil
 liteseg_kernels/libliteseg.so    C library that runs network files without torch and Python (csrc/engine/c_api): the
                                  objects of csrc/engine linked a second time
 liteseg_kernels/_C_cuda.abi3.so  CUDA kernels (csrc/cuda), built where nvcc is found too
+liteseg_kernels/_watch.abi3.so   what every call of a network asks (csrc/python), built where Python's headers are found
+                                 too; without it the same is asked in Python, which takes longer
 
-The two extensions use only torch's stable ABI and no Python API, so one build serves every CPython >= 3.10 and every
-torch >= 2.11.
+The first and the third use only torch's stable ABI and no Python API, and the last only Python's limited API, so one
+build serves every CPython >= 3.10 and every torch >= 2.11.
 torch is found by folder and never imported: isolated builds do not have it on their path, and importing it would start
 CUDA. What was built, with what, and why anything was skipped goes to liteseg_kernels/_build_info.py. Objects lie in
 build/kernels, in a folder for each compiler and set of flags: every way of building the same takes them from there.
@@ -64,6 +66,7 @@ HEADER = Path("include/torch/csrc/stable/library.h")
 INSTRUCTION_SETS = ROOT / "csrc/engine/instruction_sets.txt"
 # of the C library alone; the rest of what it is linked from are the engine's objects
 C_API = Path("csrc/engine/c_api")
+LIBRARIES = ("_C", "_C_cuda", "_watch")
 # compiled with what `write_schemas` makes of the signatures, and where it puts that
 GENERATED = Path("build/generated")
 OPS = Path("csrc/torch/ops.cpp")
@@ -317,6 +320,20 @@ def cpu_libraries(torch: Path, compiler: list[str], machine: str, versions: str)
     return libraries
 
 
+def watch_library(compiler: list[str], machine: str, versions: str) -> list[Library]:
+    """The extension of Python, where there is a source of it."""
+    sources = sorted(path.relative_to(ROOT) for path in (ROOT / "csrc/python").glob("*.cpp"))
+    headers = sysconfig.get_path("include")
+    if machine != HOST:
+        raise Missing(f"needs Python's headers for {machine}")
+    if not Path(headers, "Python.h").is_file():
+        raise Missing(f"no Python.h in {headers}: install the interpreter's headers (python3-dev)")
+    flags = ["-O2", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+    command = [*compiler, "-c", *flags, "-isystem", headers]
+    units = [unit("_watch", source, command, versions) for source in sources]
+    return [Library("_watch", units, [*compiler, "-shared"], [])] if sources else []
+
+
 def nvcc_host() -> list[str]:
     """CXX as nvcc takes it: the compiler alone, without a launcher in front of it, and its flags one by one."""
     words = shlex.split(os.environ.get("CXX", ""))
@@ -353,7 +370,7 @@ def make_plan() -> Plan:
         sys.exit(f"LITESEG_BUILD: expected one of {', '.join(MODES)}, got {mode!r}")
     plan = Plan(mode)
     if mode == "none":
-        plan.skipped = dict.fromkeys(("_C", "_C_cuda"), "LITESEG_BUILD=none")
+        plan.skipped = dict.fromkeys(LIBRARIES, "LITESEG_BUILD=none")
         return plan
     try:
         if sys.platform != "linux":
@@ -363,8 +380,12 @@ def make_plan() -> Plan:
         plan.machine = machine_of(compiler)
         plan.libraries += cpu_libraries(torch, compiler, plan.machine, f"{plan.compiler} {plan.torch}")
     except Missing as reason:
-        plan.skipped = dict.fromkeys(("_C", "_C_cuda"), str(reason))
+        plan.skipped = dict.fromkeys(LIBRARIES, str(reason))
         return plan
+    try:
+        plan.libraries += watch_library(compiler, plan.machine, plan.compiler)
+    except Missing as reason:
+        plan.skipped["_watch"] = str(reason)
     if mode == "cpu":
         plan.skipped["_C_cuda"] = "LITESEG_BUILD=cpu"
         return plan
@@ -399,8 +420,8 @@ def report(plan: Plan) -> None:
     rule = "*" * 100
     lines = [f"{PACKAGE}: built WITHOUT {name}: {reason}" for name, reason in plan.skipped.items()]
     lines += [
-        "Everything still works, on Triton or plain PyTorch instead of the missing kernels.",
-        "LITESEG_BUILD=cuda makes this an error; python -m liteseg_kernels.info shows it again.",
+        "Everything still works, on Triton, plain PyTorch or Python instead of what is missing.",
+        "LITESEG_BUILD=cuda makes missing kernels an error; python -m liteseg_kernels.info shows it again.",
     ]
     print("\n".join([rule, *lines, rule]), file=sys.stderr, flush=True)
 
@@ -564,7 +585,7 @@ class BuildKernels(build_ext):
             build(PLAN, Path(self.build_temp).resolve(), target / PACKAGE)
         # a library of an earlier build that this one leaves out would contradict _build_info.py
         made = {library.file for library in PLAN.libraries}
-        for name in {"_C.abi3.so", "_C_cuda.abi3.so", "libliteseg.so"} - made:
+        for name in {"libliteseg.so", *(f"{name}.abi3.so" for name in LIBRARIES)} - made:
             (target / PACKAGE / name).unlink(missing_ok=True)
         write_build_info(PLAN, target)
 

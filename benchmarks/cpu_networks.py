@@ -4,11 +4,12 @@ Every provider lives in a process of its own and the processes take turns call b
 is a normalised picture in memory (in bfloat16 for liteseg and PyTorch where that is the dtype, else float32; int8 is
 what networks are quantised to after training: ours by `liteseg.quantize`, OpenVINO's by NNCF where that is installed,
 else by ONNX Runtime's tool like ONNX Runtime's own), output either the label map at full size ("labels") or the
-logits before the last upsampling ("logits"). OpenVINO and ONNX Runtime take part where they are installed (extra
-`bench`, and onnx with onnxscript for the export); whoever cannot run says why. Networks are like trained ones, and
-each provider's result is compared with eager PyTorch's in float32: one that is off by more than rounding, in bfloat16
-by more than twice what eager channels_last is off, in int8 by more than a limit, gets no ratio. Rows are appended to
-the CSV, the table is printed.
+logits before the last upsampling ("logits"). Networks are like trained ones, and see noise; `--weights camvid
+--pictures FILE ...` takes trained ones, which see the first picture, and for int8 ranges are read off all of them.
+OpenVINO and ONNX Runtime take part where they are installed (extra `bench`, and onnx with onnxscript for the export);
+whoever cannot run says why. Each provider's result is compared with eager PyTorch's in float32: one that is off by
+more than rounding, in bfloat16 by more than twice what eager channels_last is off, in int8 by more than a limit, gets
+no ratio. Rows are appended to the CSV, the table is printed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import itertools
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +38,40 @@ COLUMNS = (
 )
 # in float32: of the logits, in the Frobenius norm and relative to eager PyTorch's, or share of other labels
 LIMIT = 1e-3
-# likewise in int8, of networks that are not trained on pictures that are noise
+# likewise in int8
 INT8_LIMITS = {"logits": 0.3, "labels": 0.15}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: networks like trained ones on noise, or with `weights` on the first of `pictures` (files)."""
+
+    weights: str | None = None
+    pictures: tuple[str, ...] = ()
+
+    def network(self, name: str) -> Any:
+        """In eval mode."""
+        import liteseg
+        from liteseg.bench.networks import calibrated
+
+        return calibrated(name) if self.weights is None else liteseg.create_model(name, weights=self.weights).eval()
+
+    def inputs(self, size: tuple[int, int]) -> list[Any]:
+        """Normalised pictures float32 [1, 3, *size]: what is computed, and behind it what ranges are read off too."""
+        import torch
+
+        from liteseg.data import MEAN, STD
+        from liteseg.reading import read_image
+        from liteseg_kernels import functional as F
+
+        if not self.pictures:
+            return [torch.randn((1, 3, *size), generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+        read = [torch.from_numpy(read_image(file)) for file in self.pictures]
+        return [F.preprocess(one, size, mean=MEAN, std=STD, channels_last=False) for one in read]
+
+    def __str__(self) -> str:
+        seen = f"on {', '.join(Path(file).name for file in self.pictures)}" if self.pictures else "on noise"
+        return f"{'like trained' if self.weights is None else f'weights {self.weights}'}, {seen}"
 
 
 def _graph(model: Any, output: str) -> Any:
@@ -64,7 +98,14 @@ def _tool(provider: str) -> str:
 
 
 def _call(
-    provider: str, name: str, size: tuple[int, int], output: str, dtype: str, threads: int, folder: str
+    provider: str,
+    subject: Subject,
+    name: str,
+    size: tuple[int, int],
+    output: str,
+    dtype: str,
+    threads: int,
+    folder: str,
 ) -> Callable[[], Any]:
     """A call of the provider; raises where it cannot run."""
     import torch
@@ -72,13 +113,10 @@ def _call(
     import liteseg
     import liteseg_kernels as lk
     from liteseg.bench import runtimes
-    from liteseg.bench.networks import calibrated
 
     torch.set_num_threads(threads)
-    model = calibrated(name)
-    x = torch.randn((1, 3, *size), generator=torch.Generator().manual_seed(0))
-    # what ranges are read off in int8
-    seen = [x, *(torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)) for seed in range(1, 4))]
+    model, seen = subject.network(name), subject.inputs(size)
+    x = seen[0]
     if provider in runtimes.RUNTIMES:
         importlib.import_module(provider)
         place = os.path.join(folder, "network.onnx")
@@ -109,25 +147,29 @@ def _call(
     return lambda: graph(x)
 
 
-def _make(provider: str, name: str, size: tuple[int, int], output: str, dtype: str, *where: Any) -> Contestant:
+def _make(
+    provider: str, subject: Subject, name: str, size: tuple[int, int], output: str, dtype: str, *where: Any
+) -> Contestant:
     from liteseg.bench.runtimes import RUNTIMES, as_array
 
-    call = _call(provider, name, size, output, dtype, *where)
+    call = _call(provider, subject, name, size, output, dtype, *where)
     # what the others are compared with is not rounded to bfloat16 itself
     exact = provider == "eager" and dtype != "float32"
     # labels of PyTorch are int64
-    result = as_array((_call(provider, name, size, output, "float32", *where) if exact else call)())
+    result = as_array((_call(provider, subject, name, size, output, "float32", *where) if exact else call)())
     quantised = dtype == "int8" and provider in RUNTIMES
-    facts = {"detail": f"quantised by {_tool(provider)}"} if quantised else {}
+    details = [f"quantised by {_tool(provider)}"] if quantised else []
+    details += [str(subject)] if subject != Subject() else []
+    facts = {"detail": "; ".join(details)} if details else {}
     return Contestant(call, result=[result.astype("uint8") if result.dtype.kind in "iu" else result], facts=facts)
 
 
 def compare(
-    network: str, size: tuple[int, int], output: str, dtype: str, threads: int, rounds: int
+    network: str, size: tuple[int, int], output: str, dtype: str, threads: int, rounds: int, subject: Subject
 ) -> list[dict[str, Any]]:
     """One row a provider, in the order of PROVIDERS."""
     with tempfile.TemporaryDirectory() as folder:
-        work = (network, size, output, dtype, threads, folder)
+        work = (subject, network, size, output, dtype, threads, folder)
         # eager first, with which the others are compared
         makers = {name: functools.partial(_make, name, *work) for name in PROVIDERS[::-1]}
         found = take_turns(makers, reference="eager", runs=rounds, threads=threads)
@@ -163,9 +205,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[2, 1])
     parser.add_argument("--rounds", type=int, default=20, help="timed calls of each provider")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "cpu-networks.csv")
+    parser.add_argument("--weights", help="default: networks like trained ones")
+    parser.add_argument("--pictures", nargs="+", default=[], metavar="FILE", help="default: noise")
     options = parser.parse_args(argv)
+    subject = Subject(options.weights, tuple(options.pictures))
     for case in itertools.product(options.networks, options.sizes, options.outputs, options.dtypes, options.threads):
-        rows = compare(*case, options.rounds)
+        rows = compare(*case, options.rounds, subject)
         append(options.out, COLUMNS, [{**row, "version": _version(row["provider"]), **cpu(case[-1])} for row in rows])
         show(", ".join((case[0], f"{case[1][0]}x{case[1][1]}", *case[2:4], f"{case[4]} threads")), rows)
 

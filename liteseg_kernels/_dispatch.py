@@ -7,6 +7,7 @@ torch.compile never sees it, so switching the backend does not recompile anythin
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -77,10 +78,13 @@ def _validated(name: str, source: str) -> str:
 
 def selection() -> Selection:
     """The selection in force in this thread: `use_backend`'s, else LITESEG_BACKEND's, else "auto"."""
-    chosen = _selected.get()
-    if chosen is None:
-        chosen = Selection(_validated(os.environ.get("LITESEG_BACKEND", "auto"), "LITESEG_BACKEND"))
-    return chosen
+    return _selected.get() or _of_environment(os.environ.get("LITESEG_BACKEND", "auto"))
+
+
+# asked at every call of every op
+@functools.cache
+def _of_environment(name: str) -> Selection:
+    return Selection(_validated(name, "LITESEG_BACKEND"))
 
 
 class use_backend(AbstractContextManager["use_backend"]):

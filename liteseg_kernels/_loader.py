@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
 from . import _schemas  # noqa: F401  # the libraries add kernels to the ops defined there
 
+LIBRARIES = ("_C", "_C_cuda", "_watch")
 # library -> None when it is loaded, else the reason why it is not; filled by `load`
 STATUS: dict[str, str | None] = {}
 
+# an extension of Python, and none of torch's
+_watch: ModuleType | None = None
 _logger = logging.getLogger("liteseg_kernels")
 _warned = False
 
@@ -34,17 +40,35 @@ def _try(name: str) -> str | None:
     if name == "_C_cuda" and not torch.cuda.is_available() and os.environ.get("LITESEG_LOAD_CUDA") != "1":
         return "built, but torch sees no CUDA device (LITESEG_LOAD_CUDA=1 loads it all the same)"
     try:
-        torch.ops.load_library(str(file))
-    except (OSError, RuntimeError) as error:
+        if name == "_watch":
+            _load_watch(file)
+        else:
+            torch.ops.load_library(str(file))
+    except (ImportError, OSError, RuntimeError) as error:
         return f"failed to load into torch {torch.__version__}: {error}"
     return None
 
 
+def _load_watch(file: Path) -> None:
+    global _watch
+    spec = importlib.util.spec_from_file_location(f"{__package__}._watch", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    _watch = module
+
+
 def load() -> None:
     """Load every library that can be loaded, once a process. Never raises and prints nothing: see `STATUS`."""
-    for name in ("_C", "_C_cuda"):
+    for name in LIBRARIES:
         if name not in STATUS:
             STATUS[name] = _try(name)
+
+
+def unchanged() -> Callable[..., bool] | None:
+    """The function of csrc/python/watch.cpp, where that is built."""
+    load()
+    return None if _watch is None else _watch.unchanged
 
 
 def warn_without_kernels() -> None:

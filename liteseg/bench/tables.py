@@ -3,7 +3,7 @@ two differ. Sources: the paper (Emara et al., DICTA 2019) and the table in the a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -205,15 +205,14 @@ class Evaluations:
         return self._known[key]
 
 
-def _ablation(scores: Evaluations) -> list[Row]:
-    rows = []
+def _ablation(scores: Evaluations) -> Iterator[Row]:
     for name, (switches, published) in _ABLATION.items():
         for backbone, (crop, full) in published.items():
             title = f"{_BACKBONES[backbone]}, {name}"
             key = f"liteseg_{backbone}:{name}"
             one = _profile(f"liteseg_{backbone}", **switches)
-            rows.append(_row(1, title, "parameters, M", None, one.params / 1e6))
-            rows.append(_row(1, title, "GMACs at 512x1024", None, one.macs / 1e9))
+            yield _row(1, title, "parameters, M", None, one.params / 1e6)
+            yield _row(1, title, "GMACs at 512x1024", None, one.macs / 1e9)
             for quantity, value, cut in (
                 ("val mIoU, 512x1024", crop, "center:512x1024"),
                 ("val mIoU, 1024x2048", full, None),
@@ -221,20 +220,17 @@ def _ablation(scores: Evaluations) -> list[Row]:
                 # the last row is the network that list_models names
                 known = scores.score(f"liteseg_{backbone}" if not switches else key, cut)
                 measured = None if isinstance(known, str) else 100 * known.mean_iou
-                rows.append(_row(1, title, quantity, value, measured, known if isinstance(known, str) else ""))
-    return rows
+                yield _row(1, title, quantity, value, measured, known if isinstance(known, str) else "")
 
 
-def _separable() -> list[Row]:
-    rows = []
+def _separable() -> Iterator[Row]:
     for backbone, published in _COUNTS.items():
         for separable, value in published.items():
             title = f"{_BACKBONES[backbone]}, {'separable' if separable else 'standard'}"
             one = _profile(f"liteseg_{backbone}", separable=separable)
-            rows.append(_row(2, title, _COUNT, value, one.paper / 1e9))
-            rows.append(_row(2, title, "GMACs", None, one.macs / 1e9))
-            rows.append(_row(2, title, "parameters, M", None, one.params / 1e6))
-    return rows
+            yield _row(2, title, _COUNT, value, one.paper / 1e9)
+            yield _row(2, title, "GMACs", None, one.macs / 1e9)
+            yield _row(2, title, "parameters, M", None, one.params / 1e6)
 
 
 def _speed(
@@ -244,29 +240,26 @@ def _speed(
     sizes: Sequence[tuple[int, int]],
     chosen: Sequence[str],
     providers: Sequence[str],
-) -> list[Row]:
-    rows = []
+) -> Iterator[Row]:
     for network in chosen:
         params, *published = _SPEED.get(network, (None, None, None))
         one = _profile(network)
-        rows.append(_row(3, network, "parameters, M", params, one.params_with_imagenet_head / 1e6))
-        rows.append(_row(3, network, "parameters without the unused classifier, M", None, one.params / 1e6))
+        yield _row(3, network, "parameters, M", params, one.params_with_imagenet_head / 1e6)
+        yield _row(3, network, "parameters without the unused classifier, M", None, one.params / 1e6)
         for size, rate in zip(_SIZES, published, strict=True):
             quantity = f"images/s at {size[0]}x{size[1]}"
             if size not in sizes:
-                rows.append(_row(3, network, quantity, rate, None, "left out (--size)"))
+                yield _row(3, network, quantity, rate, None, "left out (--size)")
                 continue
             case = networks.Case(network, size, 1, "logits", "float32", device)
             for line in networks.measure(case, providers, burn_in=runs, runs=runs, threads=threads):
                 name = f"{quantity}, {PROVIDERS[line['provider']]}"
-                rows.append(_row(3, network, name, rate, line.get("images/s"), line.get("detail", "")))
-    return rows
+                yield _row(3, network, name, rate, line.get("images/s"), line.get("detail", ""))
 
 
-def _accuracy(scores: Evaluations, chosen: Sequence[str]) -> list[Row]:
+def _accuracy(scores: Evaluations, chosen: Sequence[str]) -> Iterator[Row]:
     from liteseg.metrics import mean_of_present
 
-    rows = []
     for network in chosen:
         flops, classes, categories = _ACCURACY.get(network, (None, None, None))
         size = _COUNTED_AT.get(network, (512, 1024))
@@ -276,30 +269,27 @@ def _accuracy(scores: Evaluations, chosen: Sequence[str]) -> list[Row]:
             # each network's published figure beside the count that it is
             at, published = f"at {height}x{width}", flops if (height, width) == size else None
             macs, tool = (None, published) if ours else (published, None)
-            rows.append(_row(4, network, f"GFLOPs, 2 x GMACs {at}", macs, 2 * one.macs / 1e9))
-            rows.append(_row(4, network, f"GFLOPs, {_COUNT.removesuffix(', G')} {at}", tool, one.paper / 1e9))
+            yield _row(4, network, f"GFLOPs, 2 x GMACs {at}", macs, 2 * one.macs / 1e9)
+            yield _row(4, network, f"GFLOPs, {_COUNT.removesuffix(', G')} {at}", tool, one.paper / 1e9)
         known = scores.score(network)
         missing = isinstance(known, str)
         detail = known if missing else "measured on val, see the next row"
-        rows.append(_row(4, network, "class mIoU, test", classes, None, detail))
+        yield _row(4, network, "class mIoU, test", classes, None, detail)
         if not missing:
-            rows.append(_row(4, network, "class mIoU, val", None, 100 * known.mean_iou))
-        rows.append(_row(4, network, "category mIoU, test", categories, None, detail))
+            yield _row(4, network, "class mIoU, val", None, 100 * known.mean_iou)
+        yield _row(4, network, "category mIoU, test", categories, None, detail)
         if not missing:
             mean = mean_of_present(list(known.category_iou.values()))
-            rows.append(_row(4, network, "category mIoU, val", None, 100 * mean))
-    return rows
+            yield _row(4, network, "category mIoU, val", None, 100 * mean)
 
 
-def _by_category(scores: Evaluations) -> list[Row]:
-    rows = []
+def _by_category(scores: Evaluations) -> Iterator[Row]:
     for network in networks.OURS:
         known = scores.score(network)
         for category in _CATEGORIES:
             measured = None if isinstance(known, str) else 100 * known.category_iou[category]
             detail = known if isinstance(known, str) else ""
-            rows.append(_row(5, network, f"{category}, val IoU", None, measured, detail))
-    return rows
+            yield _row(5, network, f"{category}, val IoU", None, measured, detail)
 
 
 def run(
@@ -316,7 +306,7 @@ def run(
     providers: Sequence[str] = tuple(PROVIDERS),
     say: Callable[[str], None] = lambda text: None,
 ) -> int:
-    """Measure the tables and append them to ``folder/tables.csv``.
+    """Measure the tables and append each figure to ``folder/tables.csv`` as it is there.
 
     Args:
         data: a Cityscapes folder; mIoU is measured on its split val.
@@ -334,7 +324,7 @@ def run(
         if network not in known:
             raise UserError(f"tables: --weights: expected one of {'; '.join(known)}, got {network!r}")
     scores = Evaluations(data, weights or {}, device)
-    measure: dict[int, Callable[[], list[Row]]] = {
+    measure: dict[int, Callable[[], Iterator[Row]]] = {
         1: lambda: _ablation(scores),
         2: _separable,
         3: lambda: _speed(device, threads, runs, sizes, chosen, providers),
@@ -345,10 +335,9 @@ def run(
     path, ran = folder / "tables.csv", 0
     for number in numbers:
         say(TITLES[number])
-        rows = measure[number]()
-        append(path, COLUMNS, [{**row, **where} for row in rows])
-        ran += sum(row["measured"] is not None for row in rows)
-        for row in rows:
+        for row in measure[number]():
+            append(path, COLUMNS, [{**row, **where}])
+            ran += row["measured"] is not None
             published, measured = (f"{row[k]:.4g}" if row[k] is not None else "-" for k in ("published", "measured"))
             say(f"  {row['row']:<32} {row['quantity']:<46} {published:>8} {measured:>8}  {row['detail']}".rstrip())
     return ran

@@ -121,16 +121,13 @@ class LiteSeg(PlannedModule, Hub):
         self.classifier = nn.Conv2d(config.filters, config.num_classes, 1)
 
     def _check_input(self, x: torch.Tensor) -> None:
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f"LiteSeg: x: expected a tensor of shape [N, {self.in_channels}, H, W], got {list(x.shape)}"
-            )
+        shape = x.shape
+        if len(shape) != 4 or shape[1] != self.in_channels:
+            raise ValueError(f"LiteSeg: x: expected a tensor of shape [N, {self.in_channels}, H, W], got {list(shape)}")
         if not x.is_floating_point():
             raise TypeError(f"LiteSeg: x: expected a floating point tensor, normalised, got {x.dtype}")
-        if x.shape[2] < MIN_SIZE or x.shape[3] < MIN_SIZE:
-            raise ValueError(
-                f"LiteSeg: x: expected height and width of at least {MIN_SIZE}, got {x.shape[2]}x{x.shape[3]}"
-            )
+        if shape[2] < MIN_SIZE or shape[3] < MIN_SIZE:
+            raise ValueError(f"LiteSeg: x: expected height and width of at least {MIN_SIZE}, got {shape[2]}x{shape[3]}")
 
     def lower(self, program: Program, x: int) -> int:
         """Describe the network up to its low-resolution logits for a plan (:class:`PlannedModule`)."""

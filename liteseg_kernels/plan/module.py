@@ -150,7 +150,7 @@ class PlannedModule(nn.Module):
         reason = self.plan_refusal()
         if reason is not None:
             return reason
-        if type(x) is not Tensor or x.device.type != "cpu" or x.dtype not in _DTYPES:
+        if type(x) is not Tensor or not x.is_cpu or x.dtype not in _DTYPES:
             return (
                 f"x is a {type(x).__name__} of {x.dtype} on {x.device.type}, and plans run float32 or bfloat16 on cpu"
             )
@@ -164,12 +164,14 @@ class PlannedModule(nn.Module):
             return f"the backend {backend!r} was asked for"
         # weight changes invalidate plans, so dtypes are checked only when one is built
         dtype = torch.bfloat16 if autocasts else x.dtype
-        if dtype not in self._plans:
-            found = self._dtype()
-            if isinstance(found, str):
-                return found
-            if not autocasts and found != x.dtype:
-                return f"x is of {x.dtype}, and the weights of {found}"
+        made = self._plans.get(dtype)
+        if made is not None:
+            return made
+        found = self._dtype()
+        if isinstance(found, str):
+            return found
+        if not autocasts and found != x.dtype:
+            return f"x is of {x.dtype}, and the weights of {found}"
         return self._made(dtype)
 
     def plan_for(self, x: Tensor) -> Plan | None:

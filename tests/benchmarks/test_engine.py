@@ -27,6 +27,7 @@ from liteseg.bench.timing import peak_mb
 from liteseg.cli import main
 from liteseg.models import create_model
 from tests.benchmarks.contestants import contestant
+from tests.build.project import ROOT
 from tests.data import folders, street_file
 
 
@@ -113,7 +114,7 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
         def outcome(one: turns.Contestant) -> turns.Outcome:
             off = max(turns.difference(a, b) for a, b in zip(one.result, expected, strict=True))
-            return turns.Outcome([1.0, 2.0], one.finish(), difference=off)
+            return turns.Outcome([1.0, 2.0], one.facts | one.finish(), difference=off)
 
         return {name: outcome(one) for name, one in made.items()}
 
@@ -155,6 +156,20 @@ def test_networks_with_wrong_labels_have_no_ratio(
     assert (float(ours["equal labels"]) < 0.999) == fault
     assert (ours["against liteseg"], eager["against liteseg"]) == (("", "") if fault else ("1", "1"))
     assert eager["detail"].startswith("no ratio: error 0") == fault
+
+
+def test_trained_networks_on_pictures(one_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In int8, which noise says little about."""
+    out = tmp_path / "networks.csv"
+    monkeypatch.setattr(cpu_networks, "PROVIDERS", ("liteseg", "eager"))
+    options = ["--networks", "liteseg_mobilenetv2", "--sizes", "90x160", "--outputs", "labels", "--threads", "1"]
+    pictures = [str(ROOT / "tests/data/street.jpg"), str(ROOT / "liteseg/assets/drawn_street.jpg")]
+    options += ["--dtypes", "int8", "--weights", "camvid", "--pictures", *pictures]
+    cpu_networks.main([*options, "--rounds", "2", "--out", str(out)])
+    ours, eager = read(out)
+    assert ours["detail"] == eager["detail"] == "weights camvid, on street.jpg, drawn_street.jpg"
+    assert 0.85 < float(ours["equal labels"]) < 1 and eager["equal labels"] == "1.000000"
+    assert ours["against liteseg"] == eager["against liteseg"] == "1"
 
 
 def test_peak_memory_counts_what_a_call_holds() -> None:

@@ -117,5 +117,14 @@ def test_info_prints_a_table() -> None:
     done = python(ROOT, "-m", "liteseg_kernels.info")
     assert done.returncode == 0, done.stderr
     names = [line[:17].strip() for line in done.stdout.splitlines()]
-    for name in ("torch", "triton", "nvcc", "library _C", "library _C_cuda", "backend cpu", "default backend"):
+    for name in (
+        "torch",
+        "triton",
+        "nvcc",
+        "library _C",
+        "library _C_cuda",
+        "library _watch",
+        "backend cpu",
+        "default backend",
+    ):
         assert name in names

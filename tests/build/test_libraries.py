@@ -121,3 +121,23 @@ def test_the_cuda_library_stays_out_where_torch_sees_no_gpu(library: Path) -> No
     code = "from liteseg_kernels import _loader; print(_loader.STATUS['_C_cuda'])"
     reason = python(ROOT, "-c", code, CUDA_VISIBLE_DEVICES="").stdout
     assert "sees no CUDA device" in reason or "not built" in reason
+
+
+# of Python's stable interface since 3.10 at the latest
+PYTHONS = {
+    *("PyArg_ParseTuple", "PyBool_FromLong", "PyBytes_AsString", "PyBytes_Size", "PyDict_GetItemWithError"),
+    *("PyDict_Size", "PyDict_Type", "PyErr_Format", "PyExc_TypeError", "PyModule_Create2", "PyTuple_GetItem"),
+    *("PyTuple_Size", "PyTuple_Type", "PyType_GetFlags"),
+}
+
+
+def test_the_comparison_needs_only_pythons_stable_interface() -> None:
+    file = _path("_watch")
+    if not file.is_file():
+        pytest.skip("built without Python's headers")
+    needed = {name for _, name in _undefined(file)}
+    system = {name for name in needed if re.search(r"@(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+$", name)}
+    optional = {*OPTIONAL, "__cxa_finalize"}
+    assert {"PyDict_GetItemWithError"} <= needed - system - optional <= PYTHONS
+    libraries = re.findall(r"\(NEEDED\).*\[(.+)\]", _tool("readelf", "-d", str(file)))
+    assert [name for name in libraries if "python" in name or "torch" in name] == []

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from .project import TINY_SOURCE, build_info, copy, environment, python
+from .project import ROOT, TINY_SOURCE, build_info, copy, environment, python
 
 pytestmark = pytest.mark.build
 
@@ -224,7 +224,22 @@ def test_a_library_left_out_later_is_removed(project: Path) -> None:
     assert (project / "liteseg_kernels/_C.abi3.so").is_file()
     assert in_place(project, LITESEG_BUILD="none").returncode == 0
     assert not (project / "liteseg_kernels/_C.abi3.so").exists()
-    assert build_info(project)["SKIPPED"] == {"_C": "LITESEG_BUILD=none", "_C_cuda": "LITESEG_BUILD=none"}
+    assert build_info(project)["SKIPPED"] == dict.fromkeys(("_C", "_C_cuda", "_watch"), "LITESEG_BUILD=none")
+
+
+@needs_compiler
+def test_without_pythons_headers_the_comparison_is_left_to_python(project: Path, tmp_path: Path) -> None:
+    """Said where it is built, and not an error: all works without."""
+    shutil.copytree(ROOT / "csrc/python", project / "csrc/python")
+    assert in_place(project, LITESEG_BUILD="cpu").returncode == 0
+    assert (project / "liteseg_kernels/_watch.abi3.so").is_file() and "_watch" not in build_info(project)["SKIPPED"]
+    setup = (project / "setup.py").read_text()
+    assert 'sysconfig.get_path("include")' in setup
+    (project / "setup.py").write_text(setup.replace('sysconfig.get_path("include")', repr(str(tmp_path))))
+    done = in_place(project, LITESEG_BUILD="cpu")
+    assert done.returncode == 0, done.stderr
+    assert not (project / "liteseg_kernels/_watch.abi3.so").exists()
+    assert f"no Python.h in {tmp_path}" in build_info(project)["SKIPPED"]["_watch"]
 
 
 CROSS = "aarch64-linux-gnu-g++"
