@@ -6,8 +6,8 @@ parameters, a geometry the op has, and normalisation in eval mode with running s
 None where that holds, else why it does not, as `<module>: expected X, got Y`.
 
 Asking takes long, so blocks and networks keep a `Watch` of what the answer was read off. It is compared at every call,
-for much of it (hooks, functional_call, `norm.train()`) changes without a trace in the block. csrc/python compares first,
-by addresses alone, in a third of the time.
+for much of it (hooks, functional_call, `norm.train()`) changes without a trace in the block. csrc/python compares
+first, by addresses alone, in a third of the time.
 """
 
 from __future__ import annotations
