@@ -70,8 +70,8 @@ class Subject:
         return [F.preprocess(one, size, mean=MEAN, std=STD, channels_last=False) for one in read]
 
     def __str__(self) -> str:
-        seen = f"on {', '.join(Path(file).name for file in self.pictures)}" if self.pictures else "on noise"
-        return f"{'like trained' if self.weights is None else f'weights {self.weights}'}, {seen}"
+        seen = f"{Path(self.pictures[0]).name}, first of {len(self.pictures)}" if self.pictures else "noise"
+        return f"{'like trained' if self.weights is None else f'weights {self.weights}'}, on {seen}"
 
 
 def _graph(model: Any, output: str) -> Any:

@@ -10,6 +10,9 @@ import pytest
 
 from . import nvcc
 
+# one group: the machine code is read once, not once a worker
+pytestmark = pytest.mark.xdist_group("machine code")
+
 
 @pytest.fixture(scope="module")
 def rows() -> list[nvcc.Resources]:
