@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as tf
 
 from .. import activations
 
@@ -99,7 +100,8 @@ class Input(Op):
 
 @dataclass(eq=False)
 class Weighted(Op):
-    """A convolution: weights are places in the region's arguments, `after` is folded into them."""
+    """A convolution: weights are places in the region's arguments, `after` is folded into them. With `branches` it is
+    the sum of those, convolutions of the same input whose taps it has among its own."""
 
     weight: int | None = None  # None: ones
     bias: int | None = None
@@ -108,25 +110,43 @@ class Weighted(Op):
     stride: tuple[int, int] = (1, 1)
     dilation: tuple[int, int] = (1, 1)
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, bottom, left, right
+    branches: list[Weighted] = field(default_factory=list)
     activates = True
 
     def folded(self, arguments: Sequence[Any]) -> tuple[Tensor, Tensor]:
         """Weight and bias in float64."""
-        if self.weight is None:
-            weight = torch.ones(self.channels, 1, 1, 1, dtype=torch.float64)
+        if self.branches:
+            folded = [branch.folded(arguments) for branch in self.branches]
+            parts = zip(self.branches, folded, strict=True)
+            weight = torch.stack([self._spread(branch, own) for branch, (own, _) in parts]).sum(0)
+            bias = torch.stack([own for _, own in folded]).sum(0)
         else:
-            weight = arguments[self.weight].detach().double()
-        bias = weight.new_zeros(self.channels)
-        if self.bias is not None:
-            bias = arguments[self.bias].detach().double()
+            if self.weight is None:
+                weight = torch.ones(self.channels, 1, 1, 1, dtype=torch.float64)
+            else:
+                weight = arguments[self.weight].detach().double()
+            bias = weight.new_zeros(self.channels)
+            if self.bias is not None:
+                bias = arguments[self.bias].detach().double()
         for affine in self.after:
             scale, shift = affine.scale_and_shift(arguments)
             weight = weight * scale.reshape(-1, 1, 1, 1)
             bias = bias * scale + shift
         return weight, bias
 
+    def _spread(self, branch: Weighted, weight: Tensor) -> Tensor:
+        """A branch's weight with this one's taps and channels."""
+        if isinstance(branch, Depthwise) and isinstance(self, Convolution):
+            dense = weight.new_zeros(self.channels, self.channels, *branch.kernel)
+            dense.diagonal().copy_(weight[:, 0].permute(1, 2, 0))
+            weight = dense
+        rows, columns = ((mine - own) // 2 for mine, own in zip(self.kernel, branch.kernel, strict=True))
+        return tf.pad(weight, (columns, columns, rows, rows))
+
     def places(self) -> Iterable[int]:
         """The arguments that the folded weights depend on."""
+        for branch in self.branches:
+            yield from branch.places()
         for place in (self.weight, self.bias):
             if place is not None:
                 yield place

@@ -62,7 +62,7 @@ def _alone(op: ir.Op, users: Users) -> bool:
 
 def _is_affine(op: ir.Op) -> bool:
     """A scale and a shift a channel, and nothing else."""
-    return isinstance(op, ir.Depthwise) and op.weight is None and op.bias is None
+    return isinstance(op, ir.Depthwise) and op.weight is None and op.bias is None and not op.branches
 
 
 def _by(op: ir.Op, scale: float, shift: float) -> bool:
@@ -113,6 +113,36 @@ def _fold_affine(op: ir.Op, users: Users) -> ir.Op | None:
     assert isinstance(op, ir.Depthwise)
     source.after = source.after + op.after
     return source
+
+
+def _covers(wide: ir.Weighted, narrow: ir.Weighted) -> bool:
+    """Whether the taps of `narrow` are among those of `wide`, at the same pixels."""
+    if not isinstance(wide, type(narrow)) and not isinstance(wide, ir.Convolution):
+        return False
+    margins = [w - n for w, n in zip(wide.padding, narrow.padding, strict=True)]
+    for dim in (0, 1):
+        more = wide.kernel[dim] - narrow.kernel[dim]
+        if more < 0 or more % 2 or (narrow.kernel[dim] > 1 and wide.dilation[dim] != narrow.dilation[dim]):
+            return False
+        if margins[2 * dim : 2 * dim + 2] != [more // 2 * wide.dilation[dim]] * 2:
+            return False
+    return True
+
+
+def _parallel(op: ir.Op, users: Users) -> ir.Op | None:
+    """The sum of two convolutions of the same map, as networks have it that were trained with more branches than they
+    need afterwards (RepVGG, MobileOne), is one convolution."""
+    if not isinstance(op, ir.Combine) or op.multiplies:
+        return None
+    for wide, narrow in (op.inputs, op.inputs[::-1]):
+        if not isinstance(wide, ir.Weighted) or not isinstance(narrow, ir.Weighted) or wide is narrow:
+            continue
+        alone = all(_alone(one, users) and not one.activation for one in (wide, narrow))
+        same = (wide.inputs[0], wide.shape, wide.stride) == (narrow.inputs[0], narrow.shape, narrow.stride)
+        if alone and same and _covers(wide, narrow):
+            geometry = {key: getattr(wide, key) for key in ("kernel", "stride", "dilation", "padding")}
+            return type(wide)(op.name, wide.inputs, op.shape, op.activation, branches=[wide, narrow], **geometry)
+    return None
 
 
 def _fold_pad(op: ir.Op, users: Users) -> ir.Op | None:
@@ -220,6 +250,7 @@ RULES: tuple[Callable[[ir.Op, Users], ir.Op | None], ...] = (
     _hard_sigmoid,
     _gated,
     _fold_affine,
+    _parallel,
     _fold_pad,
     _fold_activation,
     _block,

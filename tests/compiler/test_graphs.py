@@ -119,6 +119,102 @@ def test_blocks_are_one_layer(activation: type[nn.Module], kernel: int) -> None:
     assert described(report) == ["inverted residual"] and not report.left
 
 
+class Parallel(nn.Module):
+    """The sum of convolutions of one map, each with a normalisation behind it, in the order given."""
+
+    def __init__(self, *branches: nn.Module, behind: nn.Module | None = None) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+        self.behind = behind or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *more = (branch(x) for branch in self.branches)
+        for one in more:
+            first = first + one
+        return self.behind(tf.relu(first))
+
+
+def normed(*args: Any, **kwargs: Any) -> nn.Module:
+    convolution = nn.Conv2d(*args, bias=False, **kwargs)
+    return nn.Sequential(convolution, nn.BatchNorm2d(convolution.out_channels))
+
+
+def deep(kernel: Any, channels: int = 6, **kwargs: Any) -> nn.Module:
+    return normed(channels, channels, kernel, groups=channels, **kwargs)
+
+
+def dense(kernel: Any, out: int = 6, **kwargs: Any) -> nn.Module:
+    return normed(6, out, kernel, **kwargs)
+
+
+MERGED = {
+    "MobileOne's depthwise": ([deep(1), nn.BatchNorm2d(6), *(deep(3, padding=1) for _ in range(4))], "3x3 depthwise"),
+    "MobileOne's pointwise": ([nn.BatchNorm2d(6), *(dense(1) for _ in range(4))], "1x1"),
+    "RepVGG's": ([dense(3, padding=1), dense(1), nn.BatchNorm2d(6)], "3x3"),
+    "RepVGG's, halved": ([dense(1, 7, stride=2), dense(3, 7, padding=1, stride=2)], "3x3"),
+    "more channels": ([dense(3, 9, padding=1), dense(3, 9, padding=1)], "3x3"),
+    "with dilation": ([dense(3, padding=2, dilation=2), dense(1), dense(3, padding=2, dilation=2)], "3x3"),
+    "depthwise in dense": ([deep(3, padding=1), dense(5, padding=2)], "5x5"),
+    "oblong": (
+        [deep((3, 5), padding=(1, 2)), deep((1, 3), padding=(0, 1)), deep((3, 1), padding=(1, 0))],
+        "3x5 depthwise",
+    ),
+    "a margin": ([dense(3, padding=3), dense(1, padding=2)], "3x3"),
+    "an input of one channel": ([normed(1, 1, 3, padding=1), normed(1, 1, 1)], "3x3 depthwise"),
+}
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_parallel_convolutions_are_one(name: str) -> None:
+    branches, layer = MERGED[name]
+    net = trained_like(Parallel(*branches))
+    channels = next(part for part in net.modules() if isinstance(part, nn.BatchNorm2d)).num_features
+    x = torch.randn(2, 1 if channels == 1 else 6, 11, 13)
+    report = assert_like_torch(net, x)
+    (only,) = described(report)
+    assert only.startswith(layer) and not report.left
+
+
+def test_merged_branches_are_part_of_what_comes_behind() -> None:
+    """A depthwise sum, and a pointwise one, in one separable convolution."""
+    pointwise = Parallel(*(dense(1) for _ in range(3)))
+    net = Parallel(deep(1), deep(3, padding=1), nn.BatchNorm2d(6), behind=pointwise)
+    assert described(assert_like_torch(trained_like(net), torch.randn(1, 6, 9, 10))) == ["separable convolution"]
+
+
+APART = {
+    "strides": [deep(3, stride=2, padding=1), deep((6, 7))],
+    "dilation": [dense(3, padding=2, dilation=2), dense(3, padding=1)],
+    "an even kernel in an odd one": [dense(3, padding=1), nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), dense(2))],
+    "wide depthwise beside narrow dense": [deep(3, padding=1), dense(1)],
+    "an activation": [dense(3, padding=1), nn.Sequential(dense(1), nn.ReLU())],
+    "taller and wider": [deep((3, 1), padding=(1, 0)), deep((1, 3), padding=(0, 1))],
+}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_other_sums_stay(name: str) -> None:
+    report = assert_like_torch(trained_like(Parallel(*APART[name])), torch.randn(2, 6, 11, 13))
+    assert "sum" in " ".join(described(report))
+
+
+class Shared(nn.Module):
+    """One of the branches is read once more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow = dense(3, padding=1), dense(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        narrow = self.narrow(x)
+        return tf.relu(self.wide(x) + narrow) * narrow
+
+
+def test_a_branch_that_is_read_twice_stays() -> None:
+    report = assert_like_torch(trained_like(Shared()), torch.randn(2, 6, 11, 13))
+    assert any(layer.startswith("sum") for layer in described(report))
+
+
 class Padded(nn.Module):
     """Padding of TensorFlow: none on the left and on top of what is halved."""
 

@@ -4,10 +4,11 @@
 // Traffic:  minimum (N*C*H*W + N*Co*Ho*Wo) * 4 + weights
 // Bound:    arithmetic
 // Layout:   rows of x are copied, channels innermost, between zero columns, as many as there are rows of taps; an
-//           output is then a product whose left side is a few runs of neighbouring floats. 1x1 reads x in place, and a
-//           border that its padding adds is the activation of the bias
-// Numerics: fp32 multiply-adds in one fixed order per output, whatever the tiling and the number of threads; NaN wins
-//           the maxima, as in torch
+//           output is then a product whose left side is a few runs of neighbouring floats. Taps that lie in the padding
+//           above, below or (with dilation) beside x are left out. 1x1 reads x in place, and a border that its padding
+//           adds is the activation of the bias
+// Numerics: fp32 multiply-adds in one fixed order per output, whatever the number of threads; NaN wins the maxima, as in
+//           torch
 // Limits:   float32
 #include "engine/kernels/convolution.h"
 
@@ -33,16 +34,28 @@ struct Scratch {
     row = (g.w + 2 * g.padding) * g.c;
     tile = g.pool ? min_i(4 * kRows, g.ow) : 0;
     ldp = finish_stride(g.co);
-    input = layout.take<float>((g.kernel + 1) * row);
+    input = layout.take<float>(g.kernel * row);
     tags = layout.take<int64_t>(g.kernel);
     pooled = layout.take<float>(2 * tile * ldp);
   }
 };
 
+// Taps that are one run of floats in a row of x, and in a panel of weights.
+struct Run {
+  const float* row;     // as the first output pixel of a row reads it
+  int64_t weight;       // floats of the panel in front of it
+  int64_t first, last;  // the output pixels for which it is more than zeros
+};
+
+struct Runs {
+  Run run[kMostRuns];
+  int64_t count = 0;
+  int64_t length;  // floats of each
+};
+
 template <int M, int V>
-void conv_block(const ConvolutionArgs& g, const float* const* runs, int64_t run_count, int64_t run, int64_t offset,
-                int64_t panel, float* out, int64_t ldo) {
-  const float* b = g.weight + panel * run_count * run;
+void conv_block(const ConvolutionArgs& g, const Runs& runs, const float* weight, int64_t panel, int64_t x, float* out,
+                int64_t ldo) {
   const int64_t step = g.stride * g.c;
   Vec acc[M][V];
 #pragma GCC unroll 12
@@ -52,9 +65,13 @@ void conv_block(const ConvolutionArgs& g, const float* const* runs, int64_t run_
       acc[m][v] = load(g.bias + panel + v * Vec::width);
     }
   }
-  for (int64_t i = 0; i < run_count; ++i) {
-    const float* a = runs[i] + offset;
-    for (int64_t k = 0; k < run; ++k, b += kPanel) {
+  for (const Run* run = runs.run; run != runs.run + runs.count; ++run) {
+    if (x >= run->last || x + M <= run->first) {
+      continue;
+    }
+    const float* a = run->row + x * step;
+    const float* b = weight + run->weight;
+    for (int64_t k = 0; k < runs.length; ++k, b += kPanel) {
       Vec bv[V];
 #pragma GCC unroll 2
       for (int v = 0; v < V; ++v) {
@@ -83,18 +100,18 @@ void conv_block(const ConvolutionArgs& g, const float* const* runs, int64_t run_
 }
 
 template <int V>
-void conv_panel(const ConvolutionArgs& g, const float* const* runs, int64_t run_count, int64_t run, int64_t panel,
-                int64_t x0, int64_t x1, float* out, int64_t ldo) {
-  const int64_t step = g.stride * g.c;
+void conv_panel(const ConvolutionArgs& g, const Runs& runs, int64_t panel, int64_t x0, int64_t x1, float* out,
+                int64_t ldo) {
+  const float* weight = g.weight + panel * g.kernel * g.kernel * g.c;
   int64_t x = x0;
   for (; x + kRows <= x1; x += kRows, out += kRows * ldo) {
-    conv_block<kRows, V>(g, runs, run_count, run, x * step, panel, out, ldo);
+    conv_block<kRows, V>(g, runs, weight, panel, x, out, ldo);
   }
   for (; x + 4 <= x1; x += 4, out += 4 * ldo) {
-    conv_block<4, V>(g, runs, run_count, run, x * step, panel, out, ldo);
+    conv_block<4, V>(g, runs, weight, panel, x, out, ldo);
   }
   for (; x < x1; ++x, out += ldo) {
-    conv_block<1, V>(g, runs, run_count, run, x * step, panel, out, ldo);
+    conv_block<1, V>(g, runs, weight, panel, x, out, ldo);
   }
 }
 
@@ -109,7 +126,7 @@ class Rows {
         image_{g.x, g.xs, g.c, g.h, g.w} {
     if (fresh) {
       clear_tags(tags_, g.kernel);
-      for (int64_t i = 0; i < (g.kernel + 1) * s.row; ++i) {
+      for (int64_t i = 0; i < g.kernel * s.row; ++i) {
         input_[i] = 0.0f;
       }
     }
@@ -117,30 +134,38 @@ class Rows {
 
   // pixels [x0, x1) of row y of the output, ldo floats apart
   void convolve(int64_t n, int64_t y, int64_t x0, int64_t x1, float* out, int64_t ldo) {
-    const float* runs[kMostRuns];
     // without dilation the taps of one row are contiguous and go into the product as one run
     const int64_t along = g_.dilation == 1 ? 1 : g_.kernel;
-    const int64_t run = g_.kernel / along * g_.c;
+    Runs runs;
+    runs.length = g_.kernel / along * g_.c;
     for (int64_t i = 0; i < g_.kernel; ++i) {
-      const float* row = input(n, y * g_.stride - g_.padding + g_.less_top + i * g_.dilation);
+      const int64_t from = y * g_.stride - g_.padding + g_.less_top + i * g_.dilation;
+      if (from < 0 || from >= g_.h) {
+        continue;
+      }
+      const float* row = input(n, from);
       for (int64_t j = 0; j < along; ++j) {
-        runs[i * along + j] = row + (j * g_.dilation + g_.less_left) * g_.c;
+        const int64_t right = g_.less_left + j * g_.dilation;
+        Run& run = runs.run[runs.count++];
+        run = {row + right * g_.c, (i * along + j) * runs.length * kPanel, 0, g_.ow};
+        if (along > 1) {
+          run.first = max_i(0, div_up(g_.padding - right, g_.stride));
+          run.last = max_i(0, div_up(g_.padding - right + g_.w, g_.stride));
+        }
       }
     }
     for (int64_t panel = 0; panel < g_.co; panel += kPanel) {
       if (g_.co - panel > Vec::width) {
-        conv_panel<2>(g_, runs, g_.kernel * along, run, panel, x0, x1, out, ldo);
+        conv_panel<2>(g_, runs, panel, x0, x1, out, ldo);
       } else {
-        conv_panel<1>(g_, runs, g_.kernel * along, run, panel, x0, x1, out, ldo);
+        conv_panel<1>(g_, runs, panel, x0, x1, out, ldo);
       }
     }
   }
 
  private:
+  // row y of x, between its zeros
   const float* input(int64_t n, int64_t y) {
-    if (y < 0 || y >= g_.h) {
-      return input_ + g_.kernel * s_.row;  // the row of zeros behind the ring
-    }
     // the rows that one output reads are `dilation` apart; counted like this they take different slots
     const int64_t slot = y / g_.dilation % g_.kernel;
     float* row = input_ + slot * s_.row;
