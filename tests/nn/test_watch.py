@@ -154,6 +154,17 @@ def test_a_watched_module_goes_with_its_last_reference() -> None:
         gc.enable()
 
 
+by_hand = pytest.mark.parametrize("comparison", ["csrc"], indirect=True)
+
+
+@pytest.fixture
+def unchanged(comparison: bool) -> Callable[..., bool]:
+    """The compiled comparison itself."""
+    function = _loader.unchanged()
+    assert function is not None
+    return function
+
+
 def _arguments() -> list[Any]:
     key, value = "key", object()
     items = {key: value}
@@ -162,11 +173,8 @@ def _arguments() -> list[Any]:
     return [{}, (items,), (7,), struct.pack(f"{len(expected)}N", *expected), value]
 
 
-def test_the_compiled_comparison_by_hand(comparison: bool) -> None:
-    if not comparison:
-        pytest.skip("of the compiled one")
-    unchanged = _loader.unchanged()
-    assert unchanged is not None
+@by_hand
+def test_the_compiled_comparison_by_hand(unchanged: Callable[..., bool]) -> None:
     own, dicts, objects, expected, value = _arguments()
     assert unchanged(own, dicts, objects, expected) is True
     assert unchanged(own, ({"key": object()},), objects, expected) is False
@@ -176,11 +184,8 @@ def test_the_compiled_comparison_by_hand(comparison: bool) -> None:
     assert unchanged(own, dicts, (7.0,), expected) is False
 
 
-def test_a_list_that_is_too_short_or_too_long_is_no_match(comparison: bool) -> None:
-    if not comparison:
-        pytest.skip("of the compiled one")
-    unchanged = _loader.unchanged()
-    assert unchanged is not None
+@by_hand
+def test_a_list_that_is_too_short_or_too_long_is_no_match(unchanged: Callable[..., bool]) -> None:
     own, dicts, objects, expected, _ = _arguments()
     for end in range(0, len(expected), 8):
         assert unchanged(own, dicts, objects, expected[:end]) is False
@@ -190,12 +195,9 @@ def test_a_list_that_is_too_short_or_too_long_is_no_match(comparison: bool) -> N
     assert unchanged(own, dicts, objects, huge) is False
 
 
+@by_hand
 @pytest.mark.parametrize("wrong", [([], (), (), b""), ({}, [], (), b""), ({}, (), {}, b""), ({}, (), (), "")])
-def test_wrong_arguments_are_refused(comparison: bool, wrong: tuple[Any, ...]) -> None:
-    if not comparison:
-        pytest.skip("of the compiled one")
-    unchanged = _loader.unchanged()
-    assert unchanged is not None
+def test_wrong_arguments_are_refused(unchanged: Callable[..., bool], wrong: tuple[Any, ...]) -> None:
     with pytest.raises(TypeError):
         unchanged(*wrong)
     with pytest.raises(TypeError, match=r"dicts\[0\]"):
